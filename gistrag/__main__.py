@@ -1,0 +1,6 @@
+"""`python -m gistrag` is `gistrag`."""
+
+from gistrag.cli import run
+
+if __name__ == "__main__":
+    run()

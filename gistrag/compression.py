@@ -1,0 +1,219 @@
+"""From the tokens of a chunk to its gist cache: the three placements.
+
+==========  ==================================================================================================
+selected    the chunk's own keys and values at the tokens each head needs to repeat the chunk (KVzip, Kim et al.
+            2025, arXiv 2505.23416, with the same budget for every head). No training; at one token per gist it
+            is the full cache of the chunk.
+anchored    the chunk's most surprising tokens, read a second time behind it, so that each sees the whole chunk.
+learned     learned tokens ``<GIST_0> <GIST_1> …`` read behind the chunk (Mu et al. 2023, arXiv 2304.08467).
+==========  ==================================================================================================
+
+Every chunk is read alone behind the shared prefix; a batch only shares the arithmetic. All placements return the same
+`GistCache`, so files, relocation and answering know nothing of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gistrag.cache import GistCache, concatenate
+from gistrag.model import GistModel, Reading
+from gistrag.settings import Placement
+
+BATCH_TOKENS = 2048
+REPEAT = "Repeat the passage."
+
+
+def compress(
+    model: GistModel, chunks: Sequence[Sequence[int]], *, placement: Placement = "selected", tokens_per_gist: int = 2
+) -> list[GistCache]:
+    """Return the gist cache of each chunk, in the order given.
+
+    A chunk of *n* tokens gets ``ceil(n / tokens_per_gist)`` gists. Chunks of similar length are read together, which
+    changes the result by no more than the rounding of the model's dtype.
+
+    Args:
+        chunks: token ids of each chunk, as `GistModel.encode_passage` gives them; none of them empty.
+
+    Raises:
+        torch.OutOfMemoryError: not even one chunk at a time fits; larger batches are halved by themselves.
+    """
+    caches: dict[int, GistCache] = {}
+    waiting = list(_batches([len(chunk) for chunk in chunks]))
+    while waiting:
+        rows = waiting.pop()
+        try:
+            batch = _Batch(model, [chunks[row] for row in rows])
+            caches.update(zip(rows, _PLACE[placement](batch, tokens_per_gist), strict=True))
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            waiting += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return [caches[row] for row in range(len(chunks))]
+
+
+def gist_count(source_tokens: int, tokens_per_gist: int) -> int:
+    """Return the gists of a chunk.
+
+    >>> gist_count(9, 4)
+    3
+    """
+    return math.ceil(source_tokens / tokens_per_gist)
+
+
+def anchors(surprise: Tensor, gists: int) -> Tensor:
+    """Return the *gists* most surprising positions in text order; ties go to the earlier token.
+
+    Args:
+        surprise: ``(n,)`` negative log-likelihood of each token.
+
+    >>> anchors(torch.tensor([3.0, 1.0, 3.0, 9.0]), 2).tolist()
+    [0, 3]
+    """
+    return surprise.argsort(descending=True, stable=True)[:gists].sort().values
+
+
+class _Batch:
+    """Chunks read side by side behind the shared prefix, padded on the right.
+
+    Attributes:
+        lengths: tokens of each chunk; start: slots of the prefix.
+        hidden: ``(batch, n, hidden)`` final states of the text pass.
+    """
+
+    def __init__(self, model: GistModel, chunks: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self.chunks = [torch.tensor(list(chunk)) for chunk in chunks]
+        self.lengths = torch.tensor([len(chunk) for chunk in chunks])
+        self.start = model.prefix.gists
+        self.reading: Reading = model.read(concatenate([model.prefix], model.rope), batch=len(chunks))
+        self.ids = torch.nn.utils.rnn.pad_sequence(self.chunks, batch_first=True)  # (batch, n)
+        self.hidden = self.reading.feed(self.ids, positions=self.start + torch.arange(self.ids.shape[1]))
+
+    def visible(self) -> Tensor:
+        """Return which slots hold prefix or text of each row, ``(batch, slots)`` bool: everything but padding."""
+        return torch.arange(self.start + self.ids.shape[1]) < self.start + self.lengths[:, None]
+
+    def surprise(self, row: int) -> Tensor:
+        """Return the negative log-likelihood of each token of one chunk, ``(n,)`` float32."""
+        model, ids = self.model, self.chunks[row].to(self.model.device)
+        before = torch.cat((self._last_of_prefix(), self.hidden[row, : len(ids) - 1]))
+        return torch.nn.functional.cross_entropy(model.logits(before).float(), ids, reduction="none")
+
+    def _last_of_prefix(self) -> Tensor:
+        return self.model.prefix_hidden[-1:]
+
+
+def _full(batch: _Batch) -> Iterator[GistCache]:
+    """Yield the full cache of each chunk."""
+    kv = batch.reading.kv(batch.start)  # (layers, 2, batch, kv_heads, n, head_dim)
+    for row, length in enumerate(batch.lengths.tolist()):
+        positions = torch.arange(length, device=kv.device)
+        yield batch.model.unrotated(kv[:, :, row, :, :length], positions, start=batch.start, source_tokens=length)
+
+
+def _selected(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:
+    """Yield of each chunk's cache what every head needs to repeat the chunk."""
+    if tokens_per_gist == 1:
+        yield from _full(batch)
+        return
+    need = _need(batch)  # (layers, batch, kv_heads, n)
+    for row, cache in enumerate(_full(batch)):
+        count = gist_count(cache.source_tokens, tokens_per_gist)
+        kept = need[:, row, :, : cache.source_tokens].topk(count, dim=-1).indices.sort(dim=-1).values
+        index = kept[:, None, :, :, None].expand(-1, 2, -1, -1, batch.model.head_dim)
+        yield GistCache(cache.kv.gather(3, index), kept, cache.source_tokens)
+
+
+def _need(batch: _Batch) -> Tensor:
+    """Return the most attention each token receives while the model repeats the chunk, ``(layers, batch, kv_heads, n)``.
+
+    The repetition is fed, not generated, so this is one more pass of about the length of the chunk.
+    """
+    model, (rows, width) = batch.model, batch.ids.shape
+    ask = torch.tensor(model.encode(REPEAT) + model.encode_template(model.prompt.after_question))
+    fed = torch.cat((ask.expand(rows, -1), batch.ids), dim=1)  # (batch, m)
+    count = fed.shape[1]
+    own = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
+    mask = torch.cat((batch.visible()[:, None].expand(-1, count, -1), own), dim=2)  # (batch, m, slots + m)
+    padding = torch.arange(count) >= len(ask) + batch.lengths[:, None]  # (batch, m), of the repetition
+    need = torch.zeros(model.layers, rows, model.kv_heads, width, device=model.device)
+
+    def observe(layer: int, queries: Tensor, keys: Tensor) -> None:
+        weights = _attention(queries, keys, mask.to(queries.device))  # (batch, kv_heads, group, m, slots)
+        weights = weights.masked_fill(padding[:, None, None, :, None].to(weights.device), 0)
+        need[layer] = weights[..., batch.start : batch.start + width].amax(dim=(2, 3))
+
+    positions = batch.start + batch.lengths[:, None] + torch.arange(count)
+    batch.reading.feed(fed, positions=positions, mask=mask, observer=observe)
+    return need
+
+
+def _attention(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """Return attention weights ``(batch, kv_heads, group, n, slots)``, float32."""
+    rows, heads, count, width = queries.shape
+    grouped = queries.view(rows, keys.shape[1], heads // keys.shape[1], count, width)
+    scores = (grouped @ keys[:, :, None].transpose(-1, -2)).float() / math.sqrt(width)
+    return scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1)
+
+
+def _anchored(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:
+    """Yield each chunk's most surprising tokens, read again behind it."""
+    places = [
+        anchors(batch.surprise(row), gist_count(length, tokens_per_gist)).cpu()
+        for row, length in enumerate(batch.lengths.tolist())
+    ]
+    embedded = [batch.model.embed(ids[place]) for ids, place in zip(batch.chunks, places, strict=True)]
+    yield from _read_gists(batch, embedded, places)
+
+
+def _learned(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:
+    """Yield learned tokens, read behind the chunk at evenly spread positions."""
+    places = [_evenly(length, gist_count(length, tokens_per_gist)) for length in batch.lengths.tolist()]
+    vectors = batch.model.gist_vectors(max(len(place) for place in places))
+    yield from _read_gists(batch, [vectors[: len(place)] for place in places], places)
+
+
+def _evenly(source_tokens: int, gists: int) -> Tensor:
+    """Return the last position of each of *gists* equal segments, ``(gists,)``.
+
+    >>> _evenly(9, 3).tolist()
+    [2, 5, 8]
+    """
+    return torch.arange(1, gists + 1) * source_tokens // gists - 1
+
+
+def _read_gists(batch: _Batch, embedded: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[GistCache]:
+    """Yield the caches of gist tokens that see prefix, chunk and each other."""
+    embeddings = torch.nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)  # (batch, gists, hidden)
+    positions = torch.nn.utils.rnn.pad_sequence(list(places), batch_first=True)  # (batch, gists)
+    count = positions.shape[1]
+    real = torch.arange(count) < torch.tensor([len(place) for place in places])[:, None]
+    seen = torch.cat((batch.visible(), real), dim=1)  # (batch, slots + gists)
+    start = batch.reading.slots
+    mask = seen[:, None].expand(-1, count, -1)
+    batch.reading.feed(embeddings=embeddings, positions=batch.start + positions, mask=mask)
+    kv = batch.reading.kv(start)  # (layers, 2, batch, kv_heads, gists, head_dim)
+    for row, place in enumerate(places):
+        taken = kv[:, :, row, :, : len(place)]
+        length = int(batch.lengths[row])
+        yield batch.model.unrotated(taken, place.to(kv.device), start=batch.start, source_tokens=length)
+
+
+_PLACE = {"selected": _selected, "anchored": _anchored, "learned": _learned}
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield row numbers in groups of similar length, each of at most `BATCH_TOKENS` tokens with padding."""
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if group and lengths[row] * (len(group) + 1) > BATCH_TOKENS:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group

@@ -1,0 +1,319 @@
+"""Which files of a folder are documents, and their text.
+
+Two steps, so that a sync reads only what changed: `find` lists the files with their hashes, `load` reads one.
+Nothing outside the folder is ever opened: links are not followed, and a file that is no ordinary file is not opened.
+A file that looks like a document and cannot be one is reported with a reason; nothing is left out in silence except
+hidden files, what .gitignore or *exclude* names, index folders, and suffixes that are no documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TypeVar
+
+from pathspec import GitIgnoreSpec
+
+from gistrag.errors import DocumentError, UsageError
+from gistrag.readers import FILE_BYTES_MAX, is_document, missing_reader, read
+
+INDEX_FILE = "index.db"  # a folder that holds one is an index, not documents
+_BLOCK_BYTES = 2**20
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundFile:
+    """A file that is to be a document.
+
+    Attributes:
+        path: relative to the folder, with ``/``.
+        size: in bytes.
+        mtime_ns: time of the last change, in nanoseconds.
+        sha256: hex hash of its bytes.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A file and its text; hash, size and time are those of the very bytes the text was read from.
+
+    Attributes:
+        kind: what the reader made of it, see `gistrag.readers`.
+        pages: character offset at which each page begins; empty where the format has none.
+    """
+
+    path: str
+    sha256: str
+    size: int
+    mtime_ns: int
+    kind: str
+    text: str
+    pages: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A file that is no document, and why; sha256 is "" where it was never read."""
+
+    path: str
+    sha256: str
+    reason: str
+
+
+def find(
+    folder: str | Path,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    known: Mapping[str, tuple[int, int, str]] | None = None,
+) -> tuple[list[FoundFile], list[Skipped]]:
+    """Return the documents under *folder* and what was left out for a reason, both sorted by path.
+
+    Args:
+        folder: where to look, at every depth.
+        include: gitignore-style patterns; where given, only what they match. A pattern that names files
+            (``*.dat``, not ``data/**``) also lets in suffixes that are no documents, to be read as text.
+        exclude: gitignore-style patterns of what to leave out.
+        known: path → (size, mtime_ns, sha256) of an earlier run; a file that still has both is not read again.
+
+    Raises:
+        UsageError: *folder* is missing, no folder, an index, or unreadable; or a pattern is malformed.
+    """
+    root = Path(folder)
+    _require_folder(root)
+    search = _Search(root=root, include=tuple(include), exclude=tuple(exclude), known=known or {})
+    search.walk("", ())
+    return sorted(search.found, key=lambda one: one.path), sorted(search.skipped, key=lambda one: one.path)
+
+
+def load(folder: str | Path, file: FoundFile) -> Document:
+    """Return the document *file* of *folder* as it is now, which may be newer than what `find` saw.
+
+    Raises:
+        DocumentError: the reason, in one line, why it is no document.
+    """
+    path = Path(folder) / file.path
+    if not path.parent.resolve().is_relative_to(Path(folder).resolve()):
+        raise DocumentError("lies outside the folder: a part of its path became a link")
+    data, status = _settled(path, _read_all)
+    result = read(data, path.name)
+    return Document(
+        path=file.path,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        kind=result.kind,
+        text=result.text,
+        pages=result.pages,
+    )
+
+
+def _require_folder(root: Path) -> None:
+    try:
+        names = {entry.name for entry in root.iterdir()}
+    except NotADirectoryError:
+        raise UsageError(f"expected a folder of documents, found a file: {root}; give the folder it lies in") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the name
+        found = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"expected a folder of documents at {root}, found none ({found}); check the path") from None
+    if INDEX_FILE in names:
+        raise UsageError(f"expected a folder of documents, found an index: {root}; give the folder it was made from")
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """One walk over a folder; collects as it goes."""
+
+    root: Path
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    known: Mapping[str, tuple[int, int, str]]
+    found: list[FoundFile] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.included = _spec("include", self.include)
+        self.excluded = _spec("exclude", self.exclude)
+
+    def walk(self, path: str, ignores: tuple[tuple[str, GitIgnoreSpec], ...]) -> None:
+        """Visit the folder *path* ("" or with a final slash); *ignores* are the .gitignore files above it."""
+        folders = [(path, ignores)]
+        while folders:
+            path, ignores = folders.pop()
+            try:
+                entries = sorted(os.scandir(self.root / path), key=lambda entry: entry.name)
+            except OSError as error:
+                self.skip(path.rstrip("/"), f"unreadable: {error.strerror}")
+                continue
+            names = {entry.name for entry in entries}
+            if path and INDEX_FILE in names:
+                continue
+            if ".gitignore" in names:
+                ignores = (
+                    *ignores,
+                    (path, _gitignore(self.root / path / ".gitignore")),
+                )
+            folders.extend((inner, ignores) for inner in self.visit(path, entries, ignores))
+
+    def visit(
+        self,
+        path: str,
+        entries: Iterable[os.DirEntry[str]],
+        ignores: Sequence[tuple[str, GitIgnoreSpec]],
+    ) -> Iterator[str]:
+        """Take the files among *entries*, yield the folders."""
+        for entry in entries:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            inner = path + entry.name + "/" * is_folder
+            if entry.name.startswith(".") or self.excluded.match_file(inner) or _is_ignored(inner, ignores):
+                continue
+            if not _is_utf8(entry.name):
+                self.skip(inner, "its name is not UTF-8; rename it")
+            elif is_folder:
+                yield inner
+            else:
+                self.take(inner, entry)
+
+    def take(self, path: str, entry: os.DirEntry[str]) -> None:
+        """Add a file to what is found or skipped, or leave it out."""
+        if self.include and not self.included.match_file(path):
+            return
+        if entry.is_symlink():
+            self.skip(path, "a link; links are not followed")
+        elif not entry.is_file(follow_symlinks=False):
+            self.skip(path, "no ordinary file")
+        elif is_document(entry.name) or self.is_named(entry.name):
+            try:
+                self.found.append(self.hash(path))
+            except DocumentError as error:
+                self.skip(path, str(error))
+        elif reason := missing_reader(entry.name):
+            self.skip(path, reason)
+
+    def is_named(self, name: str) -> bool:
+        """Return whether *include* names files like this one, rather than a folder or everything."""
+        lasts = [pattern.rsplit("/", 1)[-1] for pattern in self.include]
+        return any(last.strip("*") and fnmatchcase(name, last) for last in lasts)
+
+    def hash(self, path: str) -> FoundFile:
+        """Return the file with its hash, read only if size or time differ from what is known."""
+        size, mtime_ns, sha256 = self.known.get(path, (-1, -1, ""))
+        digest, status = _settled(
+            self.root / path,
+            lambda descriptor, now: sha256 if (size, mtime_ns) == (now.st_size, now.st_mtime_ns) else _hash(descriptor),
+        )
+        return FoundFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
+
+    def skip(self, path: str, reason: str) -> None:
+        """Remember why *path* is no document."""
+        self.skipped.append(
+            Skipped(
+                path=os.fsencode(path).decode("utf-8", "backslashreplace"),
+                sha256="",
+                reason=reason,
+            )
+        )
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether *name* can be stored; undecodable bytes come from the system as lone surrogates."""
+    return not re.search("[\ud800-\udfff]", name)
+
+
+def _spec(option: str, patterns: Sequence[str]) -> GitIgnoreSpec:
+    try:
+        return GitIgnoreSpec.from_lines(patterns)
+    except (ValueError, re.error) as error:
+        raise UsageError(f"{option} expects gitignore-style patterns, got {list(patterns)}: {error}") from None
+
+
+def _gitignore(path: Path) -> GitIgnoreSpec:
+    """Return the rules of a .gitignore file; a line that is no pattern counts for nothing, as in git."""
+    try:
+        data, _ = _settled(path, _read_all)
+    except DocumentError:
+        return GitIgnoreSpec.from_lines([])
+    lines = data.decode("utf-8", "surrogateescape").splitlines()
+    return GitIgnoreSpec.from_lines([line for line in lines if _is_pattern(line)])
+
+
+def _is_pattern(line: str) -> bool:
+    try:
+        GitIgnoreSpec.from_lines([line])
+    except (ValueError, re.error):
+        return False
+    return True
+
+
+def _is_ignored(path: str, ignores: Sequence[tuple[str, GitIgnoreSpec]]) -> bool:
+    """Return what the deepest .gitignore with an opinion says about *path*."""
+    for folder, spec in reversed(ignores):
+        verdict = spec.check_file(path.removeprefix(folder)).include
+        if verdict is not None:
+            return verdict
+    return False
+
+
+def _settled(path: Path, take: Callable[[int, os.stat_result], _Value]) -> tuple[_Value, os.stat_result]:
+    """Return what *take* makes of the open file, and its status; tried twice where the file changes meanwhile.
+
+    Raises:
+        DocumentError: unreadable, no ordinary file, too large, or still changing.
+    """
+    for _ in range(2):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                before = os.fstat(descriptor)
+                _require_ordinary(before)
+                value = take(descriptor, before)
+                after = path.lstat()
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DocumentError(f"unreadable: {error.strerror}") from None
+        if _same(before, after):
+            return value, after
+    raise DocumentError("changing while it is read; build again when it rests")
+
+
+def _same(before: os.stat_result, after: os.stat_result) -> bool:
+    return all(getattr(before, name) == getattr(after, name) for name in ("st_ino", "st_size", "st_mtime_ns"))
+
+
+def _require_ordinary(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise DocumentError("no ordinary file")
+    if status.st_size > FILE_BYTES_MAX:
+        raise DocumentError(f"holds {status.st_size:,} bytes; the most is {FILE_BYTES_MAX:,}")
+
+
+def _blocks(descriptor: int) -> Iterator[bytes]:
+    """Yield the bytes of an open file, no more than the largest file may hold however it grows."""
+    left = FILE_BYTES_MAX
+    while left > 0 and (block := os.read(descriptor, min(_BLOCK_BYTES, left))):
+        left -= len(block)
+        yield block
+
+
+def _read_all(descriptor: int, _: os.stat_result) -> bytes:
+    return b"".join(_blocks(descriptor))
+
+
+def _hash(descriptor: int) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(descriptor):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""From a memory and a prompt to an answer, token by token.
+
+`generate` is a plain generator: its first ``next`` is the time to first token, and closing it ends the work. It
+keeps the contract of an external cache: positions go on where the memory ends, which is not where its
+slots end, and every token may look at every slot. A missing position or mask would give fluent wrong text and no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gistrag.cache import Memory
+from gistrag.errors import ContextOverflowError
+from gistrag.model import GistModel
+
+
+def generate(
+    model: GistModel,
+    memory: Memory,
+    ids: Sequence[int],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Yield the token ids of the answer to the prompt *ids*, read behind *memory*.
+
+    Args:
+        max_new_tokens: where an answer is cut that does not end by itself.
+        temperature: 0 takes the likeliest token; above, tokens are drawn with *seed*.
+
+    Raises:
+        ContextOverflowError: memory and prompt leave no position for an answer.
+    """
+    position = memory.next_position
+    require_room(model, position + len(ids))
+    randomness = torch.Generator(model.device).manual_seed(seed)
+    reading = model.read(memory)
+    hidden = reading.feed(torch.tensor([list(ids)]), positions=position + torch.arange(len(ids)))
+    position += len(ids)
+    for _ in range(min(max_new_tokens, model.window - position)):
+        token = _pick(model.logits(hidden[:, -1]).float(), temperature, randomness)  # (1,)
+        if token.item() in model.stop_ids:
+            return
+        yield int(token.item())
+        hidden = reading.feed(token[None], positions=torch.tensor([position]))
+        position += 1
+
+
+def require_room(model: GistModel, used: int) -> None:
+    """Return if *used* positions leave room for an answer.
+
+    Raises:
+        ContextOverflowError: they do not.
+    """
+    if used >= model.window:
+        raise ContextOverflowError(
+            f"passages and question take {used} positions, the model's window has {model.window}; "
+            "ask a shorter question or for fewer chunks (--top-k)"
+        )
+
+
+def decode_stream(model: GistModel, tokens: Iterable[int]) -> Iterator[str]:
+    """Yield the text of *tokens* piece by piece, holding back characters that are not whole yet."""
+    ids: list[int] = []
+    said = ""
+    for token in tokens:
+        ids.append(token)
+        text = model.decode(ids)
+        if len(text) > len(said) and not text.endswith("\ufffd"):
+            yield text[len(said) :]
+            said = text
+    if rest := model.decode(ids)[len(said) :]:
+        yield rest
+
+
+def _pick(logits: Tensor, temperature: float, randomness: torch.Generator) -> Tensor:
+    """Return the next token of each row, ``(batch,)``."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    return torch.multinomial(probabilities, 1, generator=randomness)[:, 0]

@@ -1,0 +1,108 @@
+"""A gist cache as the bytes of one safetensors file, and back, bit by bit the same.
+
+The file holds ``kv`` and ``positions`` and explains itself without the database: format, key, fingerprint, source
+tokens, dtype and a seal over all of it. safetensors checks structure, not content, so `decode` compares the rest.
+
+It knows neither which file is recorded nor where it belongs; that is `gistrag.store`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gistrag import files
+from gistrag.cache import GistCache
+from gistrag.errors import CorruptGistError, GistNotFoundError
+
+FORMAT_VERSION = 1
+
+
+def read(path: Path) -> tuple[bytes, files.Stamp]:
+    """Return the bytes of a gist file and the stamp it had.
+
+    Raises:
+        GistNotFoundError: no such file.
+        CorruptGistError: the system cannot read it.
+    """
+    try:
+        return files.read_stamped(path)
+    except FileNotFoundError:
+        raise GistNotFoundError(f"no file {path}; run gistrag build to make it") from None
+    except OSError as error:
+        raise corrupt(path, "a readable file", str(error.strerror)) from error
+
+
+def encode(cache: GistCache, *, key: str, fingerprint: str) -> bytes:
+    """Return *cache* as a file that explains itself; positions in 16 bits where they fit."""
+    small = torch.int16 if cache.source_tokens <= torch.iinfo(torch.int16).max else torch.int32
+    tensors = {"kv": cache.kv.detach().cpu().contiguous(), "positions": cache.positions.cpu().to(small).contiguous()}
+    metadata = {
+        "format": str(FORMAT_VERSION),
+        "key": key,
+        "fingerprint": fingerprint,
+        "source_tokens": str(cache.source_tokens),
+        "dtype": str(cache.kv.dtype),
+    }
+    if problem := _misshapen(cache):
+        raise CorruptGistError(f"a gist cache that cannot be stored: {problem}")
+    data: bytes = safetensors.torch.save(tensors, {**metadata, "sha256": _seal(tensors, metadata)})
+    return data
+
+
+def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: bool = False) -> GistCache:
+    """Return the cache in *data*.
+
+    Raises:
+        CorruptGistError: not a gist file, or not that of *key* by the model of *fingerprint*.
+    """
+    try:
+        tensors = safetensors.torch.load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        seal = metadata.pop("sha256")
+        cache = GistCache(tensors["kv"], tensors["positions"].long(), int(metadata["source_tokens"]))
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise corrupt(path, "a gist file", f"{type(error).__name__}: {error}") from error
+    identity = {"format": str(FORMAT_VERSION), "key": key, "fingerprint": fingerprint, "dtype": str(cache.kv.dtype)}
+    for name, expected in identity.items():
+        if (found := metadata.get(name)) != expected:
+            raise corrupt(path, f"{name} {expected}", str(found))
+    if problem := _misshapen(cache):
+        raise corrupt(path, "a gist cache", problem)
+    if check_seal and seal != _seal(tensors, metadata):
+        raise corrupt(path, f"content of sha256 {seal}", "another")
+    return cache
+
+
+def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the sha256 of what a gist file says, for one that no row vouches for."""
+    seal = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        seal.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
+        seal.update(tensors[name].view(torch.uint8).numpy().data)
+    return seal.hexdigest()
+
+
+def _misshapen(cache: GistCache) -> str:
+    """Return what is wrong with the shapes of a cache; nothing for a sound one."""
+    kv, positions = cache.kv, cache.positions
+    if kv.ndim != 5 or kv.shape[1] != 2 or not kv.numel() or not kv.is_floating_point():
+        return f"kv is {tuple(kv.shape)} of {kv.dtype}, expected (layers, 2, kv_heads, gists, head_dim)"
+    layers, _, kv_heads, gists, _ = kv.shape
+    if tuple(positions.shape) not in {(gists,), (layers, kv_heads, gists)}:
+        return f"positions are {tuple(positions.shape)} for kv {tuple(kv.shape)}"
+    if int(positions.min()) < 0 or int(positions.max()) >= cache.source_tokens:
+        return f"positions {int(positions.min())} to {int(positions.max())} in {cache.source_tokens} tokens"
+    return ""
+
+
+def corrupt(path: Path, expected: str, found: str) -> CorruptGistError:
+    """Return the error for a file that is not what it should be."""
+    return CorruptGistError(f"{path}: expected {expected}, found {found}; run gistrag build to make it again")

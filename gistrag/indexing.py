@@ -1,0 +1,327 @@
+"""Bringing an index into step with its folder, doing only what changed.
+
+::
+
+    files ─ find ─┬─ same content           nothing
+                  ├─ same content, new path  rename
+                  ├─ new or changed          load → chunk → compress + embed → commit
+                  └─ gone                    remove
+
+Chunks are worked off in batches across documents. A batch's gists are on disk before its rows are committed, so a
+build that is killed loses at most one batch, and finds even those gists again by their key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from gistrag import __version__, files
+from gistrag.cache import GistCache
+from gistrag.chunking import Chunk, Chunker
+from gistrag.compression import compress, gist_count
+from gistrag.documents import Document, FoundFile, Skipped, find, load
+from gistrag.embedder import Embedder
+from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError
+from gistrag.model import GistModel
+from gistrag.progress import Progress, Silence, megabytes
+from gistrag.retrieval import write_snapshot
+from gistrag.schema import FORMAT_VERSION, DocumentRow, GistRow
+from gistrag.store import IndexedChunk, Store
+
+logger = logging.getLogger("gistrag")
+
+BATCH_CHUNKS = 64
+BATCH_TOKENS = 6144
+"""A batch ends at whichever comes first; on two CPU cores either is some ten seconds of work."""
+
+
+@dataclass(kw_only=True)
+class SyncReport:
+    """What a build did: paths by what happened to them, and totals.
+
+    Attributes:
+        renamed: ``old → new``, these are not among the other paths; unchanged: how many documents were left alone.
+        gists_made, gists_found: gist files computed now, and found from an earlier build or an equal chunk.
+        without_gist: chunks that are read as text, being too short or not finite.
+        tokens: source tokens compressed now; gist_bytes: written for them.
+    """
+
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    unchanged: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    chunks: int = 0
+    tokens: int = 0
+    gists_made: int = 0
+    gists_found: int = 0
+    without_gist: int = 0
+    gist_bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One chunk to be indexed: its token ids as they stand in a prompt, and the key of its gist, None for no gist."""
+
+    document: Document
+    chunk: Chunk
+    is_last: bool
+    ids: array[int]  # 4 bytes a token: those of all chunks are held at once
+    key: str | None
+
+
+class Builder:
+    """Everything a sync needs: an index open for writing, and what computes.
+
+    Attributes:
+        report: what was done so far.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        model: GistModel,
+        embedder: Embedder,
+        progress: Progress | None = None,
+        verify: bool = False,
+    ) -> None:
+        self.report = SyncReport()
+        self._store, self._model, self._embedder = store, model, embedder
+        self._progress = progress or Silence()
+        self._verify = verify
+        self._settings = store.settings
+
+    def sync(self, folder: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> SyncReport:
+        """Bring the index into step with *folder* and return what was done.
+
+        Raises:
+            UsageError: no such folder.
+            ResourceError: the disk is too small for the gists; nothing was begun.
+        """
+        started_s = time.monotonic()
+        known = {row.path: row for row in self._store.documents()}
+        stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
+        found, skipped = find(folder, include=include, exclude=exclude, known=stamps)
+        pending = self._settle(known, found, skipped)
+        documents, unread = self._read(folder, pending, known)
+        works = list(self._work(documents))
+        self._plan(works)
+        self._index(works)
+        self.report.skipped = sorted([*skipped, *unread], key=lambda row: row.path)
+        self._finish()
+        self.report.seconds = time.monotonic() - started_s
+        return self.report
+
+    def _settle(
+        self, known: Mapping[str, DocumentRow], found: Sequence[FoundFile], skipped: Sequence[Skipped]
+    ) -> list[FoundFile]:
+        """Deal with all that needs no reading and return the files that do."""
+        unreadable = {row.path for row in skipped}
+        hidden = {path for path in known if not unreadable.isdisjoint(_with_folders(path))}
+        for path in sorted(hidden):
+            self._store.mark_stale(path)
+        seen = hidden.union(file.path for file in found)
+        gone = {path: row for path, row in known.items() if path not in seen}
+        pending = [file for file in found if not self._is_settled(file, known, gone)]
+        for path in sorted(gone):
+            self._store.remove_document(path)
+            self.report.removed.append(path)
+        return pending
+
+    def _is_settled(self, file: FoundFile, known: Mapping[str, DocumentRow], gone: dict[str, DocumentRow]) -> bool:
+        """Return whether the content of *file* is indexed already, under its path or one that is gone."""
+        row = known.get(file.path) or self._renamed(file, gone)
+        if row is None or row.sha256 != file.sha256 or not self._is_current(row):
+            return False
+        self._store.touch(file.path, size=file.size, mtime_ns=file.mtime_ns)
+        self.report.unchanged += row.path == file.path
+        return True
+
+    def _renamed(self, file: FoundFile, gone: dict[str, DocumentRow]) -> DocumentRow | None:
+        """Return the document that *file* was under another path, None where it is new.
+
+        The suffix must be the same: it decides how the content is read.
+        """
+        suffix = PurePosixPath(file.path).suffix
+        for row in gone.values():
+            if row.sha256 == file.sha256 and PurePosixPath(row.path).suffix == suffix and self._is_current(row):
+                del gone[row.path]
+                self._store.rename_document(row.path, file.path)
+                self.report.renamed.append(f"{row.path} → {file.path}")
+                return row
+        return None
+
+    def _is_current(self, row: DocumentRow) -> bool:
+        """Return whether nothing of a document has to be made again."""
+        return row.gists_current and row.vectors_current and row.id not in self._damaged
+
+    @cached_property
+    def _damaged(self) -> set[int]:
+        """Ids of documents with a chunk that is damaged, or a gist that is missing or not what was recorded."""
+        broken = {row.key for row in self._store.gist_rows() if not self._is_sound(row)}
+        damaged = set(self._store.damaged_documents())
+        return {row.id for row in self._store.documents() if row.path in damaged or self._uses(row, broken)}
+
+    def _uses(self, row: DocumentRow, keys: set[str]) -> bool:
+        return bool(keys) and any(chunk.gist_key in keys for chunk in self._store.chunks_of(row.path))
+
+    def _is_sound(self, row: GistRow) -> bool:
+        """Return whether a gist file is as recorded; one not changed since the last build is taken at its size."""
+        try:
+            status = self._store.gist_path(row.key).stat()
+            if status.st_size != row.size:
+                return False
+            if self._verify or status.st_ctime_ns > self._store.checked_ns:  # a file moved here keeps its mtime
+                self._store.load(row.key)
+        except (OSError, GistNotFoundError, CorruptGistError):
+            return False
+        return True
+
+    def _read(
+        self, folder: str | Path, pending: Sequence[FoundFile], known: Mapping[str, DocumentRow]
+    ) -> tuple[list[tuple[Document, list[Chunk]]], list[Skipped]]:
+        """Return the documents that can be read, cut into chunks, and those that cannot."""
+        reasons = {(row.path, row.sha256): row.reason for row in self._store.skipped()}
+        chunker = Chunker(self._model.text_tokenizer, chunk_tokens=self._settings.chunk_tokens)
+        documents, unread = [], []
+        for file in pending:
+            try:
+                if (file.path, file.sha256) in reasons and not self._verify:  # the same bytes failed before
+                    raise DocumentError(reasons[file.path, file.sha256])
+                document = load(folder, file)
+                documents.append((document, chunker.split(document)))
+                (self.report.changed if file.path in known else self.report.added).append(file.path)
+            except DocumentError as error:
+                unread.append(Skipped(path=file.path, sha256=file.sha256, reason=str(error)))
+                self._store.remove_document(file.path)
+        return documents, unread
+
+    def _work(self, documents: Sequence[tuple[Document, list[Chunk]]]) -> Iterator[_Work]:
+        shortest = max(2, self._settings.tokens_per_gist)
+        for document, chunks in documents:
+            for chunk in chunks:
+                ids = array("i", self._model.encode_passage(chunk.text, chunk.heading))
+                key = self._store.gist_key(ids) if chunk.tokens >= shortest else None
+                yield _Work(document, chunk, chunk is chunks[-1], ids, key)
+
+    def _plan(self, works: Sequence[_Work]) -> None:
+        """Say what is ahead, and refuse work that the disk cannot hold."""
+        lengths = {work.key: len(work.ids) for work in works if work.key}
+        missing = (length for key, length in lengths.items() if not self._store.gist_path(key).exists())
+        slots = sum(gist_count(length, self._settings.tokens_per_gist) for length in missing)
+        needed, free = slots * self._model.kv_bytes_per_slot, files.free_bytes(self._store.folder)
+        self._progress.plan(chunks=len(works), tokens=sum(len(work.ids) for work in works), gist_bytes=needed)
+        if needed > free:
+            raise ResourceError(
+                f"the gists need {needed:,} bytes ({megabytes(needed)}), {self._store.folder} has {free:,} "
+                f"({megabytes(free)}) free; free some, put --index on another disk, or raise --tokens-per-gist"
+            )
+
+    def _index(self, works: Sequence[_Work]) -> None:
+        """Compress, embed and commit, batch by batch; a document is put when its last chunk is done."""
+        finished: list[IndexedChunk] = []
+        for batch in _batches(works):
+            usable = self._compress(batch)
+            vectors = self._embedder.embed_documents([_searched(work.chunk) for work in batch])
+            for work, parts in zip(batch, vectors, strict=True):
+                key = work.key if work.key in usable else None
+                finished.append(IndexedChunk(chunk=work.chunk, gist_key=key, vectors=parts))
+                if work.is_last:
+                    self._store.replace_document(work.document, finished)
+                    finished = []
+            self._store.commit()
+            self.report.chunks += len(batch)
+            self._progress.advance(chunks=len(batch), tokens=sum(len(work.ids) for work in batch))
+
+    def _compress(self, batch: Sequence[_Work]) -> set[str]:
+        """Make the gists of a batch that are not there yet and return the keys of all that are usable."""
+        wanted = {work.key: work.ids for work in batch if work.key}
+        found = {key for key in wanted if self._store.adopt(key)}
+        missing = {key: ids for key, ids in wanted.items() if key not in found}
+        settings = self._settings
+        caches = compress(
+            self._model,
+            list(missing.values()),
+            placement=settings.placement,
+            tokens_per_gist=settings.tokens_per_gist,
+        )
+        made = {key for key, cache in zip(missing, caches, strict=True) if self._put(key, cache)}
+        self.report.gists_found += len(found)
+        self.report.gists_made += len(made)
+        self.report.tokens += sum(cache.source_tokens for cache in caches)
+        self.report.without_gist += sum(work.key not in found | made for work in batch)
+        return found | made
+
+    def _put(self, key: str, cache: GistCache) -> bool:
+        """Write a gist and return True, or False for one that is not finite and would poison an answer."""
+        if not torch.isfinite(cache.kv).all():
+            logger.warning("a gist is not finite; its chunk will be read as text")
+            return False
+        self._store.put_gist(key, cache)
+        self.report.gist_bytes += cache.kv.nbytes
+        return True
+
+    def _finish(self) -> None:
+        """Commit what is left, bring the vector snapshot up to date, and remove what nothing refers to."""
+        self._store.set_skipped(self.report.skipped)
+        self._store.set_checked()
+        self._store.commit()
+        write_snapshot(self._store)
+        self._store.gc()
+
+
+def write_manifest(folder: str | Path) -> None:
+    """Write ``manifest.json`` of a finished index: what it is, for people; only `gistrag.verify` ever reads it.
+
+    The builder must have closed the index: ``index_db_sha256`` is of the database as it rests.
+    """
+    with Store.open(folder) as store:
+        manifest = {
+            "format": FORMAT_VERSION,
+            "gistrag": __version__,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": store.source,
+            "settings": asdict(store.settings),
+            "gist_fingerprint": store.gist_fingerprint,
+            "embedder_fingerprint": store.embedder_fingerprint,
+            "stats": asdict(store.stats()),
+            "index_db_sha256": hashlib.sha256(files.read(store.folder / "index.db")).hexdigest(),
+        }
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        files.write_atomic(store.folder / "manifest.json", text.encode())
+
+
+def _with_folders(path: str) -> list[str]:
+    """Return a path and all folders it lies in."""
+    return [path, *map(str, PurePosixPath(path).parents)]
+
+
+def _searched(chunk: Chunk) -> str:
+    """Return the text by which a chunk is found: under its heading path, which often names what it is about."""
+    return "\n".join((" > ".join(chunk.heading), chunk.text)).strip()
+
+
+def _batches(works: Iterable[_Work]) -> Iterator[list[_Work]]:
+    """Yield works in groups of at most `BATCH_CHUNKS` and about `BATCH_TOKENS`."""
+    group: list[_Work] = []
+    for work in works:
+        group.append(work)
+        if len(group) == BATCH_CHUNKS or sum(len(one.ids) for one in group) >= BATCH_TOKENS:
+            yield group
+            group = []
+    if group:
+        yield group

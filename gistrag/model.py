@@ -1,0 +1,366 @@
+"""The language model: loading it, reading with it, and what it must be to be supported.
+
+The one door to transformers and bitsandbytes. To the rest of the package a model is a `GistModel`, and the only way
+to run it is a `Reading`: a KV cache that grows with every `feed`. Placements of gists, sampling and words live
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from gistrag.cache import GistCache, Memory
+from gistrag.catalog import cache_folder, file_sha256, folder_sha256, quiet
+from gistrag.errors import UnsupportedModelError
+from gistrag.prompt import Prompt, chat_prompt
+from gistrag.rope import Rope
+
+logger = logging.getLogger("gistrag")
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+Observer = Callable[[int, Tensor, Tensor], None]
+"""Called by every layer with its number, its rotated queries ``(batch, heads, n, head_dim)`` and all rotated keys
+``(batch, kv_heads, slots, head_dim)``."""
+
+
+class GistModel:
+    """A causal language model that can read text into key-value caches and answer from them.
+
+    Attributes:
+        network: the transformers model, in evaluation mode, without gradients.
+        rope: the angles of its rotary position embedding.
+        prompt: the words its chat template puts around passages and question.
+        layers, kv_heads, head_dim: shape of its cache; window: positions it was trained for.
+        device, dtype: where it computes, and in what.
+
+    Raises:
+        UnsupportedModelError: a family, attention or RoPE variant that this library has not verified.
+    """
+
+    def __init__(self, network: Any, tokenizer: Any, *, identity: str) -> None:
+        require_supported(network.config)
+        network.set_attn_implementation(_ATTENTION)
+        self.network = network.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._identity = identity
+        config = network.config
+        self.layers: int = config.num_hidden_layers
+        self.kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.window: int = config.max_position_embeddings
+        self.device: torch.device = network.device
+        self.dtype: torch.dtype = network.dtype
+        rotary = network.model.rotary_emb
+        self.rope = Rope(rotary.inv_freq.to(torch.promote_types(rotary.inv_freq.dtype, torch.float32)), float(rotary.attention_scaling))
+        self.prompt: Prompt = chat_prompt(_renderer(tokenizer))
+        self.text_tokenizer = _plain_tokenizer(tokenizer)
+
+    @classmethod
+    def load(cls, path: str | Path, *, quantize: Literal["nf4"] | None = None, device: str | None = None) -> GistModel:
+        """Return the model at *path*: a folder in the Hugging Face layout, or a GGUF file.
+
+        A GGUF file is converted once to bf16 safetensors in the user's cache and loaded from there afterwards.
+
+        Args:
+            quantize: ``"nf4"`` for 4-bit weights with double quantisation and bf16 compute.
+            device: a torch device; by default a CUDA GPU where there is one.
+        """
+        folder = converted(Path(path)) if Path(path).suffix == ".gguf" else Path(path)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        with quiet:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            require_supported(config)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.bfloat16,
+                device_map=device,
+                quantization_config=_nf4() if quantize else None,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        return cls(network, tokenizer, identity=folder_sha256(folder) + (quantize or ""))
+
+    @property
+    def kv_bytes_per_slot(self) -> int:
+        """Bytes of keys and values that one cache slot takes."""
+        return self.layers * 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What a gist depends on: weights and tokenizer, RoPE geometry, dtype and prompt prefix."""
+        angles = hashlib.sha256(self.rope.inv_freq.cpu().numpy().tobytes()).hexdigest()[:16]
+        return {
+            "model": self._identity,
+            "rope": f"{angles} x {self.rope.scaling:g}",
+            "kv_dtype": str(self.dtype).removeprefix("torch."),
+            "prefix": hashlib.sha256(self.prompt.prefix.encode()).hexdigest()[:16],
+        }
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        ids = self.network.generation_config.eos_token_id
+        listed = ids if isinstance(ids, list) else [ids]
+        return frozenset(i for i in (*listed, self._tokenizer.eos_token_id) if i is not None)
+
+    @property
+    def prefix(self) -> GistCache:
+        """The cache of the shared prefix, behind which every chunk is compressed."""
+        return self._read_prefix[0]
+
+    @property
+    def prefix_hidden(self) -> Tensor:
+        """Final hidden states of the shared prefix, ``(n, hidden)``."""
+        return self._read_prefix[1]
+
+    @cached_property
+    def _read_prefix(self) -> tuple[GistCache, Tensor]:
+        ids = self.encode_template(self.prompt.prefix)
+        reading, positions = self.read(), torch.arange(len(ids))
+        hidden = reading.feed(torch.tensor([ids]), positions=positions)
+        kv = reading.kv()[:, :, 0]
+        return self.unrotated(kv, positions.to(self.device), start=0, source_tokens=len(ids)), hidden[0]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of *text* read as plain text: what looks like a special token is not one."""
+        ids: list[int] = self.text_tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Return the token ids of our own template text, special tokens included."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def encode_question(self, question: str) -> list[int]:
+        """Return the token ids of a question in its frame, up to where the answer begins."""
+        prompt = self.prompt
+        plain = self.encode(f" {question.strip()}")
+        return [*self.encode_template(prompt.before_question), *plain, *self.encode_template(prompt.after_question)]
+
+    def encode_passage(self, text: str, heading: Sequence[str] = ()) -> list[int]:
+        """Return the token ids of a chunk as it stands in the prompt; what `gistrag.compression` compresses."""
+        return self.encode(self.prompt.passage(text, heading))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of *ids* without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the input embeddings of *ids*, ``(..., hidden)``."""
+        embeddings: Tensor = self.network.get_input_embeddings()(ids.to(self.device))
+        return embeddings
+
+    def gist_vectors(self, count: int) -> Tensor:
+        """Return input embeddings of the tokens ``<GIST_0> … <GIST_count-1>``, ``(count, hidden)``.
+
+        Without training they are the mean embedding of the vocabulary plus seeded noise of its spread.
+        """
+        table = self.network.get_input_embeddings().weight
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(count, table.shape[1], generator=generator).to(table)
+        return table.mean(dim=0) + table.std(dim=0) * noise
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the next-token logits of final hidden states, ``(..., vocabulary)``."""
+        scores: Tensor = self.network.lm_head(hidden)
+        return scores
+
+    def read(self, memory: Memory | None = None, *, batch: int = 1) -> Reading:
+        """Return a reading that starts behind *memory*, shared by *batch* rows."""
+        return Reading(self, memory, batch)
+
+    def unrotated(self, kv: Tensor, positions: Tensor, *, start: int, source_tokens: int) -> GistCache:
+        """Return keys and values that the model rotated as a cache that can stand anywhere.
+
+        Args:
+            kv: ``(layers, 2, kv_heads, gists, head_dim)``, keys rotated to ``start + positions``.
+            positions: ``(gists,)`` or ``(layers, kv_heads, gists)``, inside the chunk.
+        """
+        keys = self.rope.unrotate(kv[:, 0], positions + start).to(kv.dtype)
+        return GistCache(torch.stack((keys, kv[:, 1]), dim=1), positions, source_tokens)
+
+
+class Reading:
+    """A text being read: keys and values of all that was fed so far, for every row of a batch.
+
+    Attributes:
+        slots: cache slots filled so far.
+    """
+
+    def __init__(self, model: GistModel, memory: Memory | None, batch: int) -> None:
+        pairs = [] if memory is None else [(layer[0], layer[1]) for layer in memory.kv]  # (kv_heads, slots, head_dim)
+        self._model = model
+        self._cache = transformers.DynamicCache(
+            [(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in pairs] or None,
+            config=model.network.config,
+        )
+        self.slots = 0 if memory is None else memory.slots
+
+    @torch.inference_mode()
+    def feed(
+        self,
+        ids: Tensor | None = None,
+        *,
+        positions: Tensor,
+        embeddings: Tensor | None = None,
+        mask: Tensor | None = None,
+        observer: Observer | None = None,
+    ) -> Tensor:
+        """Read tokens and return their final hidden states, ``(batch, n, hidden)``.
+
+        Args:
+            ids: ``(batch, n)`` token ids, or None with *embeddings* ``(batch, n, hidden)`` in their place.
+            positions: ``(n,)`` or ``(batch, n)``; gaps and repeats are fine.
+            mask: ``(batch or 1, n, slots + n)`` bool, True where a token may look; None is causal over everything.
+            observer: sees queries and keys of every layer.
+        """
+        device = self._model.device
+        count = ids.shape[1] if ids is not None else _length(embeddings)
+        if mask is None and count > 1:  # explicit, so that transformers never guesses one from the positions
+            mask = torch.ones(1, count, self.slots + count, dtype=torch.bool).tril(self.slots)
+        output = self._model.network.model(
+            input_ids=None if ids is None else ids.to(device),
+            inputs_embeds=embeddings,
+            position_ids=positions.to(device).reshape(-1, count),
+            attention_mask=None if mask is None else mask[:, None].to(device),
+            past_key_values=self._cache,
+            use_cache=True,
+            observer=observer,
+        )
+        self.slots += count
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def kv(self, start: int = 0) -> Tensor:
+        """Return keys (rotated) and values from slot *start* on, ``(layers, 2, batch, kv_heads, n, head_dim)``."""
+        return torch.stack(
+            [torch.stack((layer.keys[:, :, start:], layer.values[:, :, start:])) for layer in self._cache.layers]
+        )
+
+
+def require_supported(config: Any) -> None:
+    """Return if a model of this configuration can be relocated and concatenated.
+
+    Raises:
+        UnsupportedModelError: says which property is not verified.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(f"expected a model of {', '.join(FAMILIES)}, found {config.model_type!r}")
+    if windowed or layer_types != {"full_attention"}:
+        raise UnsupportedModelError(f"expected full attention in every layer, found {sorted(layer_types)}, sliding "
+                                    f"window {getattr(config, 'sliding_window', None)}")  # fmt: skip
+    if rope.get("rope_type", "default") not in ROPE_TYPES:
+        raise UnsupportedModelError(f"expected RoPE of {', '.join(ROPE_TYPES)}, found {rope.get('rope_type')!r}")
+
+
+def converted(gguf: Path) -> Path:
+    """Return the folder of bf16 safetensors made from a GGUF file, converting it on the first call (some 20 s).
+
+    The folder is named by the sha256 of the file, and appears in one step when it is whole.
+    """
+    target = cache_folder() / "models" / file_sha256(gguf)[:32]
+    if target.is_dir():
+        return target
+    logger.info("converting %s to safetensors, once", gguf.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
+        _convert(gguf, Path(scratch) / "model")
+        with contextlib.suppress(FileExistsError, OSError):  # another process was faster; its result is the same
+            (Path(scratch) / "model").rename(target)
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    shown = sys.stderr if sys.stderr.isatty() else io.StringIO()  # a bar that transformers cannot switch off
+    with quiet, contextlib.redirect_stderr(shown):
+        source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            dtype=torch.bfloat16,
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            **source,
+        )
+        network.config.quantization_config = None
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+_ATTENTION = "gistrag_sdpa"
+
+
+def _observed_sdpa(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Return scaled-dot-product attention as transformers computes it, after showing queries and keys."""
+    observer: Observer | None = kwargs.pop("observer", None)
+    if observer is not None:
+        observer(module.layer_idx, query, key)
+    output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    return output
+
+
+AttentionInterface.register(_ATTENTION, _observed_sdpa)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
+def _renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str] | None:
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+
+    def render(messages: list[dict[str, str]]) -> str:
+        text: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return text
+
+    return render
+
+
+def _plain_tokenizer(tokenizer: Any) -> Tokenizer:
+    """Return a copy of the tokenizer for which special tokens are ordinary text."""
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.encode_special_tokens = True
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _length(embeddings: Tensor | None) -> int:
+    if embeddings is None:
+        raise ValueError("expected ids or embeddings, got neither")
+    return embeddings.shape[1]
+
+
+def _nf4() -> Any:
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

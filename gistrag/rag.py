@@ -1,0 +1,312 @@
+"""Ask a folder: the public surface of the library.
+
+`GistRAG` composes what it is given: an index folder, the models it was made with, and the act of answering.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from gistrag.answering import Answer, Options, Stream
+from gistrag.catalog import find
+from gistrag.embedder import Embedder, Reranker
+from gistrag.errors import IndexFolderError, UsageError
+from gistrag.indexing import Builder, SyncReport, write_manifest
+from gistrag.model import GistModel
+from gistrag.progress import Progress, Silence, Terminal
+from gistrag.retrieval import Hit, Retriever
+from gistrag.settings import IndexSettings, require_same
+from gistrag.store import Store
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The loaded models; indexes made with the same ones can share it."""
+
+    model: GistModel
+    embedder: Embedder
+    reranker: Reranker | None = None
+
+    @classmethod
+    def load(cls, settings: IndexSettings, *, device: str | None = None, reranker: str | None = None) -> Engine:
+        """Return the models an index is made with, both loaded at the same time.
+
+        Raises:
+            ModelNotFoundError: with the command that brings the model.
+        """
+        embedder = Embedder(find(settings.embedder).path, device=device)
+        with ThreadPoolExecutor(1) as pool:
+            warm = pool.submit(embedder.embed_query, "warm up")
+            model = GistModel.load(find(settings.model).path, quantize=settings.quantize, device=device)
+            warm.result()
+        return cls(model, embedder, Reranker(find(reranker).path, device=device) if reranker else None)
+
+    def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
+        """Return all that a gist depends on."""
+        dials = {name: str(getattr(settings, name)) for name in ("placement", "tokens_per_gist", "chunk_tokens")}
+        return {**self.model.fingerprint, **dials}
+
+
+class GistRAG:
+    """An index of a folder and the models that answer from it.
+
+    >>> rag = GistRAG.from_folder("docs/")                          # doctest: +SKIP
+    >>> print(rag.query("How many bytes does a slot take?"))        # doctest: +SKIP
+
+    Attributes:
+        folder: of the index; engine: the loaded models, to be shared with other indexes.
+        report: what the last sync did, None where there was none.
+    """
+
+    def __init__(self, store: Store, engine: Engine) -> None:
+        self.folder = store.folder
+        self.engine = engine
+        self.report: SyncReport | None = None
+        self.model = engine.model
+        self.store = store
+        self._patterns: dict[str, Sequence[str]] = {"include": (), "exclude": ()}
+        self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        *,
+        index: str | Path = "index",
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        rebuild: bool = False,
+        verify: bool = False,
+        engine: Engine | None = None,
+        device: str | None = None,
+        reranker: str | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> GistRAG:
+        """Return a `GistRAG` over the documents of *folder*: the index is built on first use, synced afterwards.
+
+        Args:
+            folder: of documents; one that moved away keeps its index.
+            index: folder of the index; made where it is missing.
+            include: gitignore-style patterns; where given, only files they match. Not recorded in the index.
+            exclude: gitignore-style patterns of files to leave out. Not recorded in the index.
+            rebuild: make an index with other settings again, instead of refusing.
+            verify: hash every gist file before it is trusted, and try again what was skipped before.
+            engine: models already loaded.
+            device: where to load them.
+            reranker: a cross-encoder to sort hits by.
+            progress: told how far the build is; by default a bar where standard error is a terminal.
+            settings: fields of `IndexSettings`; what is left out is inherited from the index.
+
+        Raises:
+            UsageError: no such folder, or a setting out of range; nothing was made.
+            FingerprintMismatchError: the index was made with other settings or models.
+            IndexLockedError: another builder is at work.
+            ResourceError: the disk is too small.
+        """
+        watching = progress or (Terminal() if sys.stderr.isatty() else Silence())
+        given = {name: value for name, value in settings.items() if value is not None}
+        IndexSettings(**given)  # raises before anything is made
+        _require_folder(Path(folder), Path(index))
+        with Store.build(index, command="gistrag build") as store:
+            wanted = _inherited(store, given, rebuild)
+            _require_source(store, Path(folder))
+            engine = engine or Engine.load(wanted, device=device, reranker=reranker)
+            _configure(store, wanted, engine, Path(folder), rebuild)
+            builder = Builder(store, model=engine.model, embedder=engine.embedder, progress=watching, verify=verify)
+            report = builder.sync(folder, include=include, exclude=exclude)
+        write_manifest(index)
+        rag = cls(Store.open(index), engine)
+        rag.report, rag._patterns = report, {"include": include, "exclude": exclude}
+        return rag
+
+    @classmethod
+    def open(
+        cls,
+        index: str | Path = "index",
+        *,
+        engine: Engine | None = None,
+        device: str | None = None,
+        reranker: str | None = None,
+    ) -> GistRAG:
+        """Return a `GistRAG` over an index that is already there; nothing is ever written.
+
+        Raises:
+            IncompleteIndexError: no index there.
+            FingerprintMismatchError: it was made by other models than those on this machine.
+        """
+        store = Store.open(index)
+        try:
+            engine = engine or Engine.load(store.settings, device=device, reranker=reranker)
+            _require_engine(store, engine)
+        except BaseException:
+            store.close()
+            raise
+        return cls(store, engine)
+
+    def close(self) -> None:
+        """Close the index; the models stay as long as somebody holds them."""
+        self.store.close()
+
+    def __enter__(self) -> GistRAG:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        stats = self.store.stats()
+        return f"GistRAG({str(self.folder)!r}, documents={stats.documents}, chunks={stats.chunks})"
+
+    def sync(
+        self,
+        *,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        progress: Progress | None = None,
+    ) -> SyncReport:
+        """Bring the index into step with its folder and return what was done.
+
+        Args:
+            include: patterns as for `from_folder`, by default those given there; after `open`, none.
+            exclude: likewise. An index does not record them: a sync without the patterns of its build takes in what
+                they left out.
+            progress: told how far it is.
+
+        Raises:
+            FingerprintMismatchError: another builder made the index again with other settings or models.
+        """
+        given = {name: value for name, value in (("include", include), ("exclude", exclude)) if value is not None}
+        with Store.build(self.folder, command="GistRAG.sync") as store:
+            _require_engine(store, self.engine)
+            builder = Builder(store, model=self.model, embedder=self.engine.embedder, progress=progress)
+            self.report = builder.sync(source_folder(store), **{**self._patterns, **given})
+        write_manifest(self.folder)
+        return self.report
+
+    def retrieve(
+        self,
+        question: str,
+        *,
+        top_k: int = 3,
+        scope: str | None = None,
+        filters: Mapping[str, str] | None = None,
+    ) -> list[Hit]:
+        """Return the chunks that fit a question best, best first, without generating anything.
+
+        Args:
+            question: in words.
+            top_k: how many chunks.
+            scope: path of a document to stay in.
+            filters: see `gistrag.store.Store.select`.
+
+        Raises:
+            UsageError: an empty question, ``top_k`` below 1, an unknown filter or document.
+        """
+        with self.store.snapshot():
+            return self._retriever.search(question, top_k=top_k, scope=scope, filters=filters)
+
+    def query(self, question: str, **options: Any) -> Answer:
+        """Return the answer to a question; options are the fields of `gistrag.answering.Options`.
+
+        Raises:
+            UsageError: an empty question, or an option out of range.
+            ContextOverflowError: a question longer than the model's window.
+        """
+        stream = self.stream(question, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(self, question: str, **options: Any) -> Stream:
+        """Return the same answer as an iterator over pieces of its text; work begins at the first ``next``."""
+        return Stream(self.store, self._retriever, self.model, question=question, options=Options(**options))
+
+
+def _inherited(store: Store, given: Mapping[str, Any], rebuild: bool) -> IndexSettings:
+    """Return the settings to build with: those of the index, unless it is new or made again.
+
+    Raises:
+        FingerprintMismatchError: other settings are given than the index has.
+    """
+    if store.is_new:
+        return IndexSettings(**given)
+    settings = replace(store.settings, **given)
+    if not rebuild:
+        asked = {name: str(value) for name, value in asdict(settings).items()}
+        stored = {name: str(value) for name, value in asdict(store.settings).items()}
+        require_same(stored, asked, where=f"index {store.folder}", remedy=_REBUILD)
+    return settings
+
+
+def _configure(store: Store, settings: IndexSettings, engine: Engine, folder: Path, rebuild: bool) -> None:
+    """Record what the index is made with, and where its folder is now.
+
+    Raises:
+        FingerprintMismatchError: it is neither new nor made again, and the models are others than it was made with.
+    """
+    if not (store.is_new or rebuild):
+        _require_engine(store, engine)
+    store.configure(
+        settings,
+        source=os.path.relpath(folder, store.folder),
+        gist_fingerprint=engine.gist_fingerprint(settings),
+        embedder_fingerprint=engine.embedder.fingerprint,
+    )
+
+
+def _require_engine(store: Store, engine: Engine) -> None:
+    """Return if the models are those the index was made with.
+
+    Raises:
+        FingerprintMismatchError: names what differs.
+    """
+    where = f"index {store.folder}"
+    require_same(store.gist_fingerprint, engine.gist_fingerprint(store.settings), where=where, remedy=_REBUILD)
+    require_same(store.embedder_fingerprint, engine.embedder.fingerprint, where=where, remedy=_REBUILD)
+
+
+def _require_folder(folder: Path, index: Path) -> None:
+    """Return if there are documents to index, and the index is not to lie right among them.
+
+    Raises:
+        UsageError: says which of the two.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise UsageError(f"expected a folder of documents at {folder}, found {found}; check the path")
+    if index.exists() and index.samefile(folder):
+        raise UsageError(f"expected another folder for the index than {folder}, found the same; name one with --index")
+
+
+def _require_source(store: Store, folder: Path) -> None:
+    """Return if the index is of *folder*, or of one that has moved away.
+
+    Raises:
+        IndexFolderError: it is of another folder, whose documents would all be removed.
+    """
+    if store.is_new:
+        return
+    recorded = source_folder(store)
+    if recorded.exists() and folder.exists() and not recorded.samefile(folder):
+        raise IndexFolderError(
+            f"{store.folder} is the index of {recorded}, not of {folder}; give --index another folder, or remove "
+            f"{store.folder} first"
+        )
+
+
+def source_folder(store: Store) -> Path:
+    """Return the folder of documents an index is of; recorded relative to the index, so that both can move."""
+    return Path(os.path.normpath(store.folder / store.source))
+
+
+_REBUILD = "run `gistrag build --rebuild` to make it again, or name another --index"

@@ -1,0 +1,64 @@
+"""Rotary position embedding: turning a key to a position, and back.
+
+A rotated key is the key turned by an angle proportional to its position (Su et al. 2021, arXiv 2104.09864), so a
+key can be moved to another position without reading its text again. `Rope` holds the angles of one model, taken
+from the model itself; it knows no cache and no network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """The angles by which one model turns its keys.
+
+    Attributes:
+        inv_freq: ``(head_dim / 2,)`` float32 or wider, radians per position of each pair of channels.
+        scaling: factor on cosine and sine (YaRN's attention scaling; 1 elsewhere).
+    """
+
+    inv_freq: Tensor
+    scaling: float = 1.0
+
+    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """Return *keys* turned to *positions*, in float32 or wider.
+
+        Rotating to position 0 is the identity (times `scaling`).
+
+        Args:
+            keys: ``(..., n, head_dim)``, un-rotated.
+            positions: ``(..., n)``, any shape that broadcasts against the leading axes of *keys*.
+        """
+        cos, sin = self._tables(positions)
+        return _turn(_wide(keys), cos, sin)
+
+    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """Return *keys* as they were before the model turned them to *positions*, in float32 or wider.
+
+        The model rounds cosine and sine to its own dtype, which shortens or stretches the key a little; dividing by
+        ``cos² + sin²`` of the same rounded tables undoes that and `scaling` at once.
+        """
+        cos, sin = (_wide(table.to(keys.dtype)) for table in self._tables(positions))
+        return _turn(_wide(keys), cos, -sin) / _twice(cos**2 + sin**2)
+
+    def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[..., None].to(self.inv_freq.dtype) * self.inv_freq  # (..., n, head_dim / 2)
+        return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+
+def _turn(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = keys.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _twice(half: Tensor) -> Tensor:
+    return torch.cat((half, half), dim=-1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,90 @@
+"""What an index is made with, and the fingerprint that keeps artefacts of different makings apart.
+
+An index is only ever read with the settings it was written with; they are saved inside it and inherited by
+whoever opens it. Nothing here is global, and nothing reads the environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from gistrag.errors import FingerprintMismatchError, UsageError
+
+Placement = Literal["anchored", "learned", "selected"]
+Mode = Literal["gist", "text", "hybrid"]
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings:
+    """The dials of an index; everything else follows from the model.
+
+    Attributes:
+        model: hub id, local folder or catalogue name of the model that compresses and answers.
+        embedder: hub id, local folder or catalogue name of the sentence-embedding model.
+        placement: where a chunk's gists come from; see `gistrag.compression`.
+        tokens_per_gist: source tokens one gist stands for, at least 1. 1 with ``selected`` keeps the full KV cache.
+        chunk_tokens: most tokens of the model's own tokenizer in one chunk.
+        quantize: ``"nf4"`` loads the model in 4 bits (bitsandbytes), None as it is stored.
+
+    Raises:
+        UsageError: a value outside its range.
+
+    >>> IndexSettings().tokens_per_gist
+    2
+    """
+
+    model: str = DEFAULT_MODEL
+    embedder: str = DEFAULT_EMBEDDER
+    placement: Placement = "selected"
+    tokens_per_gist: int = 2
+    chunk_tokens: int = 256
+    quantize: Literal["nf4"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.placement not in get_args(Placement):
+            raise UsageError(f"placement must be one of {', '.join(get_args(Placement))}, got {self.placement!r}")
+        if self.tokens_per_gist < 1:
+            raise UsageError(f"tokens_per_gist must be at least 1, got {self.tokens_per_gist}")
+        if self.chunk_tokens < 16:
+            raise UsageError(f"chunk_tokens must be at least 16, got {self.chunk_tokens}")
+        if self.quantize not in (None, "nf4"):
+            raise UsageError(f"quantize must be nf4 or nothing, got {self.quantize!r}")
+
+    def to_json(self) -> str:
+        """Return the settings as one line of JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> IndexSettings:
+        """Return the settings saved by `to_json`."""
+        values: dict[str, Any] = json.loads(line)
+        return cls(**values)
+
+
+def digest(parts: Mapping[str, str]) -> str:
+    """Return the hex sha256 that identifies *parts*, whatever their order.
+
+    >>> digest({"a": "1", "b": "2"}) == digest({"b": "2", "a": "1"})
+    True
+    """
+    return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()
+
+
+def require_same(stored: Mapping[str, str], current: Mapping[str, str], *, where: str, remedy: str) -> None:
+    """Return if two fingerprints agree.
+
+    Raises:
+        FingerprintMismatchError: names the first part that differs, both values, and *remedy*.
+    """
+    for name in sorted({*stored, *current}):
+        if stored.get(name) != current.get(name):
+            raise FingerprintMismatchError(
+                f"{where} was made with {name} {stored.get(name)!r}, this one has {current.get(name)!r}; {remedy}"
+            )

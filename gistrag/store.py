@@ -1,0 +1,655 @@
+"""The index folder: one SQLite file that is the truth, and one immutable file for each gist.
+
+::
+
+    index.db                     documents, chunks with their text, words, vectors, gist rows, settings
+    gists/ab/<key>.safetensors   the cache of a chunk; named before it is computed, so a killed build finds it again
+    faiss-<sha256>.idx           disposable copy of the vectors, see `gistrag.retrieval`
+    lock                         held by the one builder
+
+A gist reaches the disk before the row that names it is committed, and a row goes before its file does: whatever
+moment a build dies at, the last commit stands. Readers never write. What is read is compared with what was recorded;
+a gist that differs in one bit, or was made by another model, raises and never reaches a model.
+
+This module embeds nothing, ranks no vectors and knows no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from gistrag import files, gistfile, schema
+from gistrag.cache import GistCache
+from gistrag.documents import Document, Skipped
+from gistrag.errors import (
+    CorruptGistError,
+    GistNotFoundError,
+    IncompleteIndexError,
+    IndexFolderError,
+    ResourceError,
+    UsageError,
+)
+from gistrag.schema import ChunkRow, DocumentRow, GistRow, Snapshot, Stats
+from gistrag.settings import IndexSettings, digest
+
+if TYPE_CHECKING:
+    from gistrag.chunking import Chunk
+
+SETTLED_NS = 1_000_000_000
+"""Age from which a file's stamp tells whether it changed; two writes within one clock tick have the same."""
+
+logger = logging.getLogger("gistrag")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedChunk:
+    """A chunk with what was made of it: ``vectors`` is ``(parts, dim)`` float32, the gist is already put."""
+
+    chunk: Chunk
+    gist_key: str | None
+    vectors: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class VectorRows:
+    """Vectors ``(n, dim)`` with the chunk each stands for ``(n,)``; rows up to ``last_id`` are in them."""
+
+    chunk_ids: npt.NDArray[np.int64]
+    vectors: npt.NDArray[np.float32]
+    last_id: int
+
+
+class Store:
+    """An open index folder; `open` to read, `build` to write.
+
+    Attributes:
+        folder: where it is.
+        bytes_read: bytes of gist files read so far.
+    """
+
+    def __init__(self, folder: Path, *, is_builder: bool) -> None:
+        self.folder = folder
+        self.bytes_read = 0
+        self._is_builder = is_builder
+        self._guard = threading.RLock()  # one connection, one transaction: threads take turns
+        self._verified: dict[str, tuple[str, files.Stamp]] = {}
+        self._connect()
+        self._use(self._get_sealed("config"))
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Store:
+        """Return the index in *folder*, to read what was committed last; nothing is ever written.
+
+        Raises:
+            IncompleteIndexError: no build has committed there yet.
+            IndexFolderError: not an index, damaged, or of a newer format.
+        """
+        store = cls(Path(folder), is_builder=False)
+        if store.is_new:
+            store.close()
+            raise _nothing_built(store.folder)
+        return store
+
+    @classmethod
+    @contextmanager
+    def build(cls, folder: str | Path, *, command: str = "gistrag build") -> Iterator[Store]:
+        """Hold the index in *folder* open for writing, made where it is missing; commits at a clean end.
+
+        A new one needs `configure` before anything is put in. After an error the last commit stands.
+
+        Raises:
+            IndexLockedError: another builder is at work; names it.
+            IndexFolderError: as for `open`, or the folder cannot be written.
+        """
+        folder = Path(folder)
+        files.make_folder(folder)
+        with files.lock(folder / "lock", command=command):
+            files.make_private(folder / "index.db")
+            store = cls(folder, is_builder=True)
+            try:
+                yield store
+                store.commit()
+                store._run("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                store.close()
+
+    def close(self) -> None:
+        """Close the folder; what was not committed is forgotten."""
+        with self._guard:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let everything read inside be of one commit, whatever a builder does; other threads wait.
+
+        Inside another snapshot, or in a builder's transaction, it adds nothing.
+        """
+        with self._guard:
+            if self._connection.in_transaction:
+                yield
+                return
+            if self._is_immutable and files.stamp(self._database) != self._opened:
+                self._connection.close()
+                self._connect()
+            self._run("BEGIN")
+            try:
+                yield
+            finally:
+                with suppress(sqlite3.Error):  # nothing was written; a failed read may have ended it already
+                    self._connection.rollback()
+
+    # What it was made with
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was configured yet."""
+        return not self._config
+
+    @property
+    def settings(self) -> IndexSettings:
+        """The settings the index is made with."""
+        return IndexSettings.from_json(self._configured("settings"))
+
+    @property
+    def source(self) -> str:
+        """The folder of documents, as the builder wrote it down."""
+        return self._configured("source")
+
+    @property
+    def gist_fingerprint(self) -> dict[str, str]:
+        """What makes a gist usable; the one this store was opened with, even if a builder changes it meanwhile."""
+        return _strings(self._configured("gist_fingerprint"))
+
+    @property
+    def embedder_fingerprint(self) -> dict[str, str]:
+        """What makes a vector comparable; the one this store was opened with."""
+        return _strings(self._configured("embedder_fingerprint"))
+
+    @property
+    def salt(self) -> str:
+        """Random text in every key, so that two indexes never share one."""
+        return self._configured("salt")
+
+    def configure(
+        self,
+        settings: IndexSettings,
+        *,
+        source: str,
+        gist_fingerprint: Mapping[str, str],
+        embedder_fingerprint: Mapping[str, str],
+    ) -> None:
+        """Record what the index is made with, from the next commit on.
+
+        Documents made with other fingerprints stay, say so in their `DocumentRow`, and are answered from their text
+        until they are replaced.
+        """
+        config = {
+            "settings": settings.to_json(),
+            "source": source,
+            "gist_fingerprint": json.dumps(dict(gist_fingerprint), sort_keys=True),
+            "embedder_fingerprint": json.dumps(dict(embedder_fingerprint), sort_keys=True),
+            "salt": self._config.get("salt") or secrets.token_hex(16),
+        }
+        with self._writing():
+            self._set_sealed("config", config)
+        self._use(config)
+
+    # Reading
+
+    def documents(self) -> list[DocumentRow]:
+        """Return all documents, by path."""
+        rows = self._run(schema.DOCUMENTS, {"gists_by": self._gists_by, "vectors_by": self._vectors_by})
+        return [DocumentRow(*row[:8], *map(bool, row[8:])) for row in rows]
+
+    def skipped(self) -> list[Skipped]:
+        """Return the files that are no documents, by path."""
+        rows = self._run("SELECT path, sha256, reason FROM skipped ORDER BY path")
+        return [Skipped(path=path, sha256=sha256, reason=reason) for path, sha256, reason in rows]
+
+    def chunks(self, ids: Iterable[int]) -> list[ChunkRow]:
+        """Return the chunks *ids*, in that order; gone and damaged ones are left out."""
+        wanted = list(ids)
+        found = {row.id: row for row in self._chunk_rows(schema.CHUNKS_BY_ID, json.dumps(wanted))}
+        return [found[chunk_id] for chunk_id in wanted if chunk_id in found]
+
+    def chunks_of(self, path: str) -> list[ChunkRow]:
+        """Return the chunks of one document, in the order of its text; none where there is no such document."""
+        return self._chunk_rows(schema.CHUNKS_BY_PATH, path)
+
+    def present(self, ids: Iterable[int]) -> set[int]:
+        """Return those of the chunk *ids* that are in the index."""
+        asked = json.dumps(list(ids))
+        return {row[0] for row in self._run(schema.PRESENT, (asked,))}
+
+    def count(self) -> int:
+        """Return the number of chunks."""
+        return int(self._run("SELECT count(*) FROM chunks")[0][0])
+
+    def select(self, filters: Mapping[str, str] | None = None, scope: str | None = None) -> set[int] | None:
+        """Return the ids of the chunks that pass, None where everything does.
+
+        Args:
+            filters: all must hold: ``path`` a pattern (``*`` goes across folders), ``kind``, ``heading`` a part of one.
+            scope: path of one document.
+
+        Raises:
+            UsageError: an unknown filter, or no such document.
+        """
+        filters = filters or {}
+        if unknown := sorted(set(filters) - {"path", "kind", "heading"}):
+            raise UsageError(f"filters are path, kind and heading, got {', '.join(unknown)}")
+        if scope is not None and not self._run("SELECT 1 FROM documents WHERE path = ?", (scope,)):
+            raise UsageError(f"no document {scope!r} in {self.folder}; gistrag inspect lists them")
+        if not filters and scope is None:
+            return None
+        asked = {"path": None, "kind": None, "heading": None, **filters, "scope": scope}
+        return {row[0] for row in self._run(schema.SELECT, asked)}
+
+    def keyword_search(
+        self, words: Sequence[str], k: int, *, allowed: Collection[int] | None = None
+    ) -> list[tuple[int, float]]:
+        """Return up to *k* chunk ids that hold any of *words*, with their BM25, best first, equal scores by id."""
+        if not words:
+            return []
+        match = " OR ".join('"' + word.replace('"', '""') + '"' for word in words)
+        ids = None if allowed is None else json.dumps(list(allowed))
+        return [(row[0], row[1]) for row in self._run(schema.KEYWORDS, {"match": match, "ids": ids, "k": k})]
+
+    def vectors(self, *, after: int = 0) -> VectorRows:
+        """Return the vectors of the current embedder in rows after *after*, in the order they came."""
+        with self.snapshot():
+            rows = self._run(schema.VECTORS, {"after": after, "vectors_by": self._vectors_by})
+            last_id = self.last_vector_id()
+        if len({len(row[2]) for row in rows}) > 1:
+            raise self._damaged("vectors of different lengths")
+        matrix = np.frombuffer(b"".join(row[2] for row in rows), "<f4").reshape(len(rows), -1 if rows else 0)
+        return VectorRows(np.array([row[1] for row in rows], np.int64), matrix, last_id)
+
+    def vectors_of(self, chunk_id: int) -> npt.NDArray[np.float32]:
+        """Return the vectors of one chunk, ``(parts, dim)``, whichever embedder made them."""
+        rows = self._run("SELECT vector FROM vectors WHERE chunk_id = ? ORDER BY id", (chunk_id,))
+        return np.stack([np.frombuffer(row[0], "<f4") for row in rows]) if rows else np.empty((0, 0), np.float32)
+
+    def last_vector_id(self) -> int:
+        """Return the id of the newest vector row, 0 where there is none."""
+        return int(self._run("SELECT coalesce(max(id), 0) FROM vectors")[0][0])
+
+    def stats(self) -> Stats:
+        """Return totals."""
+        documents, skipped = self.documents(), len(self.skipped())
+        gists = self._run("SELECT count(*), coalesce(sum(gists), 0), coalesce(sum(size), 0) FROM gists")[0]
+        kinds = [row.kind for row in documents]
+        return Stats(
+            documents=len(documents),
+            stale=sum(row.stale for row in documents),
+            skipped=skipped,
+            chunks=sum(row.chunks for row in documents),
+            tokens=sum(row.tokens for row in documents),
+            gist_files=gists[0],
+            gists=gists[1],
+            gist_bytes=gists[2],
+            kinds={kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        )
+
+    # Gists
+
+    def gist_key(self, ids: Sequence[int]) -> str:
+        """Return the name of the gist of token *ids* by the current model, 64 hex digits."""
+        tokens = np.asarray(ids, "<i8").tobytes()
+        return hashlib.sha256(f"{self.salt} {self._gists_by} ".encode() + tokens).hexdigest()
+
+    def gist_path(self, key: str) -> Path:
+        """Return where the gist *key* is, or would be."""
+        return self.folder / "gists" / key[:2] / f"{key}.safetensors"
+
+    def load(self, key: str) -> GistCache:
+        """Return a gist, exactly as it was put.
+
+        Raises:
+            GistNotFoundError: no row or no file of that name.
+            CorruptGistError: not the file that was recorded, or made by another model.
+        """
+        rows = self._run(schema.GIST, (key,))
+        if not rows:
+            raise GistNotFoundError(f"no gist {key} in {self.folder}; run gistrag build to make it")
+        row, path = GistRow(*rows[0]), self.gist_path(key)
+        data, stamp = gistfile.read(path)
+        self.bytes_read += len(data)
+        if self._verified.get(key) != (row.sha256, stamp):
+            if (found := hashlib.sha256(data).hexdigest()) != row.sha256:
+                raise gistfile.corrupt(path, f"sha256 {row.sha256}", found)
+            if stamp[1] < time.time_ns() - SETTLED_NS:
+                self._verified[key] = row.sha256, stamp
+        cache = gistfile.decode(data, path, key=key, fingerprint=self._gists_by)
+        if (cache.kv.shape[3], cache.source_tokens) != (row.gists, row.source_tokens):
+            raise gistfile.corrupt(path, f"{row.gists} gists of {row.source_tokens} tokens", str(tuple(cache.kv.shape)))
+        return cache
+
+    def gist_rows(self) -> list[GistRow]:
+        """Return what is recorded of every gist file, by key."""
+        return [GistRow(*row) for row in self._run(schema.GISTS)]
+
+    def put_gist(self, key: str, cache: GistCache) -> None:
+        """Write the gist *key*; it is on the disk when this returns, and is found by others after `commit`."""
+        data = gistfile.encode(cache, key=key, fingerprint=self._gists_by)
+        files.make_folder(self.gist_path(key).parent)
+        files.write_atomic(self.gist_path(key), data)
+        self._record(key, cache, data)
+
+    def adopt(self, key: str) -> bool:
+        """Return whether a sound gist *key* is there already, put before a kill or by another chunk of equal text."""
+        path = self.gist_path(key)
+        with suppress(GistNotFoundError, CorruptGistError):
+            if self._run("SELECT 1 FROM gists WHERE key = ?", (key,)):
+                self.load(key)
+            else:
+                data, _ = gistfile.read(path)
+                cache = gistfile.decode(data, path, key=key, fingerprint=self._gists_by, check_seal=True)
+                self._record(key, cache, data)
+            return True
+        return False
+
+    def _record(self, key: str, cache: GistCache, data: bytes) -> None:
+        row = (key, hashlib.sha256(data).hexdigest(), len(data), cache.kv.shape[3], cache.source_tokens)
+        with self._writing():
+            self._run(schema.PUT_GIST, row)
+
+    # Writing: everything is one savepoint, and seen by readers after `commit`
+
+    def replace_document(self, document: Document, chunks: Sequence[IndexedChunk]) -> None:
+        """Put a document with its chunks in place of what was there under its path."""
+        made = (document.path, document.sha256, document.size, document.mtime_ns, document.kind)
+        with self._writing():
+            document_id = self._run(schema.PUT_DOCUMENT, (*made, self._gists_by, self._vectors_by))[0][0]
+            self._forget("DELETE FROM chunks WHERE document_id = ? RETURNING id", document_id)
+            for entry in chunks:
+                self._put_chunk(document_id, entry)
+
+    def _put_chunk(self, document_id: int, entry: IndexedChunk) -> None:
+        chunk = entry.chunk
+        place = (document_id, chunk.ordinal, chunk.start, chunk.end)
+        heading = json.dumps(chunk.heading, ensure_ascii=False)
+        values = (*place, chunk.text, heading, chunk.page, chunk.tokens, entry.gist_key)
+        chunk_id = self._run(schema.PUT_CHUNK, (*values, _row_sha256(values)))[0][0]
+        for vector in np.asarray(entry.vectors, "<f4"):
+            self._run("INSERT INTO vectors (chunk_id, vector) VALUES (?, ?)", (chunk_id, vector.tobytes()))
+
+    def remove_document(self, path: str) -> None:
+        """Remove a document; `gc` then removes its gists and every trace of its text."""
+        with self._writing():
+            self._forget("DELETE FROM documents WHERE path = ? RETURNING id", path)
+
+    def rename_document(self, old: str, new: str) -> None:
+        """Give a document another path; its chunks keep their ids."""
+        with self._writing():
+            self._run("UPDATE documents SET path = ? WHERE path = ?", (new, old))
+
+    def touch(self, path: str, *, size: int, mtime_ns: int) -> None:
+        """Record that the file of a document was seen again with the same content."""
+        with self._writing():
+            self._run("UPDATE documents SET size = ?, mtime_ns = ?, stale = 0 WHERE path = ?", (size, mtime_ns, path))
+
+    def mark_stale(self, path: str) -> None:
+        """Record that the file of a document cannot be read now; what is indexed of it stays."""
+        with self._writing():
+            self._run("UPDATE documents SET stale = 1 WHERE path = ?", (path,))
+
+    def set_skipped(self, rows: Iterable[Skipped]) -> None:
+        """Replace the list of files that are no documents."""
+        with self._writing():
+            self._run("DELETE FROM skipped")
+            for row in rows:
+                self._run("INSERT INTO skipped VALUES (?, ?, ?)", (row.path, row.sha256, row.reason))
+
+    def commit(self) -> None:
+        """Make all that was written since the last time durable and visible, at once."""
+        with self._guard:
+            if self._connection.in_transaction:
+                self._run("COMMIT")
+
+    @property
+    def checked_ns(self) -> int:
+        """When the gist files were last known to be as recorded, 0 for never; nanoseconds as in a file's mtime."""
+        return int(self._get("checked_ns") or 0)
+
+    def set_checked(self) -> None:
+        """Record that the gist files are as recorded, now."""
+        with self._writing():
+            self._set("checked_ns", str(time.time_ns()))
+
+    # The faiss file, see `gistrag.retrieval.write_snapshot`
+
+    def snapshot_record(self) -> Snapshot | None:
+        """Return what the current faiss file holds, None where there is none for this embedder."""
+        with suppress(IndexFolderError):
+            values = self._get_sealed("snapshot")
+            if values and values["vectors_by"] == self._vectors_by:
+                return Snapshot(values["sha256"], self._vectors_by, int(values["last_id"]), int(values["count"]))
+        return None
+
+    def snapshot_bytes(self, record: Snapshot) -> bytes | None:
+        """Return the faiss file, None where it is missing or not the one recorded; the vectors then serve."""
+        with suppress(OSError):
+            data = files.read(self._snapshot_path(record.sha256))
+            if hashlib.sha256(data).hexdigest() == record.sha256:
+                return data
+        return None
+
+    def put_snapshot(self, data: bytes, rows: VectorRows) -> None:
+        """Write *data*, the faiss file of *rows*, and commit."""
+        record = Snapshot(hashlib.sha256(data).hexdigest(), self._vectors_by, rows.last_id, len(rows.chunk_ids))
+        files.write_atomic(self._snapshot_path(record.sha256), data)
+        with self._writing():
+            self._set_sealed("snapshot", {name: str(value) for name, value in asdict(record).items()})
+        self.commit()
+
+    def _snapshot_path(self, sha256: str) -> Path:
+        return self.folder / f"faiss-{sha256}.idx"
+
+    # Housekeeping
+
+    def gc(self) -> int:
+        """Commit, remove what nothing refers to, and return how many files that were.
+
+        After a removal the words are indexed anew, since FTS5 keeps those of deleted rows until it happens to merge.
+        """
+        with self._writing():
+            self._run(schema.DROP_UNUSED_GISTS)
+            if self._get("has_deleted_words"):
+                self._run("INSERT INTO words (words) VALUES ('rebuild')")
+                self._run("DELETE FROM settings WHERE name = 'has_deleted_words'")
+        self.commit()
+        strays = self.unreferenced()
+        for path in strays:
+            files.remove(path)
+        return len(strays)
+
+    def unreferenced(self) -> list[Path]:
+        """Return the files a build left behind: gists without a row, old faiss files, half-written ones."""
+        kept = {self.gist_path(row.key) for row in self.gist_rows()}
+        if record := self.snapshot_record():
+            kept.add(self._snapshot_path(record.sha256))
+        found = [*self.folder.glob("faiss-*.idx"), *self.folder.glob(f".*{files.TEMPORARY}")]
+        found += [path for path in (self.folder / "gists").rglob("*") if path.is_file()]
+        return sorted(set(found) - kept)
+
+    def damaged_documents(self) -> list[str]:
+        """Return the paths of documents of which a chunk is damaged; a build replaces them."""
+        return sorted({row[2] for row in self._run(schema.CHUNKS) if not _is_whole(row)})
+
+    def integrity(self) -> list[str]:
+        """Return what SQLite finds wrong in index.db, one line each; nothing for a sound one."""
+        return [row[0] for row in self._run("PRAGMA integrity_check") if row[0] != "ok"]
+
+    # Below: SQLite
+
+    def _connect(self) -> None:
+        self._database = self.folder / "index.db"
+        with self._explained():
+            if not self._database.is_file():
+                raise _nothing_built(self.folder)
+            self._is_immutable = not self._is_builder and _is_frozen(self.folder)
+            self._opened = files.stamp(self._database)
+            mode = "mode=rw" if self._is_builder else "immutable=1" if self._is_immutable else "mode=ro"
+            self._connection = sqlite3.connect(
+                f"{self._database.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, check_same_thread=False
+            )
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        self._connection.text_factory = lambda data: data.decode(errors="replace")  # what is damaged fails its hash
+        self._connection.create_function("casefold", 1, str.casefold, deterministic=True)
+        application, version = self._run("PRAGMA application_id")[0][0], self._run("PRAGMA user_version")[0][0]
+        is_empty = not application and not self._run("SELECT 1 FROM sqlite_master LIMIT 1")
+        if is_empty and not self._is_builder:
+            raise _nothing_built(self.folder)
+        if not is_empty and application != schema.APPLICATION_ID:
+            raise IndexFolderError(f"{self._database} is not an index of gistrag; choose another folder")
+        if version > schema.FORMAT_VERSION:
+            raise IndexFolderError(
+                f"{self.folder} has index format {version}, this gistrag reads up to {schema.FORMAT_VERSION}; "
+                "upgrade gistrag, or build into another folder"
+            )
+        if self._is_builder:
+            for pragma in schema.BUILDER_PRAGMAS:
+                self._run(pragma)
+        if is_empty:
+            self._run("BEGIN IMMEDIATE")  # an index exists from the first commit on
+            for statement in schema.SCHEMA:
+                self._run(statement)
+
+    def _run(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+        """Return the rows of one statement; SQLite's errors become ours."""
+        with self._guard, self._explained():
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Make what is written inside one step: all of it joins the transaction, or nothing."""
+        with self._guard:
+            if not self._connection.in_transaction:
+                self._run("BEGIN IMMEDIATE")
+            self._run("SAVEPOINT step")
+            try:
+                yield
+            except BaseException:
+                with suppress(IndexFolderError, ResourceError):  # SQLite may have rolled back by itself
+                    self._run("ROLLBACK TO step")
+                    self._run("RELEASE step")
+                raise
+            self._run("RELEASE step")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind
+            if code == sqlite3.SQLITE_FULL:
+                raise ResourceError(
+                    f"no space left for {self._database}; free some and run the same command again, it continues"
+                ) from error
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise self._damaged(str(error)) from error
+            raise IndexFolderError(f"could not use {self._database}: {error}; check the folder") from error
+        except OSError as error:
+            raise IndexFolderError(f"could not use {self._database}: {error.strerror}; check the folder") from error
+
+    def _damaged(self, what: str) -> IndexFolderError:
+        return IndexFolderError(
+            f"{self._database} is damaged ({what}); restore it, or remove the folder and build again"
+        )
+
+    def _get(self, name: str) -> str:
+        rows = self._run("SELECT value FROM settings WHERE name = ?", (name,))
+        return str(rows[0][0]) if rows else ""
+
+    def _set(self, name: str, value: str) -> None:
+        self._run("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, value))
+
+    def _get_sealed(self, name: str) -> dict[str, str]:
+        """Return what `_set_sealed` put, nothing where it put nothing; a changed letter is damage."""
+        seal, _, line = self._get(name).partition(" ")
+        with suppress(ValueError, TypeError):
+            values: dict[str, str] = json.loads(line or "{}")
+            if not line or digest(values) == seal:
+                return values
+        raise self._damaged(f"{name} differs from its hash")
+
+    def _set_sealed(self, name: str, values: dict[str, str]) -> None:
+        self._set(name, f"{digest(values)} {json.dumps(values)}")
+
+    def _use(self, config: dict[str, str]) -> None:
+        self._config = config
+        self._gists_by = digest(_strings(config.get("gist_fingerprint", "{}")))
+        self._vectors_by = digest(_strings(config.get("embedder_fingerprint", "{}")))
+
+    def _configured(self, name: str) -> str:
+        if self.is_new:
+            raise _nothing_built(self.folder)
+        return self._config[name]
+
+    def _forget(self, statement: str, value: int | str) -> None:
+        if self._run(statement, (value,)):
+            self._set("has_deleted_words", "1")
+
+    def _chunk_rows(self, statement: str, value: str) -> list[ChunkRow]:
+        rows = self._run(statement, (value,))
+        whole = [row for row in rows if _is_whole(row)]
+        if len(whole) < len(rows):
+            logger.warning("%d damaged chunks are left out; run gistrag build", len(rows) - len(whole))
+        values = ([*row[:7], tuple(json.loads(row[7])), *row[8:11]] for row in whole)
+        return [ChunkRow(*value) for value in values]
+
+
+def _is_frozen(folder: Path) -> bool:
+    """Return whether SQLite must be told that nobody writes, since it cannot make the ``-shm`` a reader needs.
+
+    Told so, it would silently ignore commits that are still in a ``-wal``; then it has to fail instead.
+    """
+    wal, shm = folder / "index.db-wal", folder / "index.db-shm"
+    is_quiet = not wal.exists() or (not wal.stat().st_size and not shm.exists())
+    return is_quiet and not os.access(folder, os.W_OK)
+
+
+def _nothing_built(folder: Path) -> IncompleteIndexError:
+    return IncompleteIndexError(f"no index in {folder}, or its first build has not committed yet; run gistrag build")
+
+
+def _strings(line: str) -> dict[str, str]:
+    values: dict[str, str] = json.loads(line)
+    return values
+
+
+def _row_sha256(values: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()
+
+
+def _is_whole(row: Sequence[Any]) -> bool:
+    """Return whether a row of CHUNKS is what was put: SQLite notices a broken page, not a changed letter."""
+    return bool(row[11] == _row_sha256((row[1], *row[3:11])))

@@ -1,0 +1,139 @@
+"""`gistrag verify`: is every file of an index what was recorded of it. Nothing is changed.
+
+What is damaged is answered from its text meanwhile, and made again by the build that is named at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gistrag import command
+from gistrag.errors import CorruptGistError, GistNotFoundError
+
+if TYPE_CHECKING:
+    from gistrag.store import Store
+
+DAMAGED = 4
+
+app = command.application()
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What is wrong with an index.
+
+    Attributes:
+        gists: how many files were read; damaged, missing: what is wrong with each, a line.
+        database: damage in index.db; documents: paths of those a build has to make again.
+        unreferenced: files nothing refers to, which the next build removes; stale: documents whose file could not be
+            read by the last build.
+    """
+
+    gists: int = 0
+    damaged: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    database: list[str] = field(default_factory=list)
+    documents: list[str] = field(default_factory=list)
+    unreferenced: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every answer can come from gists."""
+        return not (self.damaged or self.missing or self.database)
+
+
+@app.command("verify", epilog=command.examples("gistrag verify", "gistrag verify --full --index notes-index/"))
+def verify(
+    index: command.Index = command.INDEX,
+    full: Annotated[
+        bool, typer.Option("--full", help="Check every row and page of index.db and the vectors too.")
+    ] = False,
+    as_json: command.Json = False,
+    quiet: command.Quiet = False,
+    debug: command.Debug = False,
+) -> int:
+    """Check every gist file against its hash.
+
+    Nothing is changed. Ends with code 4 if a file is damaged or missing, and says which build makes it again.
+    """
+    from gistrag.store import Store
+
+    with Store.open(index) as store, store.snapshot():
+        findings = check(store, full=full)
+        build = f"gistrag build {os.path.normpath(store.folder / store.source)} --index {store.folder} --verify"
+    if as_json:
+        command.print_json({"index": str(index), "sound": findings.is_sound, **asdict(findings)})
+    else:
+        print("\n".join(_lines(findings, build)))
+    return 0 if findings.is_sound else DAMAGED
+
+
+def check(store: Store, *, full: bool = False) -> Findings:
+    """Return what is wrong with an index; *full* looks into every row of the database and at the vectors as well."""
+    findings = Findings(stale=[row.path for row in store.documents() if row.stale])
+    broken = _check_gists(store, findings)
+    chunks = (chunk for row in store.documents() for chunk in store.chunks_of(row.path))
+    affected = {chunk.path for chunk in chunks if chunk.gist_key in broken}
+    if full:
+        affected |= _check_database(store, findings)
+    findings.documents = sorted(affected)
+    findings.unreferenced = [str(path) for path in store.unreferenced()]
+    return findings
+
+
+def _check_gists(store: Store, findings: Findings) -> set[str]:
+    """Read every gist file and return the keys of those that cannot be used."""
+    broken = set()
+    for row in store.gist_rows():
+        findings.gists += 1
+        try:
+            store.load(row.key)
+        except GistNotFoundError as error:
+            findings.missing.append(str(error).partition(";")[0])
+        except CorruptGistError as error:
+            findings.damaged.append(str(error).partition(";")[0])
+        else:
+            continue
+        broken.add(row.key)
+    return broken
+
+
+def _check_database(store: Store, findings: Findings) -> set[str]:
+    """Look into index.db and at the vectors, and return the paths of documents with a damaged chunk."""
+    documents = store.damaged_documents()
+    findings.database = [*store.integrity(), *(f"a chunk of {path} differs from its hash" for path in documents)]
+    record = store.snapshot_record()
+    if record and store.snapshot_bytes(record) is None:
+        findings.database.append("the vector file is missing or damaged; the vectors in index.db serve instead")
+    return set(documents)
+
+
+def _lines(findings: Findings, build: str) -> list[str]:
+    found = {
+        "damaged": findings.damaged,
+        "missing": findings.missing,
+        "database": findings.database,
+        "unreferenced": findings.unreferenced,
+        "stale": findings.stale,
+    }
+    lines = [f"{name}: {line}" for name, listed in found.items() for line in listed]
+    if findings.is_sound:
+        return [*lines, f"{findings.gists:,} gist files are as recorded"]
+    again = f"; makes {', '.join(findings.documents)} again" if findings.documents else ""
+    return [*lines, f"run {build}{again}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check an index and return the exit code."""
+    return command.run(app, argv, program="gistrag verify")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

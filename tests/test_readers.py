@@ -1,0 +1,396 @@
+"""Bytes become text, or one reason why not; hostile files cost nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from files import (
+    make_bomb_pdf,
+    make_docx,
+    make_docx_of_xml,
+    make_encrypted_pdf,
+    make_pdf,
+    with_part,
+)
+
+from gistrag import readers
+from gistrag.errors import DocumentError
+from gistrag.readers import Text, Worker, is_document, missing_reader, read
+
+
+@pytest.fixture(scope="module")
+def hurried() -> Iterator[Worker]:
+    """A worker that gives up after one second of CPU time."""
+    worker = Worker(cpu_s=1)
+    yield worker
+    worker.close()
+
+
+def reason(data: bytes, name: str) -> str:
+    """Return why *data* is refused."""
+    with pytest.raises(DocumentError) as caught:
+        read(data, name)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.txt", "text"),
+        ("A.MD", "markdown"),
+        ("a.py", "code"),
+        ("README", "text"),
+        ("Makefile", "code"),
+        ("a", "text"),
+    ],
+)
+def test_plain_text_is_read_as_it_stands(name: str, kind: str) -> None:
+    """Suffix or name tell the kind; the text is untouched."""
+    expected = "  é # one\n\ttwo \x0c\n"
+
+    result = read(expected.encode(), name)
+
+    assert (expected, kind, ()) == (result.text, result.kind, result.pages)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_known_encodings_and_line_ends_give_the_same_text(encoding: str, end: str) -> None:
+    """A byte order mark is obeyed and dropped, line ends become one kind."""
+    data = end.join(["naïve", "日本"]).encode(encoding)
+
+    assert "naïve\n日本" == read(data, "a.txt").text
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("café".encode("latin-1"), "not UTF-8 text at byte 3"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "binary: a zero byte at offset 8"),
+        ("wide".encode("utf-16-le"), "binary"),
+        ("wide".encode("utf-32"), "binary"),
+        (b"\xff\xfea", "not UTF-16 text"),
+        (b"\xff\xfe\x00\xd8", "not UTF-16 text"),
+        (b"\xed\xa0\x80", "not UTF-8 text"),
+        (b"", "empty"),
+        (b"\xef\xbb\xbf \r\n\t", "empty"),
+    ],
+)
+def test_what_is_no_text_is_refused(data: bytes, expected: str) -> None:
+    """Another encoding, binary data and blank files have a reason each, never a replacement character."""
+    assert reason(data, "a.txt").startswith(expected)
+
+
+def test_a_replacement_character_of_the_author_stays() -> None:
+    """A U+FFFD that is really in the file is text like any other."""
+    assert "a\ufffdb" == read("a\ufffdb".encode(), "a.txt").text
+
+
+def test_too_much_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text over the limit is refused with both numbers."""
+    monkeypatch.setattr(readers, "TEXT_CHARS_MAX", 3)
+
+    assert "holds 4 characters or more of text; the most is 3" == reason(b"four", "a.txt")
+
+
+def test_names_tell_documents() -> None:
+    """Suffixes and well-known names are documents, others are not; office formats without a reader are told."""
+    names = ["a.PDF", "LICENSE", "a.b.rst", "a.png", "a", "pdf"]
+
+    assert ["a.PDF", "LICENSE", "a.b.rst"] == list(filter(is_document, names))
+    assert missing_reader("a.png") is None
+    assert "no reader for .pptx files; save it as pdf, docx or html" == missing_reader("a.PPTX")
+
+
+def test_rst_titles_become_headings() -> None:
+    """Title styles rank in the order they appear; tables and quoted rules are left alone."""
+    source = (
+        "====\nTop\n====\n\nOne\n---\ntext\n\nDeep\n~~~~\n\nTwo\n---\n\n==== ====\na    b\n==== ====\n\n::\n\n  --\n"
+    )
+
+    text = read(source.encode(), "a.rst").text
+
+    assert ["# Top", "## One", "### Deep", "## Two"] == [line for line in text.split("\n") if line.startswith("#")]
+    assert text.endswith("==== ====\na    b\n==== ====\n\n::\n\n  --\n")
+
+
+def test_html_becomes_markdown() -> None:
+    """Headings, lists, tables, code and entities are readable; scripts and styles are gone."""
+    page = b"""<!doctype html><head><title>Shop &ndash; tools</title><style>p{}</style></head><body>
+    <h1>Tools</h1><p>Fish &amp; <b>chips</b>, a&lt;b<br>next<script>alert("x")</script>
+    <ol><li>one<li>two<ul><li>deep</ul></ol>
+    <table><tr><th>name<th>price</tr><tr><td>saw|blade<td><p>12</p><ul><li>net</ul></table>
+    <p># no heading<pre>def f():
+    return "```"</pre><h2>End<p>bye<svg><title>drawn</title></svg>"""
+
+    expected = (
+        "# Tools\n\nFish & chips, a<b\nnext\n\n1. one\n2. two\n  - deep\n\n"
+        "| name | price |\n| --- | --- |\n| saw\\|blade | 12 net |\n\n\\# no heading\n\n"
+        '````\ndef f():\n    return "```"\n````\n\n## End\n\nbye'
+    )
+    assert Text(text=expected, kind="html") == read(page, "a.html")
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        (b"<title>T</title>x", "# T\n\nx"),
+        (b"<pre>open", "```\nopen\n```"),
+        (b"<table><tr><td>open", "| open |\n| --- |"),
+        (b"a</p></ul></table></pre></title></script>b", "a\n\nb"),
+        (b"<li>stray<li>again", "- stray\n- again"),
+        (b"<table><tr><td>a<table><tr><td>b</table></table>c", "| a b |\n| --- |\n\nc"),
+        (b"a < b &nosuch; &#x110000;", "a < b &nosuch; \ufffd"),
+    ],
+)
+def test_broken_html_loses_no_words(page: bytes, expected: str) -> None:
+    """Missing and stray tags are forgiven."""
+    assert expected == read(page, "a.htm").text
+
+
+def test_notebooks_keep_markdown_code_and_short_outputs() -> None:
+    """Cells in order, code fenced, long outputs dropped."""
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "words"]},
+        {"cell_type": "code", "source": "1 + 1", "outputs": [{"data": {"text/plain": ["2"]}}]},
+        {"cell_type": "code", "source": "noise()", "outputs": [{"text": "x" * 5000}]},
+        {"cell_type": "code", "source": [], "outputs": []},
+    ]
+    data = json.dumps({"cells": cells, "nbformat": 4}).encode()
+
+    expected = "# Title\nwords\n\n```python\n1 + 1\n```\n\n```output\n2\n```\n\n```python\nnoise()\n```"
+    assert Text(text=expected, kind="notebook") == read(data, "a.ipynb")
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[]", b"nonsense", b'{"cells": [1]}', b"[" * 100_000])
+def test_what_is_no_notebook_is_refused(data: bytes) -> None:
+    """A notebook that is none has a reason."""
+    assert reason(data, "a.ipynb").startswith("not a Jupyter notebook")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'name;note\nAda;"two\nlines"\nAlan;', "name: Ada\nnote: two lines\n\nname: Alan"),
+        (b"a\tb\n1\t2\t3\n\n", "a: 1\nb: 2\ncolumn 3: 3"),
+        (b"only,header\n", "only,header\n"),
+        (b'a,b\n"' + b"x" * 140_000, 'a,b\n"' + "x" * 140_000),
+    ],
+)
+def test_tables_become_records(data: bytes, expected: str) -> None:
+    """Every row says what its cells are; what is no table stays as it is."""
+    assert Text(text=expected, kind="table") == read(data, "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'{"a": {"b c": 1.50}, "d": [1, true, null], "d": "twice"}', "a.b c: 1.50\nd: 1, true, null\nd: twice"),
+        (b'[{"a": 1}, {"a": [{"b": 2}, {}]}]', "a: 1\n\na[0].b: 2\na[1]: {}"),
+        (b'{"a": 1} // comment', '{"a": 1} // comment'),
+        (b'{"a": "\\ud800"}', '{"a": "\\ud800"}'),
+        (b'{"a": "x\\u0000y"}', "a: xy"),
+        (b"[" * 50_000, "[" * 50_000),
+        (b"[]", "[]"),
+    ],
+)
+def test_json_becomes_paths_and_values(data: bytes, expected: str) -> None:
+    """Values keep their path and digits; what is no JSON stays as it is."""
+    assert Text(text=expected, kind="json") == read(data, "a.json")
+
+
+def test_jsonl_has_a_record_a_line() -> None:
+    """A broken line stays as it is, among the others."""
+    assert "a: 1\n\nbroken {\n\na: 2" == read(b'{"a": 1}\nbroken {\n\n{"a": 2}\n', "a.jsonl").text
+
+
+def test_pdf_pages_have_offsets() -> None:
+    """Pages begin where they are said to, an empty one included, and a word cut at a line end is whole."""
+    result = read(make_pdf(["Hello infor-", "mation"], [], ["page three"]), "a.pdf")
+
+    assert ("Hello information\n\npage three", "pdf", (0, 19, 19)) == (result.text, result.kind, result.pages)
+
+
+def test_docx_becomes_markdown() -> None:
+    """Headings, lists and tables in reading order."""
+    expected = "# Handbook\n\nRead me first.\n\n## Tools\n\n- hammer\n- saw\n\n"
+    expected += "| tool | price |\n| --- | --- |\n| hammer | 12 |"
+
+    assert Text(text=expected, kind="docx") == read(make_docx(), "a.docx")
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "expected"),
+    [
+        (make_pdf([], []), "scan.pdf", "no text on its 2 pages; if it is a scan, run OCR on it first"),
+        (make_encrypted_pdf(), "locked.pdf", "encrypted; save it without a password"),
+        (b"%PDF-1.4 nonsense", "broken.pdf", "Failed to load document"),
+        (b"\xd0\xcf\x11\xe0 ole", "locked.docx", "encrypted, or an old .doc"),
+        (b"PK nonsense", "broken.docx", "not a docx file"),
+        (with_part(make_docx(), "word/document.xml", b"<a"), "torn.docx", "cannot be parsed: XMLSyntaxError"),
+        (with_part(make_docx(), "x", b"0" * 2**25), "ratio.docx", "expands"),
+    ],
+)
+def test_documents_that_cannot_be_read_have_a_reason(data: bytes, name: str, expected: str) -> None:
+    """Scans, passwords, torn files and zip bombs are refused in one line."""
+    assert reason(data, name).startswith(expected)
+
+
+def test_a_zip_that_expands_too_far_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expanded size counts even where the ratio is harmless."""
+    monkeypatch.setattr(readers, "ZIP_BYTES_MAX", 1000)
+
+    with pytest.raises(DocumentError, match=r"expands to [\d,]+ bytes; the most is 1,000"):
+        readers.read_docx(make_docx())
+
+
+def test_an_external_entity_is_not_opened(tmp_path: Path) -> None:
+    """A document cannot pull another file in."""
+    secret = tmp_path / "secret"
+    secret.write_text("canary")
+
+    text = read(make_docx_of_xml("see &x;", f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]>'), "a.docx").text
+
+    assert "see" == text
+
+
+def test_an_entity_bomb_does_not_go_off() -> None:
+    """Nested entities are refused, or stay closed."""
+    rows = "".join(f'<!ENTITY a{level} "{f"&a{level - 1};" * 10}">' for level in range(1, 12))
+    bomb = make_docx_of_xml("see &a11;", f'<!DOCTYPE a [<!ENTITY a0 "boom">{rows}]>')
+
+    try:
+        text = read(bomb, "a.docx").text
+    except DocumentError as error:
+        text = str(error)
+
+    assert len(text) < 300
+
+
+def test_a_parser_that_takes_too_long_is_stopped_and_replaced(hurried: Worker) -> None:
+    """A PDF that draws 10^12 words costs its reason; the next file is read."""
+    with pytest.raises(DocumentError, match="parsing took more than 1 s of CPU time"):
+        hurried.read(make_bomb_pdf(), "bomb.pdf")
+
+    assert "next" == hurried.read(make_pdf(["next"]), "a.pdf").text
+
+
+def test_a_parser_that_hangs_is_stopped() -> None:
+    """Wall time is limited as well."""
+    worker = Worker(wall_s=0.5)
+    worker.read(b"<p>warm", "a.html")
+
+    with pytest.raises(DocumentError, match=r"parsing took more than 0\.5 s"):
+        worker.read(make_bomb_pdf(), "bomb.pdf")
+
+    worker.close()
+
+
+def test_a_parser_that_needs_too_much_memory_is_stopped() -> None:
+    """A file within the limits of size and text can still need too much to be parsed."""
+    wide = "🎉".encode() * 60_000_000  # 240 MB here and four bytes a character there, several times over
+
+    assert "parsing needs more than 1024 MiB of memory" == reason(wide, "a.csv")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_files_are_read_or_refused(hurried: Worker, seed: int) -> None:
+    """Whatever is flipped, cut or doubled, there is a text or a reason."""
+    rng = random.Random(seed)
+    html = b"<title>a</title><ul><li>b<table><tr><td>c</table><pre>d</pre>&amp;<!-- e --><script>f</script>"
+    table = b'[{"a": "b,c"}, 1.5]\n"x";"y"\n'
+    files = {
+        "a.pdf": make_pdf(["one"], ["two"]),
+        "a.docx": make_docx(),
+        "a.html": html,
+        "a.json": table,
+        "a.csv": table,
+    }
+
+    for name, data in [*files.items()] * 12:
+        try:
+            outcome = hurried.read(mutate(data, rng), name).text
+        except DocumentError as error:
+            outcome = str(error)
+        assert outcome.strip()
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Return *data* with a few bytes flipped, a piece cut out or a piece doubled."""
+    out = bytearray(data)
+    for _ in range(rng.randint(1, 8)):
+        at, length = rng.randrange(len(out)), rng.randint(1, 40)
+        match rng.randrange(3):
+            case 0:
+                out[at] = rng.randrange(256)
+            case 1 if len(out) > 2 * length:
+                del out[at : at + length]
+            case _:
+                out[at:at] = out[at : at + length]
+    return bytes(out)
+
+
+def test_a_killed_worker_costs_one_file(hurried: Worker) -> None:
+    """A crash inside a parser is a reason, not a crash here."""
+    hurried.read(b"<p>warm", "a.html")
+    assert hurried._process is not None
+    os.kill(hurried._process.pid, signal.SIGKILL)
+    hurried._process.wait()
+
+    with pytest.raises(DocumentError, match="the parser crashed on it"):
+        hurried.read(b"<p>lost", "a.html")
+
+    assert "kept" == hurried.read(b"<p>kept", "a.html").text
+
+
+def test_the_worker_dies_with_its_parent() -> None:
+    """A parent that is killed leaves no worker behind, even one in the middle of a file."""
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "from gistrag.readers import Worker\nfrom files import make_bomb_pdf\n"
+        "worker = Worker(); worker.read(b'<p>warm', 'a.html'); print(worker._process.pid, flush=True)\n"
+        "worker.read(make_bomb_pdf(), 'bomb.pdf')"
+    )
+    here = Path(__file__).parent
+    parent = subprocess.Popen([sys.executable, "-c", code, here.parent, here], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+
+    deadline_s = time.monotonic() + 5
+    while _is_running(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+
+    assert not _is_running(pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_plain_text_needs_no_worker() -> None:
+    """Reading text starts no process and loads no parser or tensor library."""
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from gistrag import readers\n"
+        "readers.read(b'# a', 'a.md'); readers.read(b'a', 'a.py'); readers.read(b'a', 'a.rst')\n"
+        "print(readers._worker.cache_info().misses, [m for m in ('torch', 'docx', 'pypdfium2') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[1]
+
+    out = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True).stdout
+
+    assert "0 []" == out.strip()
