@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ARMS = ("text", "gist")
 BUILT_IN_QUESTIONS = 8
 CHUNKS_COMPRESSED = 24
+BUSY_SHARE = 0.5
 
 app = command.application()
 
@@ -76,6 +77,8 @@ def bench(
         from gistrag.rag import GistRAG
 
         rag = GistRAG.open(index, device=device)
+    if os.getloadavg()[0] > BUSY_SHARE * (os.cpu_count() or 1):
+        command.say(f"this machine is busy (load {os.getloadavg()[0]:.1f}); figures from a quiet one say more")
     with rag, command.waiting("measuring"):
         asked = questions_from(questions) if questions else built_in_questions(rag)
         result = {

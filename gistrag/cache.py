@@ -94,3 +94,14 @@ def concatenate(caches: Sequence[GistCache], rope: Rope, *, layout: Layout = "sp
         placed.append(relocate(cache, offset, rope=rope, layout=layout))
         offset += cache.span(layout)
     return Memory(kv=torch.cat(placed, dim=3), next_position=offset)
+
+
+def side_by_side(memories: Sequence[Memory]) -> tuple[Tensor, Tensor]:
+    """Return memories as one batch, padded on the left: keys and values, and which slots are real.
+
+    Shapes ``(layers, 2, batch, kv_heads, slots, head_dim)`` and ``(batch, slots)`` bool.
+    """
+    slots = max(memory.slots for memory in memories)
+    padded = [torch.nn.functional.pad(memory.kv, (0, 0, slots - memory.slots, 0)) for memory in memories]
+    empty = torch.tensor([slots - memory.slots for memory in memories])
+    return torch.stack(padded, dim=2), torch.arange(slots) >= empty[:, None]

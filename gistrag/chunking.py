@@ -19,6 +19,7 @@ from gistrag.documents import Document
 
 MARKDOWN_KINDS = frozenset({"markdown", "html", "notebook", "docx"})
 _SEGMENT_CHARS = 64  # characters of a segment per token of a chunk: about 16 chunks of prose
+_LONG_CHARS = 8  # characters per token of a chunk: more than prose has, so one count of these tells that it is too long
 _SEAM = 2  # tokens of the white space between two pieces that are joined
 _SLACK = 16  # tokens that a cut in the middle of a word can add at most, for all practical words
 
@@ -76,14 +77,15 @@ class Chunker:
 
     def count(self, text: str) -> int:
         """Return how many tokens *text* takes, with nothing added and special tokens read as plain text."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)  # fast: without offsets
+        return len(encoding)
 
     def _size(self, text: str) -> int:
         """Return `count`, or for text much too long only something larger than a chunk: the splitter asks no more.
 
         It asks for the size of everything that is left over and over, so without this a long line takes quadratic time.
         """
-        chars = 2 * self.chunk_tokens
+        chars = _LONG_CHARS * self.chunk_tokens
         while chars < len(text):
             tokens = self.count(text[:chars])
             if tokens > self.chunk_tokens + _SLACK:

@@ -37,6 +37,7 @@ logger = logging.getLogger("gistrag")
 
 INTERRUPTED = 130
 READER_GONE = 141
+INSIST_S = 3.0
 INDEX = Path("index")
 
 
@@ -192,8 +193,10 @@ def _verdict(error: BaseException) -> tuple[int, str]:
             return error.exit_code, ""
         case GistRAGError():
             return error.exit_code, str(error)
-        case KeyboardInterrupt() | SystemExit() | typer.Abort():
-            return INTERRUPTED, "interrupted; what was committed is safe, the same command goes on from there"
+        case KeyboardInterrupt() | SystemExit(code=130) | typer.Abort():
+            return INTERRUPTED, "interrupted; a build that is run again goes on where it stopped"
+        case SystemExit():  # how rich takes it when the reader is gone
+            return READER_GONE, ""
         case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
             return READER_GONE, ""
@@ -240,12 +243,15 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, _end)
+    former = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGALRM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _end(number: int, frame: object) -> NoReturn:
+    signal.setitimer(signal.ITIMER_REAL, INSIST_S)  # what is raised inside an import or a destructor can get lost
     raise SystemExit(INTERRUPTED)  # no KeyboardInterrupt: a chat survives that

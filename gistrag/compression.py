@@ -130,9 +130,10 @@ def _selected(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:
 
 
 def _need(batch: _Batch) -> Tensor:
-    """Return the most attention each token receives while the model repeats the chunk, ``(layers, batch, kv_heads, n)``.
+    """Return the most attention each token receives while the model repeats the chunk.
 
-    The repetition is fed, not generated, so this is one more pass of about the length of the chunk.
+    Shape ``(layers, batch, kv_heads, n)``. The repetition is fed, not generated, so this is one more pass of about
+    the length of the chunk.
     """
     model, (rows, width) = batch.model, batch.ids.shape
     ask = torch.tensor(model.encode(REPEAT) + model.encode_template(model.prompt.after_question))

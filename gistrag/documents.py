@@ -21,7 +21,8 @@ from typing import TypeVar
 from pathspec import GitIgnoreSpec
 
 from gistrag.errors import DocumentError, UsageError
-from gistrag.readers import FILE_BYTES_MAX, is_document, missing_reader, read
+from gistrag.readers import FILE_BYTES_MAX, is_document, missing_reader
+from gistrag.worker import guarded_read
 
 INDEX_FILE = "index.db"  # a folder that holds one is an index, not documents
 _BLOCK_BYTES = 2**20
@@ -108,7 +109,7 @@ def load(folder: str | Path, file: FoundFile) -> Document:
     if not path.parent.resolve().is_relative_to(Path(folder).resolve()):
         raise DocumentError("lies outside the folder: a part of its path became a link")
     data, status = _settled(path, _read_all)
-    result = read(data, path.name)
+    result = guarded_read(data, path.name)
     return Document(
         path=file.path,
         sha256=hashlib.sha256(data).hexdigest(),

@@ -26,7 +26,7 @@ class Embedder:
     """A sentence-embedding model.
 
     Attributes:
-        folder: where its files are; window: tokens it reads.
+        folder: where its files are.
     """
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
@@ -42,7 +42,8 @@ class Embedder:
 
     @cached_property
     def window(self) -> int:
-        return int(self._model.max_seq_length) - 2  # its first and last tokens are its own
+        """Tokens of a text that it reads, its own first and last ones not counted."""
+        return int(self._model.max_seq_length) - 2
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gistrag.cache import Memory
+from gistrag.cache import Memory, side_by_side
 from gistrag.errors import ContextOverflowError
 from gistrag.model import GistModel
 
@@ -48,6 +48,49 @@ def generate(
         yield int(token.item())
         hidden = reading.feed(token[None], positions=torch.tensor([position]))
         position += 1
+
+
+def generate_together(
+    model: GistModel, memories: Sequence[Memory], prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 256
+) -> list[list[int]]:
+    """Return what `generate` says at temperature 0 for each memory and prompt, computed side by side.
+
+    Rows are padded on the left, so that all end at the same column; padding is never looked at.
+    """
+    kv, visible = side_by_side(memories)
+    ids, real = _padded_left(prompts)
+    count = ids.shape[1]
+    begins = torch.tensor([memory.next_position for memory in memories])[:, None]
+    positions = (begins + real.cumsum(dim=1) - 1).clamp(min=0)  # (batch, n)
+    visible = torch.cat((visible, real), dim=1)  # (batch, slots + n)
+    causal = torch.ones(count, visible.shape[1], dtype=torch.bool).tril(kv.shape[4])
+    itself = torch.eye(count, dtype=torch.bool)  # a padding row must look somewhere, or its softmax is not a number
+    mask = causal & visible[:, None]
+    mask[:, :, kv.shape[4] :] |= itself
+
+    reading = model.read_behind(kv)
+    hidden = reading.feed(ids, positions=positions, mask=mask)
+    said: list[list[int]] = [[] for _ in prompts]
+    talking = set(range(len(prompts)))
+    for _ in range(max_new_tokens):
+        tokens = model.logits(hidden[:, -1]).float().argmax(dim=-1).cpu()  # (batch,)
+        talking -= {row for row in talking if tokens[row].item() in model.stop_ids}
+        for row in talking:
+            said[row].append(int(tokens[row]))
+        if not talking:
+            break
+        positions = positions[:, -1:] + 1
+        visible = torch.cat((visible, torch.ones(len(prompts), 1, dtype=torch.bool)), dim=1)
+        hidden = reading.feed(tokens[:, None], positions=positions, mask=visible[:, None])
+    return said
+
+
+def _padded_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids and which of them are real, both ``(batch, n)``."""
+    count = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (count - len(row)) + list(row) for row in rows])
+    empty = torch.tensor([count - len(row) for row in rows])
+    return ids, torch.arange(count) >= empty[:, None]
 
 
 def require_room(model: GistModel, used: int) -> None:

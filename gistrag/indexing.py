@@ -289,7 +289,7 @@ def write_manifest(folder: str | Path) -> None:
 
     The builder must have closed the index: ``index_db_sha256`` is of the database as it rests.
     """
-    with Store.open(folder) as store:
+    with Store.open(folder) as store, (store.folder / "index.db").open("rb") as database:
         manifest = {
             "format": FORMAT_VERSION,
             "gistrag": __version__,
@@ -299,7 +299,7 @@ def write_manifest(folder: str | Path) -> None:
             "gist_fingerprint": store.gist_fingerprint,
             "embedder_fingerprint": store.embedder_fingerprint,
             "stats": asdict(store.stats()),
-            "index_db_sha256": hashlib.sha256(files.read(store.folder / "index.db")).hexdigest(),
+            "index_db_sha256": hashlib.file_digest(database, "sha256").hexdigest(),
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         files.write_atomic(store.folder / "manifest.json", text.encode())

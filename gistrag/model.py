@@ -70,7 +70,10 @@ class GistModel:
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         rotary = network.model.rotary_emb
-        self.rope = Rope(rotary.inv_freq.to(torch.promote_types(rotary.inv_freq.dtype, torch.float32)), float(rotary.attention_scaling))
+        self.rope = Rope(
+            rotary.inv_freq.to(torch.promote_types(rotary.inv_freq.dtype, torch.float32)),
+            float(rotary.attention_scaling),
+        )
         self.prompt: Prompt = chat_prompt(_renderer(tokenizer))
         self.text_tokenizer = _plain_tokenizer(tokenizer)
 
@@ -189,7 +192,15 @@ class GistModel:
 
     def read(self, memory: Memory | None = None, *, batch: int = 1) -> Reading:
         """Return a reading that starts behind *memory*, shared by *batch* rows."""
-        return Reading(self, memory, batch)
+        return Reading(self, None if memory is None else memory.kv[:, :, None].expand(-1, -1, batch, -1, -1, -1))
+
+    def read_behind(self, kv: Tensor) -> Reading:
+        """Return a reading that starts behind a memory for each row.
+
+        Args:
+            kv: ``(layers, 2, batch, kv_heads, slots, head_dim)``, keys rotated.
+        """
+        return Reading(self, kv)
 
     def unrotated(self, kv: Tensor, positions: Tensor, *, start: int, source_tokens: int) -> GistCache:
         """Return keys and values that the model rotated as a cache that can stand anywhere.
@@ -209,14 +220,11 @@ class Reading:
         slots: cache slots filled so far.
     """
 
-    def __init__(self, model: GistModel, memory: Memory | None, batch: int) -> None:
-        pairs = [] if memory is None else [(layer[0], layer[1]) for layer in memory.kv]  # (kv_heads, slots, head_dim)
+    def __init__(self, model: GistModel, kv: Tensor | None) -> None:
+        layers = None if kv is None else [(keys, values) for keys, values in kv]  # (batch, kv_heads, slots, head_dim)
         self._model = model
-        self._cache = transformers.DynamicCache(
-            [(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in pairs] or None,
-            config=model.network.config,
-        )
-        self.slots = 0 if memory is None else memory.slots
+        self._cache = transformers.DynamicCache(layers, config=model.network.config)
+        self.slots = 0 if kv is None else kv.shape[4]
 
     @torch.inference_mode()
     def feed(

@@ -1,56 +1,38 @@
-"""Bytes of one file → its text, one function per format, and a worker process for the formats with real parsers.
+"""Bytes of one file → its text, one function per format.
 
 `READERS` maps a file suffix to the function that reads it; adding a format is one function and one line there.
 Headings come out as markdown ``#`` lines whatever the format was, so that one rule cuts them all. Tables of records
 (csv, json) come out as ``name: value`` lines, so that a piece of a table still says what its numbers are.
 
-Plain text is read here. Everything with a parser is read in a child process with limits on memory, CPU and time, so
-that a hostile file costs one reason and nothing else; nothing but JSON and UTF-8 comes back through the pipe.
-
-Not here: which files are documents (`gistrag.documents`), OCR, page layout, headers and footnotes of docx.
+Not here: which files are documents (`gistrag.documents`), the guard around the parsers (`gistrag.worker`), OCR, page
+layout, headers and footnotes of docx.
 No encoding is guessed: what is not UTF-8, or UTF-16 with its mark, is refused rather than read wrongly.
 """
 
 from __future__ import annotations
 
-import atexit
 import csv
-import functools
 import io
 import itertools
 import json
-import logging
-import os
 import re
-import resource
-import signal
-import subprocess
-import sys
 import threading
-import time
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from html.parser import HTMLParser
-from pathlib import Path, PurePath
-from typing import IO, Any, Literal
+from pathlib import PurePath
+from typing import Any, Literal
 
 from gistrag.errors import DocumentError
+from gistrag.markup import Block, clean, fence, html_blocks, join, one_line, prose, require_length, table_blocks
 
 Kind = Literal["markdown", "text", "code", "html", "notebook", "table", "json", "pdf", "docx"]
 
 FILE_BYTES_MAX = 256 * 2**20
-TEXT_CHARS_MAX = 64 * 2**20
 ZIP_BYTES_MAX = 256 * 2**20
 ZIP_RATIO_MAX = 200
 OUTPUT_CHARS_MAX = 2_000  # a longer output of a notebook cell is data, not prose
-MEMORY_BYTES = 2**30
-CPU_S = 30
-WALL_S = 60
-
-_log = logging.getLogger("gistrag")
-_OUT_OF_MEMORY = 3  # exit code of the worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +40,7 @@ class Text:
     r"""What a file says.
 
     Attributes:
-        text: never blank, without NUL or half surrogates, lines end in ``\n``, at most `TEXT_CHARS_MAX` characters.
+        text: never blank, without NUL or half surrogates, lines end in ``\n``, no longer than `require_length` says.
         kind: what the reader made of it; decides how it is cut.
         pages: character offset at which each page begins; empty where the format has none.
     """
@@ -69,17 +51,31 @@ class Text:
 
 
 def read(data: bytes, name: str) -> Text:
-    r"""Return the text of the file *name* whose bytes are *data*; parsers run in the worker process.
+    r"""Return the text of the file *name* whose bytes are *data*, read in this process.
 
     Raises:
         DocumentError: the reason, in one line, why this is not a document.
+        Exception: whatever a parser raises on a file its author did not think of; `gistrag.worker` is the guard.
 
     >>> read(b"\xef\xbb\xbfone\r\ntwo", "notes.TXT").text
     'one\ntwo'
     """
-    if _reader(name) in _PLAIN:
-        return _parse(data, name)
-    return _worker(os.getpid()).read(data, name)
+    if not data:
+        raise DocumentError("empty")
+    result = _reader(name)(data)
+    if not result.text.strip():
+        raise DocumentError("empty")
+    require_length(len(result.text))
+    return result
+
+
+def has_parser(name: str) -> bool:
+    """Return whether reading the file *name* takes a parser, which a hostile file could lead astray.
+
+    >>> has_parser("a.pdf"), has_parser("a.md")
+    (True, False)
+    """
+    return _reader(name) not in _PLAIN
 
 
 def is_document(name: str) -> bool:
@@ -101,22 +97,6 @@ def _reader(name: str) -> Reader:
     if name.upper() in _NAMES:
         return read_code if name.upper() in _CODE_NAMES else read_text
     return READERS.get(PurePath(name).suffix.lower(), read_text)
-
-
-def _parse(data: bytes, name: str) -> Text:
-    """Return the text of *data*, read in this process."""
-    if not data:
-        raise DocumentError("empty")
-    result = _reader(name)(data)
-    if not result.text.strip():
-        raise DocumentError("empty")
-    _require_length(len(result.text))
-    return result
-
-
-def _require_length(chars: int) -> None:
-    if chars > TEXT_CHARS_MAX:
-        raise DocumentError(f"holds {chars:,} characters or more of text; the most is {TEXT_CHARS_MAX:,}")
 
 
 # ---------------------------------------------------------------- plain text
@@ -192,83 +172,11 @@ def _decode(data: bytes) -> str:
         ) from None
     if "\0" in text:
         raise DocumentError(f"binary: a zero character at offset {text.index(chr(0)):,}")
-    _require_length(len(text))
+    require_length(len(text))
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-# ---------------------------------------------------------------- blocks: html, notebook and docx meet here
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One paragraph, heading, list item, table row or fence of a text in the making."""
-
-    text: str
-    kind: Literal["paragraph", "item", "row"] = "paragraph"
-
-
-def _join(blocks: Iterable[_Block]) -> str:
-    """Return the blocks a blank line apart; items of a list and rows of a table follow line on line.
-
-    An empty block only ends the list or table before it.
-    """
-    parts: list[str] = []
-    before, chars = "", 0
-    for block in blocks:
-        if not block.text:
-            before = ""
-            continue
-        tight = block.kind == before != "paragraph"
-        parts.append(("\n" if tight else "\n\n") if parts else "")
-        parts.append(block.text)
-        before, chars = block.kind, chars + len(block.text) + 2
-        _require_length(chars)
-    return _clean("".join(parts))
-
-
-def _clean(text: str) -> str:
-    """Return *text* without the control characters that parsers let through.
-
-    Raises:
-        DocumentError: half of a surrogate pair, which no file can store.
-    """
-    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffe\uffff]", "", text).replace("\r\n", "\n")
-    if re.search(r"[\ud800-\udfff]", text):
-        raise DocumentError("broken encoding: half of a surrogate pair")
-    return text.replace("\r", "\n")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _prose(text: str) -> str:
-    """Return *text* such that it cannot be taken for a heading or a fence."""
-    return re.sub(r"(?m)^(#{1,6}\s|```|~~~)", r"\\\1", text)
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _rows(table: list[list[str]]) -> Iterator[_Block]:
-    """Yield a table as markdown: the first row, the ruler under it, the others."""
-    for number, cells in enumerate(table):
-        yield _Block(_row(cells), "row")
-        if number == 0:
-            yield _Block("|" + " --- |" * len(cells), "row")
-    if table:
-        yield _Block("")  # two tables in a row stay two
-
-
-def _fence(code: str, language: str = "") -> str:
-    """Return *code* between fences longer than any in it."""
-    longest = max((len(run) for run in re.findall(r"`{3,}", code)), default=2)
-    mark = "`" * (longest + 1)
-    return f"{mark}{language}\n{code.rstrip()}\n{mark}"
-
-
-# ---------------------------------------------------------------- html
+# ---------------------------------------------------------------- html, notebooks, records
 
 
 def read_html(data: bytes) -> Text:
@@ -277,170 +185,7 @@ def read_html(data: bytes) -> Text:
     >>> read_html(b"<h2>Fish &amp; chips</h2><ul><li>cod<li>salt</ul>").text
     '## Fish & chips\n\n- cod\n- salt'
     """
-    page = _Html()
-    page.feed(_decode(data))
-    page.close()
-    return Text(text=_join(page.finish()), kind="html")
-
-
-_HTML_BLOCKS = (
-    "address article aside blockquote body caption center dd details dialog div dl dt fieldset figcaption figure "
-    "footer form header hgroup hr html legend main nav option p search section select summary"
-)
-
-
-class _Html(HTMLParser):
-    """Turns tags into blocks as they come; builds no tree, so nesting costs nothing."""
-
-    DROPPED = frozenset({"script", "style", "template", "svg"})
-    HEADINGS: Mapping[str, str] = {f"h{level}": "#" * level + " " for level in range(1, 7)}
-    BLOCKS = frozenset(_HTML_BLOCKS.split())
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.blocks: list[_Block] = []
-        self.words: list[str] = []  # the paragraph, cell or code under way
-        self.prefix = ""
-        self.title = ""
-        self.in_title = False
-        self.dropped = 0
-        self.pre = 0
-        self.lists: list[int] = []  # next number of each open list, 0 where it has bullets
-        self.tables = 0
-        self.table: list[list[str]] = []
-
-    def finish(self) -> list[_Block]:
-        """Return the blocks, headed by the page's title if it has no h1."""
-        self.end_table()
-        self.tables = 0
-        if self.pre:
-            self.pre = 1
-            self.end_code()
-        self.flush()
-        headed = any(block.text.startswith("# ") for block in self.blocks)
-        return self.blocks if headed or not self.title else [_Block(f"# {self.title}"), *self.blocks]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Open what *tag* opens."""
-        if tag in self.DROPPED:
-            self.dropped += 1
-        elif self.dropped:
-            return
-        elif tag == "br":
-            self.words.append("\n" if self.pre else "\v")
-        elif tag == "img":
-            self.words.append(dict(attrs).get("alt") or "")
-        elif tag in ("table", "tr", "td", "th"):
-            self.start_cell(tag)
-        elif tag in ("pre", "title", "ul", "ol", "li") or tag in self.HEADINGS or tag in self.BLOCKS:
-            self.start_block(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        """Close what *tag* closes; a stray end tag closes nothing."""
-        if tag in self.DROPPED:
-            self.dropped = max(self.dropped - 1, 0)
-        elif self.dropped:
-            return
-        elif tag == "title" and self.in_title:
-            self.title = self.title or _one_line("".join(self.words))
-            self.words, self.in_title = [], False
-        elif tag == "table":
-            self.tables = max(self.tables - 1, 0)
-            if not self.tables:
-                self.end_table()
-        elif tag in ("td", "th", "tr"):
-            self.words.append(" ")
-        elif tag in ("pre", "ul", "ol", "li") or tag in self.HEADINGS or tag in self.BLOCKS:
-            self.end_block(tag)
-
-    def handle_data(self, data: str) -> None:
-        """Take text, unless it stands in what is dropped."""
-        if not self.dropped:
-            self.words.append(data)
-
-    def start_block(self, tag: str) -> None:
-        """Begin a heading, an item, a list, code or a paragraph."""
-        self.flush()
-        if self.tables:
-            return
-        if tag in self.HEADINGS:
-            self.prefix = self.HEADINGS[tag]
-        elif tag in ("ul", "ol"):
-            self.lists.append(1 if tag == "ol" else 0)
-        elif tag == "li":
-            number = self.lists[-1] if self.lists else 0
-            self.prefix = "  " * (len(self.lists) - 1) + (f"{number}. " if number else "- ")
-            if number:
-                self.lists[-1] += 1
-        elif tag == "pre":
-            self.pre += 1
-        elif tag == "title":
-            self.in_title = True
-
-    def end_block(self, tag: str) -> None:
-        """Finish a heading, an item, a list, code or a paragraph."""
-        if tag == "pre" and self.pre and not self.tables:
-            self.end_code()
-        self.flush()
-        if self.tables or tag in self.BLOCKS:
-            return
-        self.prefix = ""
-        if tag in ("ul", "ol") and self.lists:
-            self.lists.pop()
-
-    def end_code(self) -> None:
-        """Write preformatted text as a fence."""
-        self.pre -= 1
-        code, self.words = "".join(self.words).strip("\n"), []
-        if code.strip():
-            self.blocks.append(_Block(_fence(code)))
-
-    def start_cell(self, tag: str) -> None:
-        """Begin a table, a row or a cell; a table inside a cell is read as words of that cell."""
-        if tag == "table":
-            self.flush()
-            self.tables += 1
-        elif self.tables != 1:
-            self.words.append(" ")
-        elif tag == "tr":
-            self.end_cell()
-            self.table.append([])
-        else:
-            self.end_cell()
-            self.table = self.table or [[]]
-            self.table[-1].append("")
-
-    def end_cell(self) -> None:
-        """Put the words under way into the last cell; words outside any cell become a paragraph of their own."""
-        words, self.words = "".join(self.words), []
-        if self.table and self.table[-1]:
-            self.table[-1][-1] += words
-        elif words.strip():
-            self.blocks.append(_Block(_prose(_one_line(words))))
-
-    def end_table(self) -> None:
-        """Write the rows gathered so far."""
-        if self.table:
-            self.end_cell()
-        self.blocks.extend(_rows([row for row in self.table if any(cell.strip() for cell in row)]))
-        self.table = []
-
-    def flush(self) -> None:
-        """Write the paragraph under way; inside a table or code it goes on, one break further."""
-        if self.tables or self.pre:
-            self.words.append("\n" if self.pre else " ")
-            return
-        words = re.sub(r"[ \t\n\r\f]+", " ", "".join(self.words)).strip()
-        text = re.sub(r" ?\v ?", "\n", words).strip("\n")
-        self.words = []
-        if text:
-            is_item = self.prefix.endswith(("- ", ". "))
-            body = _one_line(text) if self.prefix.startswith("#") else _prose(text)
-            self.blocks.append(_Block(self.prefix + body, "item" if is_item else "paragraph"))
-            self.prefix = ""
-
-
-# ---------------------------------------------------------------- notebooks, records
+    return Text(text=join(html_blocks(_decode(data))), kind="html")
 
 
 def read_notebook(data: bytes) -> Text:
@@ -454,18 +199,18 @@ def read_notebook(data: bytes) -> Text:
         blocks = [block for cell in cells for block in _cell(cell, str(language))]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DocumentError(f"not a Jupyter notebook ({type(error).__name__})") from None
-    return Text(text=_join(blocks), kind="notebook")
+    return Text(text=join(blocks), kind="notebook")
 
 
-def _cell(cell: Mapping[str, Any], language: str) -> Iterator[_Block]:
+def _cell(cell: Mapping[str, Any], language: str) -> Iterator[Block]:
     source = _source(cell.get("source", cell.get("input", "")))
     if not source.strip():
         return
-    yield _Block(_fence(source, language) if cell["cell_type"] == "code" else source.strip())
+    yield Block(fence(source, language) if cell["cell_type"] == "code" else source.strip())
     for output in cell.get("outputs", ()):
         text = _source(output.get("text", output.get("data", {}).get("text/plain", "")))
         if text.strip() and len(text) <= OUTPUT_CHARS_MAX:
-            yield _Block(_fence(text, "output"))
+            yield Block(fence(text, "output"))
 
 
 def _source(lines: str | list[str]) -> str:
@@ -490,7 +235,7 @@ def read_table(data: bytes) -> Text:
 def _table_records(rows: Iterable[list[str]]) -> Iterator[str]:
     header: list[str] = []
     for row in rows:
-        cells = [_one_line(cell) for cell in row]
+        cells = [one_line(cell) for cell in row]
         if header and any(cells):
             names = header + [f"column {number}" for number in range(len(header) + 1, len(cells) + 1)]
             yield "\n".join(f"{name}: {cell}" for name, cell in zip(names, cells, strict=False) if cell)
@@ -561,7 +306,7 @@ def _scalar(value: Any) -> str:
 def _records_or(raw: str, records: Iterable[str]) -> str:
     """Return the records a blank line apart, or *raw* where they cannot be told or do not fit."""
     try:
-        return _join(_Block(record) for record in records) or raw
+        return join(Block(record) for record in records) or raw
     except (ValueError, RecursionError, csv.Error):  # DocumentError is a ValueError
         return raw
 
@@ -581,7 +326,7 @@ def read_pdf(data: bytes) -> Text:
         except PdfiumError as error:
             encrypted = error.err_code == 4  # FPDF_ERR_PASSWORD
             raise DocumentError(
-                "encrypted; save it without a password" if encrypted else _one_line(str(error))
+                "encrypted; save it without a password" if encrypted else one_line(str(error))
             ) from None
         try:
             pages = list(_pdf_pages(document))
@@ -603,7 +348,7 @@ def _pdf_pages(document: Any) -> Iterator[str]:
         words.close()
         page.close()
         chars += len(text) + 2
-        _require_length(chars)
+        require_length(chars)
         yield text
 
 
@@ -615,7 +360,7 @@ def _pdf_text(text: str) -> str:
     """
     text = re.sub("[\x02\ufffe\u00ad](\r?\n)?", "", text)  # pdfium marks a hyphen at a line end
     text = re.sub("[\ufb00-\ufdff\ufe70-\ufefc]+", lambda match: unicodedata.normalize("NFKC", match[0]), text)
-    return unicodedata.normalize("NFC", _clean(text)).strip()
+    return unicodedata.normalize("NFC", clean(text)).strip()
 
 
 def read_docx(data: bytes) -> Text:
@@ -623,7 +368,7 @@ def read_docx(data: bytes) -> Text:
     _require_small_zip(data)
     import docx
 
-    return Text(text=_join(_docx_blocks(docx.Document(io.BytesIO(data)))), kind="docx")
+    return Text(text=join(_docx_blocks(docx.Document(io.BytesIO(data)))), kind="docx")
 
 
 def _require_small_zip(data: bytes) -> None:
@@ -641,24 +386,24 @@ def _require_small_zip(data: bytes) -> None:
         raise DocumentError(f"expands {expanded // len(data)} times; the most is {ZIP_RATIO_MAX}")
 
 
-def _docx_blocks(container: Any) -> Iterator[_Block]:
+def _docx_blocks(container: Any) -> Iterator[Block]:
     """Yield the blocks of a document or a table cell in reading order."""
     from docx.table import Table
 
     for item in container.iter_inner_content():
         if isinstance(item, Table):
-            yield from _rows([_docx_row(row) for row in item.rows])
+            yield from table_blocks([_docx_row(row) for row in item.rows])
         elif text := item.text.strip():
             yield _docx_paragraph(item, text)
 
 
-def _docx_paragraph(item: Any, text: str) -> _Block:
+def _docx_paragraph(item: Any, text: str) -> Block:
     style = (item.style.name if item.style is not None else None) or ""
     if heading := re.fullmatch(r"Heading ([1-9])|Title", style):
-        return _Block("#" * min(int(heading[1] or 1), 6) + " " + _one_line(text))
+        return Block("#" * min(int(heading[1] or 1), 6) + " " + one_line(text))
     if style.startswith("List") or item._p.xpath("./w:pPr/w:numPr"):
-        return _Block("- " + text, "item")
-    return _Block(_prose(text))
+        return Block("- " + text, "item")
+    return Block(prose(text))
 
 
 def _docx_row(row: Any) -> list[str]:
@@ -695,164 +440,3 @@ _PLAIN = frozenset({read_text, read_code, read_markdown, read_rst})
 _CODE_NAMES = frozenset(_PLAIN_CODE.split())
 _NAMES = _CODE_NAMES | frozenset(_PLAIN_TEXT.split())
 _NO_READER = frozenset({".doc", ".odt", ".rtf", ".ppt", ".pptx", ".odp", ".xls", ".xlsx", ".ods", ".epub"})
-
-
-# ---------------------------------------------------------------- the worker
-
-
-class Worker:
-    """A child process that parses one file at a time; started at the first file, and again after it was killed.
-
-    It holds no more than `MEMORY_BYTES`, and dies with this process. Safe to share between threads.
-    """
-
-    def __init__(self, *, cpu_s: int = CPU_S, wall_s: float = WALL_S) -> None:
-        self.cpu_s = cpu_s
-        self.wall_s = wall_s
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def read(self, data: bytes, name: str) -> Text:
-        """Return the text of *data*, or raise the `DocumentError` that the worker met or was."""
-        with self._lock:
-            process = self._process or self._start()
-            started_s = time.monotonic()
-            timer = threading.Timer(self.wall_s, process.kill)
-            timer.start()
-            try:
-                head, body = _exchange(process, {"name": name}, data)
-            except (OSError, EOFError):
-                self._stop()
-                raise DocumentError(self._cause(process, time.monotonic() - started_s)) from None
-            except BaseException:  # interrupted in the middle of an answer
-                self._stop()
-                raise
-            finally:
-                timer.cancel()
-        if "reason" in head:
-            raise DocumentError(head["reason"])
-        return Text(text=body.decode(), kind=head["kind"], pages=tuple(head["pages"]))
-
-    def close(self) -> None:
-        """Stop the child; a process that inherited this object by a fork leaves it alone."""
-        if self._owner == os.getpid():
-            self._stop()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        """Return a fresh child. It finds its modules where we do, never in the current folder (-P)."""
-        path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gistrag.readers", str(os.getpid()), str(self.cpu_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        return self._process
-
-    def _stop(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            try:
-                if pipe is not None:
-                    pipe.close()
-            except BrokenPipeError:
-                pass  # what could not be sent is not wanted any more
-
-    def _cause(self, process: subprocess.Popen[bytes], elapsed_s: float) -> str:
-        """Return why the child is gone."""
-        code = process.returncode
-        if elapsed_s >= self.wall_s:
-            return f"parsing took more than {self.wall_s:g} s"
-        if code == -signal.SIGXCPU:
-            return f"parsing took more than {self.cpu_s} s of CPU time"
-        if code == _OUT_OF_MEMORY:
-            return f"parsing needs more than {MEMORY_BYTES // 2**20} MiB of memory"
-        _log.debug("the parser ended with %s", code)
-        return "the parser crashed on it"
-
-
-@functools.cache
-def _worker(pid: int) -> Worker:
-    """Return the worker of this process; keyed by *pid*, because a fork must not share its parent's pipe."""
-    worker = Worker()
-    atexit.register(worker.close)
-    return worker
-
-
-def _exchange(process: subprocess.Popen[bytes], head: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    _send(process.stdin, head, body)
-    return _receive(process.stdout)
-
-
-def _send(pipe: IO[bytes], head: Mapping[str, Any], body: bytes) -> None:
-    """Write one message: a line of JSON that holds the size of the body, then the body."""
-    pipe.write(json.dumps({**head, "bytes": len(body)}).encode() + b"\n")
-    pipe.write(body)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
-    """Return one message; raises EOFError where the other side is gone."""
-    line = pipe.readline()
-    if not line.endswith(b"\n"):
-        raise EOFError
-    head: dict[str, Any] = json.loads(line)
-    body = pipe.read(head["bytes"])
-    if len(body) < head["bytes"]:
-        raise EOFError
-    return head, body
-
-
-def _serve(parent: int, cpu_s: int) -> None:
-    """Answer requests on stdin until it closes: the whole life of the worker process."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # whatever a parser prints must not reach the pipe
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _limit(resource.RLIMIT_CORE, 0)
-    if sys.platform == "linux":  # elsewhere the kernel refuses it or takes it for something else
-        _limit(resource.RLIMIT_AS, MEMORY_BYTES)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    while True:
-        try:
-            head, body = _receive(requests)
-        except EOFError:
-            return
-        _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + cpu_s)
-        _send(replies, *_answer(body, head["name"]))
-
-
-def _limit(which: int, most: int) -> None:
-    """Set a soft limit; one the machine's owner set lower stays."""
-    hard = resource.getrlimit(which)[1]
-    resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
-
-def _die_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(0)
-
-
-def _answer(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
-    """Return the text of *data* as a message, or the reason why there is none."""
-    try:
-        text = _parse(data, name)
-        return {"kind": text.kind, "pages": text.pages}, text.text.encode()
-    except DocumentError as error:
-        return {"reason": str(error)}, b""
-    except MemoryError:
-        os._exit(_OUT_OF_MEMORY)
-    except Exception as error:  # a parser met something its author did not think of
-        return {"reason": f"cannot be parsed: {type(error).__name__}: {_one_line(str(error))}"[:200]}, b""
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -108,10 +108,10 @@ def default_model() -> GistModel:
 
 
 @pytest.fixture
-def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user cache of its own."""
     monkeypatch.setenv("GISTRAG_CACHE", str(tmp_path / "cache"))
-    yield tmp_path / "cache"
+    return tmp_path / "cache"
 
 
 class HashEmbedder:
@@ -145,3 +145,12 @@ def engine(model: GistModel) -> Engine:
     from gistrag.rag import Engine
 
     return Engine(model, HashEmbedder())
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compute tiny models in one thread: on a busy machine, waiting for a second one takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if request.node.get_closest_marker("model") else 1)
+    yield
+    torch.set_num_threads(threads)

@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "gistrag"
 
 FLOORS = [
     {"errors"},
-    {"files", "readers", "schema", "prompt", "settings", "progress"},
-    {"worker", "rope", "mask"},
+    {"files", "markup", "schema", "prompt", "settings", "progress"},
+    {"readers", "rope", "mask"},
+    {"worker"},
     {"documents", "cache", "catalog"},
     {"chunking", "gistfile", "embedder", "vectors", "model"},
     {"store", "compression", "generation"},
@@ -39,7 +40,7 @@ DOORS = {
     "sqlite3": {"store"},
     "transformers": {"model", "catalog"},  # the catalogue only quiets it
     "typer": {"command", "build", "query", "chat", "inspect", "verify", "bench", "models", "cli"},
-    **dict.fromkeys(("bitsandbytes", "langchain_core", "llama_index", "peft", "pickle"), set()),
+    **{name: set() for name in ("bitsandbytes", "langchain_core", "llama_index", "peft", "pickle")},
 }
 WORDS = {"errors", "files", "readers", "schema", "prompt", "settings", "progress", "worker", "documents", "catalog"}
 

@@ -55,7 +55,7 @@ def test_relocation_equals_recomputation(any_model: GistModel) -> None:
 
 
 def test_one_cache_concatenated_is_the_cache() -> None:
-    """k = 1 is the direct case: relocation to position 0."""
+    """Retrieving one chunk is the direct case: relocation to position 0."""
     cache = some_cache(4)
 
     memory = concatenate([cache], ROPE)

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,14 +90,14 @@ def test_help_and_usage_errors_are_quick(arguments: list[str]) -> None:
         "import sys, time; started = time.perf_counter(); from gistrag import cli; "
         f"cli.main({arguments!r}); print('torch' in sys.modules, time.perf_counter() - started)"
     )
-    seconds = []
-    for _ in range(3):  # others may use the machine, so the best counts
+    for _ in range(3):  # others may use the machine, so one quick run is enough
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        has_torch, elapsed = ran.stdout.split()[-2:]
-        seconds.append(float(elapsed))
+        has_torch, seconds = ran.stdout.split()[-2:]
+        if float(seconds) < 1:
+            break
 
     assert "False" == has_torch
-    assert min(seconds) < 1
+    assert float(seconds) < 1
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -216,10 +215,13 @@ def test_a_run_leaves_the_process_as_it_was() -> None:
     assert before == (signal.getsignal(signal.SIGTERM), logger.level, list(logger.handlers))
 
 
-def test_a_reader_that_left_is_no_error(index: Path) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_reader_that_left_is_no_error(arguments: list[str], index: Path) -> None:
     """Output into a closed pipe ends quietly."""
     listing = subprocess.Popen(
-        [sys.executable, "-m", "gistrag.inspect", "--index", str(index)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "gistrag.inspect", "--index", str(index), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert listing.stdout is not None
     listing.stdout.close()
@@ -421,10 +423,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "docs" / "port.md").write_text("# Port\n\nThe harbour of Lund has three cranes. The oldest is red.\n")
     (folder / "docs" / "mill.txt").write_text("The mill grinds rye from Monday to Friday and rests on Sunday.\n")
     (folder / "docs" / "scan.md").write_bytes(b"\0\1\2")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on busy cores several threads wait for each other most of the time
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "load", functools.cache(Engine.load))
         assert 3 == cli.main(["build", str(folder / "docs"), "--index", str(folder / "index"), "--strict", "--quiet"])
         yield folder
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.model
@@ -491,18 +496,18 @@ def test_a_locked_index_names_who_holds_it(built: Path, capsys: pytest.CaptureFi
 @pytest.mark.model
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_ends_at_once(number: signal.Signals, tmp_path: Path) -> None:
-    """Ctrl-C and SIGTERM end a build with code 130 and one line, and a reader finds no half an index."""
+    """Ctrl-C and SIGTERM end a build with code 130 and one line."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "long.md").write_text(
         "\n\n".join(f"# {n}\n\nThe harbour has {n} cranes." for n in range(2000))
     )
     building = subprocess.Popen(
-        [sys.executable, "-m", "gistrag.build", "docs", "--quiet"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "gistrag.build", "docs"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
-    while not (tmp_path / "index" / "lock").exists() and building.poll() is None:
-        time.sleep(0.05)
+    assert building.stderr is not None
+    assert any("to compress" in line for line in building.stderr)
     building.send_signal(number)
 
-    _, told = building.communicate(timeout=60)
-    assert (130, True) == (building.returncode, "Traceback" not in told)
-    assert 4 == verify.main(["--index", str(tmp_path / "index")])
+    told = building.communicate(timeout=60)[1]
+    assert (130, 1) == (building.returncode, told.count("\n"))
+    assert "goes on where it stopped" in told

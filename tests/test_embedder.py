@@ -19,7 +19,10 @@ def embedder() -> Embedder:
 
 def test_vectors_are_normalised(embedder: Embedder) -> None:
     """Question and document vectors have length 1, so that the inner product is the cosine."""
-    question, (document,) = embedder.embed_query("Where are the mills?"), embedder.embed_documents(["Mills on a river."])
+    question, (document,) = (
+        embedder.embed_query("Where are the mills?"),
+        embedder.embed_documents(["Mills on a river."]),
+    )
 
     assert question.shape == (384,)
     assert document.shape == (1, 384)
@@ -53,7 +56,9 @@ def test_windows_cover_the_text_and_fit_the_model(embedder: Embedder) -> None:
 
     assert text.startswith(windows[0])
     assert text.endswith(windows[-1])
-    assert all(len(embedder._tokenizer.encode(window, add_special_tokens=False)) <= embedder.window for window in windows)
+    assert all(
+        len(embedder._tokenizer.encode(window, add_special_tokens=False)) <= embedder.window for window in windows
+    )
     starts = [text.index(window) for window in windows]
     assert all(start < before + len(window) for before, window, start in zip(starts, windows, starts[1:], strict=False))
     assert OVERLAP_TOKENS > 0

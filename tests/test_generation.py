@@ -10,7 +10,7 @@ from conftest import tiny_model
 from gistrag.cache import Memory, concatenate
 from gistrag.compression import compress
 from gistrag.errors import ContextOverflowError
-from gistrag.generation import decode_stream, generate
+from gistrag.generation import decode_stream, generate, generate_together
 from gistrag.model import GistModel
 
 QUESTION = list(b"what does it say?")
@@ -67,6 +67,22 @@ def test_generate_is_what_transformers_generates(any_model: GistModel, monkeypat
     assert expected[0, ids.shape[1] :].tolist() == list(generate(any_model, memory, QUESTION, max_new_tokens=24))
 
 
+def test_together_is_one_by_one(any_model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers computed side by side are those computed alone, whatever the lengths beside them."""
+    memories = [memory_of(any_model), concatenate([any_model.prefix], any_model.rope)]
+    prompts = [QUESTION, list(b"and a rather longer question than the other?")]
+    monkeypatch.setitem(any_model.__dict__, "stop_ids", frozenset())
+    alone = [
+        list(generate(any_model, memory, prompt, max_new_tokens=16))
+        for memory, prompt in zip(memories, prompts, strict=True)
+    ]
+    stop = alone[0][7]
+    monkeypatch.setitem(any_model.__dict__, "stop_ids", frozenset({stop}))
+
+    expected = [said[: said.index(stop)] if stop in said else said for said in alone]
+    assert expected == generate_together(any_model, memories, prompts, max_new_tokens=16)
+
+
 def test_a_memory_serves_many_answers(model: GistModel) -> None:
     """Answering does not change the memory."""
     memory = memory_of(model)
@@ -106,7 +122,9 @@ def test_a_seed_repeats_a_drawn_answer(model: GistModel) -> None:
     """Same seed, same tokens; another seed, other tokens."""
     memory = memory_of(model)
 
-    draws = [list(generate(model, memory, QUESTION, temperature=1.0, seed=seed, max_new_tokens=20)) for seed in (1, 1, 2)]
+    draws = [
+        list(generate(model, memory, QUESTION, temperature=1.0, seed=seed, max_new_tokens=20)) for seed in (1, 1, 2)
+    ]
 
     assert draws[0] == draws[1] != draws[2]
 

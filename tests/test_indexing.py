@@ -225,9 +225,7 @@ def test_interrupted_build_goes_on(
     assert {"bees.md": BEES, "mills.md": MILLS, "salt.md": SALT} == indexed(docs)
 
 
-def test_readers_see_whole_commits_during_a_build(
-    docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readers_see_whole_commits_during_a_build(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question asked in the middle of a build is answered from the last commit."""
     monkeypatch.setattr(indexing, "BATCH_CHUNKS", 1)
     build(docs, engine)
@@ -296,8 +294,7 @@ def test_silent_damage_is_found_when_asked_for(docs: Path, engine: Engine, monke
     rewrite(path, bytes([*data[:-1], data[-1] ^ 1]))
     monkeypatch.setattr(Store, "checked_ns", 2**62)
 
-    assert (2, 1) == (build(docs, engine).unchanged, build(docs, engine, verify=True).unchanged)
-    assert data == path.read_bytes()
+    assert (2, 1, 2) == tuple(build(docs, engine, verify=verify).unchanged for verify in (False, True, True))
 
 
 def test_damaged_row_is_made_again(docs: Path, engine: Engine, compressed: list[str]) -> None:
@@ -367,15 +364,14 @@ def test_disk_too_small(docs: Path, engine: Engine, compressed: list[str], monke
     assert {"bees.md": BEES, "mills.md": MILLS} == indexed(docs)
 
 
-def test_gists_on_the_disk_are_not_planned_again(
-    docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gists_on_the_disk_are_not_planned_again(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build that goes on needs room only for what is missing."""
+    monkeypatch.setattr(indexing, "BATCH_CHUNKS", 1)
     with pytest.raises(KeyboardInterrupt):
-        build(docs, Engine(engine.model, BrittleEmbedder(calls=0)))
+        build(docs, Engine(engine.model, BrittleEmbedder(calls=1)))
     monkeypatch.setattr(files, "free_bytes", lambda path: 0)
 
-    assert 2 == build(docs, engine).gists_found
+    assert 1 == build(docs, engine).gists_found
 
 
 def test_plan_counts_the_tokens_that_are_compressed(tmp_path: Path, engine: Engine) -> None:
@@ -474,5 +470,5 @@ def test_nothing_deleted_is_left_anywhere(docs: Path, engine: Engine) -> None:
 
     build(docs, engine)
 
-    left = [path.name for path in (docs.parent / "index").rglob("*") if path.is_file() and b"xylophonequark" in path.read_bytes()]
-    assert [] == left
+    left = [path for path in (docs.parent / "index").rglob("*") if path.is_file()]
+    assert [] == [path.name for path in left if b"xylophonequark" in path.read_bytes()]

@@ -91,16 +91,19 @@ def test_supported_families_pass(family: str) -> None:
     require_supported(FAMILIES[family](**SHAPE, **changes))
 
 
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+
+
 @pytest.mark.parametrize(
     ("config", "word"),
     [
         (transformers.GPT2Config(), "gpt2"),
         (transformers.MistralConfig(**SHAPE, sliding_window=64), "sliding"),
         (transformers.Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=64, max_window_layers=1), "sliding"),
-        (transformers.LlamaConfig(**SHAPE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "dynamic"),
+        (transformers.LlamaConfig(**SHAPE, rope_parameters=DYNAMIC), "dynamic"),
     ],
     ids=["gpt2", "mistral window", "qwen2 window", "dynamic rope"],
-)  # fmt: skip
+)
 def test_what_is_not_verified_is_refused(config: transformers.PreTrainedConfig, word: str) -> None:
     """Another family, a sliding window or a dynamic RoPE raises and says which."""
     with pytest.raises(UnsupportedModelError, match=word):

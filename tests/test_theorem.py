@@ -18,7 +18,13 @@ from gistrag.mask import gist_mask
 from gistrag.model import GistModel
 
 RATE = 4
-CHUNKS = [b"the first chunk speaks of mills", b"another one, shorter", b"a third", b"x" * 40, b"the last of five chunks"]
+CHUNKS = [
+    b"the first chunk speaks of mills",
+    b"another one, shorter",
+    b"a third",
+    b"x" * 40,
+    b"the last of five chunks",
+]
 
 
 def served(model: GistModel, chunks: list[list[int]], question: list[int], placement: str) -> torch.Tensor:
@@ -95,7 +101,8 @@ def test_full_caches_are_block_attention(any_model: GistModel, count: int) -> No
     prefix = any_model.encode_template(any_model.prompt.prefix)
     ids = [token for chunk in chunks for token in (*prefix, *chunk)]
     starts = accumulate([0, *map(len, chunks)])
-    positions = torch.cat([start + torch.arange(len(prefix) + len(chunk)) for start, chunk in zip(starts, chunks)])
+    spans = [torch.arange(len(prefix) + len(chunk)) for chunk in chunks]
+    positions = torch.cat([start + span for start, span in zip(starts, spans, strict=False)])
     asked = positions[-1] + 1 + torch.arange(len(question))
     mask = gist_mask(len(prefix), [(len(chunk), 0) for chunk in chunks], len(question))
     text = torch.cat([torch.tensor([False] * len(prefix) + [True] * len(chunk)) for chunk in chunks])
@@ -105,6 +112,8 @@ def test_full_caches_are_block_attention(any_model: GistModel, count: int) -> No
     logits = read_question(any_model, caches, question)
 
     expected = any_model.network(
-        torch.tensor([ids + question]), position_ids=torch.cat((positions, asked))[None], attention_mask=mask[None, None]
+        torch.tensor([ids + question]),
+        position_ids=torch.cat((positions, asked))[None],
+        attention_mask=mask[None, None],
     ).logits[0, -len(question) :]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
