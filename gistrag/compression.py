@@ -139,27 +139,26 @@ def _need(batch: _Batch) -> Tensor:
     ask = torch.tensor(model.encode(REPEAT) + model.encode_template(model.prompt.after_question))
     fed = torch.cat((ask.expand(rows, -1), batch.ids), dim=1)  # (batch, m)
     count = fed.shape[1]
+    real = torch.arange(count) < len(ask) + batch.lengths[:, None]  # (batch, m): what follows only pads the repetition
     own = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
-    mask = torch.cat((batch.visible()[:, None].expand(-1, count, -1), own), dim=2)  # (batch, m, slots + m)
-    padding = torch.arange(count) >= len(ask) + batch.lengths[:, None]  # (batch, m), of the repetition
+    mask = torch.cat((batch.visible()[:, None] & real[:, :, None], own), dim=2)  # (batch, m, slots + m)
+    hidden = ~mask[:, None, None].to(model.device)
+    text = slice(batch.start, batch.start + width)
     need = torch.zeros(model.layers, rows, model.kv_heads, width, device=model.device)
 
     def observe(layer: int, queries: Tensor, keys: Tensor) -> None:
-        weights = _attention(queries, keys, mask.to(queries.device))  # (batch, kv_heads, group, m, slots)
-        weights = weights.masked_fill(padding[:, None, None, :, None].to(weights.device), 0)
-        need[layer] = weights[..., batch.start : batch.start + width].amax(dim=(2, 3))
+        need[layer] = _attention(queries, keys, hidden)[..., text].amax(dim=(2, 3))
 
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
     batch.reading.feed(fed, positions=positions, mask=mask, observer=observe)
     return need
 
 
-def _attention(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """Return attention weights ``(batch, kv_heads, group, n, slots)``, float32."""
+def _attention(queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
+    """Return attention weights ``(batch, kv_heads, group, n, slots)``, in the dtype of the keys: only ranks matter."""
     rows, heads, count, width = queries.shape
-    grouped = queries.view(rows, keys.shape[1], heads // keys.shape[1], count, width)
-    scores = (grouped @ keys[:, :, None].transpose(-1, -2)).float() / math.sqrt(width)
-    return scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1)
+    grouped = (queries / math.sqrt(width)).view(rows, keys.shape[1], heads // keys.shape[1], count, width)
+    return (grouped @ keys[:, :, None].transpose(-1, -2)).masked_fill_(hidden, -torch.inf).softmax(dim=-1)
 
 
 def _anchored(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:
