@@ -54,7 +54,9 @@ def build(
     chunk_tokens: Annotated[
         int | None, typer.Option(min=16, metavar="N", help="Most tokens of a chunk; at first 256.")
     ] = None,
-    quantize: Annotated[Literal["nf4"] | None, typer.Option(help="Load the base model in 4 bits.")] = None,
+    quantize: Annotated[
+        Literal["none", "nf4"] | None, typer.Option(help="Whether the base model is loaded in 4 bits; at first none.")
+    ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make an index with other settings again.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Hash every gist file first, and try skipped files again.")
@@ -75,8 +77,8 @@ def build(
         rag = GistRAG.from_folder(
             folder,
             index=index,
-            include=include or (),
-            exclude=exclude or (),
+            include=include,
+            exclude=exclude,
             rebuild=rebuild,
             verify=verify,
             device=device,

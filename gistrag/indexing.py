@@ -105,17 +105,27 @@ class Builder:
         self._verify = verify
         self._settings = store.settings
 
-    def sync(self, folder: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> SyncReport:
+    def sync(
+        self, folder: str | Path, *, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+    ) -> SyncReport:
         """Bring the index into step with *folder* and return what was done.
+
+        Args:
+            folder: of documents.
+            include: gitignore-style patterns; where there are any, only files they match. None for those of last time.
+            exclude: gitignore-style patterns of files to leave out. None for those of last time.
 
         Raises:
             UsageError: no such folder.
             ResourceError: the disk is too small for the gists; nothing was begun.
         """
         started_s = time.monotonic()
+        given = {name: value for name, value in (("include", include), ("exclude", exclude)) if value is not None}
+        patterns = {**self._store.patterns, **given}
         known = {row.path: row for row in self._store.documents()}
         stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
-        found, skipped = find(folder, include=include, exclude=exclude, known=stamps)
+        found, skipped = find(folder, **patterns, known=stamps)
+        self._store.set_patterns(**patterns)
         pending = self._settle(known, found, skipped)
         documents, unread = self._read(folder, pending, known)
         works = list(self._work(documents))

@@ -78,7 +78,9 @@ class GistModel:
         self.text_tokenizer = _plain_tokenizer(tokenizer)
 
     @classmethod
-    def load(cls, path: str | Path, *, quantize: Literal["nf4"] | None = None, device: str | None = None) -> GistModel:
+    def load(
+        cls, path: str | Path, *, quantize: Literal["none", "nf4"] = "none", device: str | None = None
+    ) -> GistModel:
         """Return the model at *path*: a folder in the Hugging Face layout, or a GGUF file.
 
         A GGUF file is converted once to bf16 safetensors in the user's cache and loaded from there afterwards.
@@ -98,11 +100,11 @@ class GistModel:
                 config=config,
                 dtype=torch.bfloat16,
                 device_map=device,
-                quantization_config=_nf4() if quantize else None,
+                quantization_config=_nf4() if quantize == "nf4" else None,
                 trust_remote_code=False,
                 use_safetensors=True,
             )
-        return cls(network, tokenizer, identity=folder_sha256(folder) + (quantize or ""))
+        return cls(network, tokenizer, identity=folder_sha256(folder) + (f" {quantize}" if quantize != "none" else ""))
 
     @property
     def kv_bytes_per_slot(self) -> int:
@@ -180,7 +182,7 @@ class GistModel:
 
         Without training they are the mean embedding of the vocabulary plus seeded noise of its spread.
         """
-        table = self.network.get_input_embeddings().weight
+        table: Tensor = self.network.get_input_embeddings().weight
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(count, table.shape[1], generator=generator).to(table)
         return table.mean(dim=0) + table.std(dim=0) * noise

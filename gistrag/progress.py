@@ -8,7 +8,10 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 
 class Progress(Protocol):
@@ -36,7 +39,7 @@ class Terminal:
 
     def __init__(self, *, interval_s: float = 10.0) -> None:
         self._interval_s = interval_s
-        self._bar = None
+        self._bar: Bar | None = None
         self._done_chunks = self._done_tokens = self._chunks = self._tokens = 0
         self._started_s = self._spoke_s = time.monotonic()
 

@@ -1,10 +1,10 @@
-"""The words around the passages: one prefix, a frame for each passage, a question.
+r"""The words around the passages: one prefix, a frame for each passage, a question.
 
 The prompt is built from pieces so that a passage has the same tokens wherever it stands, as text or as gists::
 
-    prefix      <|im_start|>system … <|im_end|><|im_start|>user\\nPassages:\\n\\n        compressed once, shared by all chunks
-    passage     Heading > Subheading\\nText of the chunk.\\n\\n                           compressed once per chunk
-    question    Question: How long is a gist?<|im_end|><|im_start|>assistant\\n          read at query time
+    prefix      <|im_start|>system … <|im_end|><|im_start|>user\nPassages:\n\n    compressed once, for all
+    passage     Heading > Subheading\nText of the chunk.\n\n                       compressed once a chunk
+    question    Question: How long is a gist?<|im_end|><|im_start|>assistant\n      read at query time
 
 Only prefix and the frame of the question may hold special tokens; passages and questions are plain text always.
 """
@@ -37,10 +37,10 @@ class Prompt:
     after_question: str
 
     def passage(self, text: str, heading: Sequence[str] = ()) -> str:
-        """Return a chunk as it stands in the prompt, its heading path on a line of its own.
+        r"""Return a chunk as it stands in the prompt, its heading path on a line of its own.
 
         >>> Prompt("", "", "").passage("Run make.", ("Install", "Linux"))
-        'Install > Linux\\nRun make.\\n\\n'
+        'Install > Linux\nRun make.\n\n'
         """
         path = " > ".join(heading)
         return f"{path}\n{text.strip()}\n\n" if path else f"{text.strip()}\n\n"

@@ -71,7 +71,6 @@ class GistRAG:
         self.report: SyncReport | None = None
         self.model = engine.model
         self.store = store
-        self._patterns: dict[str, Sequence[str]] = {"include": (), "exclude": ()}
         self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
 
     @classmethod
@@ -80,8 +79,8 @@ class GistRAG:
         folder: str | Path,
         *,
         index: str | Path = "index",
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
         rebuild: bool = False,
         verify: bool = False,
         engine: Engine | None = None,
@@ -95,8 +94,8 @@ class GistRAG:
         Args:
             folder: of documents; one that moved away keeps its index.
             index: folder of the index; made where it is missing.
-            include: gitignore-style patterns; where given, only files they match. Not recorded in the index.
-            exclude: gitignore-style patterns of files to leave out. Not recorded in the index.
+            include: gitignore-style patterns; where there are any, only files they match. None: as last time.
+            exclude: gitignore-style patterns of files to leave out. None: as last time.
             rebuild: make an index with other settings again, instead of refusing.
             verify: hash every gist file before it is trusted, and try again what was skipped before.
             engine: models already loaded.
@@ -124,7 +123,7 @@ class GistRAG:
             report = builder.sync(folder, include=include, exclude=exclude)
         write_manifest(index)
         rag = cls(Store.open(index), engine)
-        rag.report, rag._patterns = report, {"include": include, "exclude": exclude}
+        rag.report = report
         return rag
 
     @classmethod
@@ -167,29 +166,16 @@ class GistRAG:
         stats = self.store.stats()
         return f"GistRAG({str(self.folder)!r}, documents={stats.documents}, chunks={stats.chunks})"
 
-    def sync(
-        self,
-        *,
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
-        progress: Progress | None = None,
-    ) -> SyncReport:
-        """Bring the index into step with its folder and return what was done.
-
-        Args:
-            include: patterns as for `from_folder`, by default those given there; after `open`, none.
-            exclude: likewise. An index does not record them: a sync without the patterns of its build takes in what
-                they left out.
-            progress: told how far it is.
+    def sync(self, *, progress: Progress | None = None) -> SyncReport:
+        """Bring the index into step with its folder, by the patterns of its last build, and return what was done.
 
         Raises:
             FingerprintMismatchError: another builder made the index again with other settings or models.
         """
-        given = {name: value for name, value in (("include", include), ("exclude", exclude)) if value is not None}
         with Store.build(self.folder, command="GistRAG.sync") as store:
             _require_engine(store, self.engine)
             builder = Builder(store, model=self.model, embedder=self.engine.embedder, progress=progress)
-            self.report = builder.sync(source_folder(store), **{**self._patterns, **given})
+            self.report = builder.sync(source_folder(store))
         write_manifest(self.folder)
         return self.report
 
@@ -244,7 +230,7 @@ def _inherited(store: Store, given: Mapping[str, Any], rebuild: bool) -> IndexSe
     if not rebuild:
         asked = {name: str(value) for name, value in asdict(settings).items()}
         stored = {name: str(value) for name, value in asdict(store.settings).items()}
-        require_same(stored, asked, where=f"index {store.folder}", remedy=_REBUILD)
+        require_same(stored, asked, where=f"the index in {store.folder}", remedy=_REBUILD)
     return settings
 
 
@@ -270,7 +256,7 @@ def _require_engine(store: Store, engine: Engine) -> None:
     Raises:
         FingerprintMismatchError: names what differs.
     """
-    where = f"index {store.folder}"
+    where = f"the index in {store.folder}"
     require_same(store.gist_fingerprint, engine.gist_fingerprint(store.settings), where=where, remedy=_REBUILD)
     require_same(store.embedder_fingerprint, engine.embedder.fingerprint, where=where, remedy=_REBUILD)
 

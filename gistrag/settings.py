@@ -31,7 +31,7 @@ class IndexSettings:
         placement: where a chunk's gists come from; see `gistrag.compression`.
         tokens_per_gist: source tokens one gist stands for, at least 1. 1 with ``selected`` keeps the full KV cache.
         chunk_tokens: most tokens of the model's own tokenizer in one chunk.
-        quantize: ``"nf4"`` loads the model in 4 bits (bitsandbytes), None as it is stored.
+        quantize: ``"nf4"`` loads the model in 4 bits (bitsandbytes), ``"none"`` as it is stored.
 
     Raises:
         UsageError: a value outside its range.
@@ -45,7 +45,7 @@ class IndexSettings:
     placement: Placement = "selected"
     tokens_per_gist: int = 2
     chunk_tokens: int = 256
-    quantize: Literal["nf4"] | None = None
+    quantize: Literal["none", "nf4"] = "none"
 
     def __post_init__(self) -> None:
         if self.placement not in get_args(Placement):
@@ -54,8 +54,8 @@ class IndexSettings:
             raise UsageError(f"tokens_per_gist must be at least 1, got {self.tokens_per_gist}")
         if self.chunk_tokens < 16:
             raise UsageError(f"chunk_tokens must be at least 16, got {self.chunk_tokens}")
-        if self.quantize not in (None, "nf4"):
-            raise UsageError(f"quantize must be nf4 or nothing, got {self.quantize!r}")
+        if self.quantize not in ("none", "nf4"):
+            raise UsageError(f"quantize must be none or nf4, got {self.quantize!r}")
 
     def to_json(self) -> str:
         """Return the settings as one line of JSON with sorted keys."""

@@ -438,6 +438,17 @@ class Store:
         with self._writing():
             self._set("checked_ns", str(time.time_ns()))
 
+    @property
+    def patterns(self) -> dict[str, list[str]]:
+        """The patterns of documents that the last build went by: ``include`` and ``exclude``."""
+        found: dict[str, list[str]] = json.loads(self._get("patterns") or '{"include": [], "exclude": []}')
+        return found
+
+    def set_patterns(self, *, include: Sequence[str], exclude: Sequence[str]) -> None:
+        """Record the patterns of documents, for the next build to go by."""
+        with self._writing():
+            self._set("patterns", json.dumps({"include": list(include), "exclude": list(exclude)}))
+
     # The faiss file, see `gistrag.retrieval.write_snapshot`
 
     def snapshot_record(self) -> Snapshot | None:

@@ -141,7 +141,7 @@ class Worker:
             return f"parsing took more than {self.wall_s:g} s"
         if code == -signal.SIGXCPU:
             return f"parsing took more than {self.cpu_s} s of CPU time"
-        if code == _OUT_OF_MEMORY:
+        if code in (_OUT_OF_MEMORY, -signal.SIGABRT):  # pdfium aborts where it gets no memory
             return f"parsing needs more than {MEMORY_BYTES // 2**20} MiB of memory"
         _log.debug("the parser ended with %s", code)
         return "the parser crashed on it"
