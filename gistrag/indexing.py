@@ -295,7 +295,7 @@ class Builder:
 
 
 def write_manifest(folder: str | Path) -> None:
-    """Write ``manifest.json`` of a finished index: what it is, for people; only `gistrag.verify` ever reads it.
+    """Write ``manifest.json`` of a finished index: what it is, for people; nothing reads it.
 
     The builder must have closed the index: ``index_db_sha256`` is of the database as it rests.
     """
