@@ -90,7 +90,7 @@ def test_a_parser_that_takes_too_long_is_stopped_and_replaced(hurried: Worker) -
 
 def test_a_bomb_is_stopped_and_replaced(hurried: Worker) -> None:
     """A PDF that draws 10^12 words dies of whatever limit it meets first; the next file is read."""
-    with pytest.raises(DocumentError, match="CPU time|memory|crashed"):
+    with pytest.raises(DocumentError, match=r"CPU time|memory|crashed"):
         hurried.read(make_bomb_pdf(), "bomb.pdf")
 
     assert "next" == hurried.read(make_pdf(["next"]), "a.pdf").text
