@@ -8,6 +8,7 @@ and counted.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,8 +64,8 @@ class Options:
             raise UsageError(f"top_k must be at least 1, got {self.top_k}")
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise UsageError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature must be at least 0 and finite, got {self.temperature}")
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,8 @@ class Stream(Iterator[str]):
         if not question.strip():
             raise UsageError("the question is empty; ask something")
         self._store, self._retriever, self._model = store, retriever, model
-        self._question, self._options = question, options
+        self._question = question.encode("utf-8", "replace").decode()  # a terminal may pass half a character
+        self._options = options
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
         self._text = ""
@@ -231,6 +233,7 @@ class Stream(Iterator[str]):
             self._timings.ttft_s = self._timings.ttft_s or self._timings.total_s
             yield piece
         self._timings.total_s = time.perf_counter() - started_s
+        self._timings.ttft_s = self._timings.ttft_s or self._timings.total_s  # an answer may be empty
 
     def _excuse(self) -> Iterator[str]:
         yield NO_PASSAGES if self._store.count() else NO_DOCUMENTS
@@ -284,7 +287,7 @@ class Stream(Iterator[str]):
         wants_text = mode == "text" or (mode == "hybrid" and is_best)
         if chunk.gist_key is not None and not wants_text:
             try:
-                return Passage(hit, self._store.load(chunk.gist_key))
+                return Passage(hit, self._store.load(chunk.gist_key).to(self._model.device))
             except (CorruptGistError, GistNotFoundError) as error:
                 logger.warning("answered from text: %s", error)
                 self._usage.text_fallbacks += 1

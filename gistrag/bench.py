@@ -234,7 +234,7 @@ def _context(rag: GistRAG, case: Case, arm: str) -> tuple[Any, list[int]]:
     if arm == "text":
         passages = (model.encode_passage(chunk.text, chunk.heading) for chunk in chunks)
         return concatenate([model.prefix], model.rope), [*chain.from_iterable(passages), *case.question]
-    caches = [rag.store.load(chunk.gist_key or "") for chunk in chunks]
+    caches = [rag.store.load(chunk.gist_key or "").to(rag.model.device) for chunk in chunks]
     return concatenate([model.prefix, *caches], model.rope), case.question
 
 

@@ -45,6 +45,10 @@ class GistCache:
         """Slots the cache takes."""
         return self.kv.shape[3]
 
+    def to(self, device: torch.device) -> GistCache:
+        """Return the cache on *device*."""
+        return GistCache(self.kv.to(device), self.positions.to(device), self.source_tokens)
+
     def span(self, layout: Layout) -> int:
         """Return the positions the cache takes in a prompt."""
         return self.source_tokens if layout == "spread" else self.gists

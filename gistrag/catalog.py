@@ -227,7 +227,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GISTRAG_CACHE") or Path(home) / "gistrag")
 
 
-_IDENTITY_FILES = {"config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"}
+_IDENTITY_FILES = {
+    *("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
+    *("modules.json", "sentence_bert_config.json"),
+}
 
 
 def folder_sha256(folder: Path) -> str:
@@ -237,16 +240,19 @@ def folder_sha256(folder: Path) -> str:
         ModelNotFoundError: no safetensors weights in it.
     """
     files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in _IDENTITY_FILES)
+    files += sorted(folder.glob("*_Pooling/config.json"))
     if not any(path.suffix == ".safetensors" for path in files):
         raise ModelNotFoundError(f"expected *.safetensors weights in {folder}, found none; convert the model first")
-    parts = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
+    parts = "".join(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files)
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file, remembered in the user's cache while size and time of change stay the same."""
     status = path.resolve().stat()
-    key = hashlib.sha256(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
+    key = hashlib.sha256(
+        f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}".encode()
+    ).hexdigest()
     note = cache_folder() / "hashes" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         return str(json.loads(note.read_text("utf-8"))["sha256"])

@@ -187,6 +187,8 @@ def _titles(text: str) -> list[_Title]:
     return found
 
 
+TITLE_CHARACTERS = 200
+
 _LINE = re.compile(
     r"^(?:(?P<fence> {0,3}(?:`{3,}(?=[^`\n]*$)|~{3,})).*"
     r"|(?P<marks>#{1,6})[ \t]+(?P<title>\S.*)"
@@ -206,6 +208,8 @@ def _heading_lines(text: str) -> Iterator[tuple[int, int, int, str]]:
             fence = "" if mark.startswith(fence) and match[0].strip() == mark else fence
         elif mark:
             fence = mark
+        elif len(match["over"] or match["title"] or "") > TITLE_CHARACTERS:
+            continue  # a paragraph that happens to look like one; it would be repeated before every chunk
         elif match["over"]:
             yield match.start(), end, 1 if match["under"][0] == "=" else 2, match["over"].strip()
         elif match["marks"]:

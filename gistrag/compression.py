@@ -40,20 +40,27 @@ def compress(
         chunks: token ids of each chunk, as `GistModel.encode_passage` gives them; none of them empty.
 
     Raises:
-        torch.OutOfMemoryError: not even one chunk at a time fits; larger batches are halved by themselves.
+        torch.OutOfMemoryError: on a GPU, not even one chunk at a time fits; larger batches are halved.
     """
     caches: dict[int, GistCache] = {}
     waiting = list(_batches([len(chunk) for chunk in chunks]))
     while waiting:
         rows = waiting.pop()
         try:
-            batch = _Batch(model, [chunks[row] for row in rows])
-            caches.update(zip(rows, _PLACE[placement](batch, tokens_per_gist), strict=True))
+            made = _compress([chunks[row] for row in rows], model, placement, tokens_per_gist)
+            caches.update(zip(rows, made, strict=True))
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
             waiting += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     return [caches[row] for row in range(len(chunks))]
+
+
+def _compress(
+    chunks: Sequence[Sequence[int]], model: GistModel, placement: Placement, tokens_per_gist: int
+) -> list[GistCache]:
+    """Return the caches of one batch, whose own memory is free again afterwards."""
+    return list(_PLACE[placement](_Batch(model, chunks), tokens_per_gist))
 
 
 def gist_count(source_tokens: int, tokens_per_gist: int) -> int:
@@ -142,12 +149,13 @@ def _need(batch: _Batch) -> Tensor:
     real = torch.arange(count) < len(ask) + batch.lengths[:, None]  # (batch, m): what follows only pads the repetition
     own = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
     mask = torch.cat((batch.visible()[:, None] & real[:, :, None], own), dim=2)  # (batch, m, slots + m)
-    hidden = ~mask[:, None, None].to(model.device)
+    hidden = ~mask.to(model.device)
     text = slice(batch.start, batch.start + width)
     need = torch.zeros(model.layers, rows, model.kv_heads, width, device=model.device)
 
     def observe(layer: int, queries: Tensor, keys: Tensor) -> None:
-        need[layer] = _attention(queries, keys, hidden)[..., text].amax(dim=(2, 3))
+        for row in range(rows):  # one at a time stays in the processor's cache
+            need[layer, row] = _attention(queries[row], keys[row], hidden[row])[..., text].amax(dim=(1, 2))
 
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
     batch.reading.feed(fed, positions=positions, mask=mask, observer=observe)
@@ -155,10 +163,16 @@ def _need(batch: _Batch) -> Tensor:
 
 
 def _attention(queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
-    """Return attention weights ``(batch, kv_heads, group, n, slots)``, in the dtype of the keys: only ranks matter."""
-    rows, heads, count, width = queries.shape
-    grouped = (queries / math.sqrt(width)).view(rows, keys.shape[1], heads // keys.shape[1], count, width)
-    return (grouped @ keys[:, :, None].transpose(-1, -2)).masked_fill_(hidden, -torch.inf).softmax(dim=-1)
+    """Return attention weights ``(kv_heads, group, n, slots)``, in the dtype of the keys: only ranks matter.
+
+    Args:
+        queries: ``(heads, n, head_dim)``.
+        keys: ``(kv_heads, slots, head_dim)``.
+        hidden: ``(n, slots)`` bool, True where a query may not look.
+    """
+    heads, count, width = queries.shape
+    grouped = (queries / math.sqrt(width)).view(len(keys), heads // len(keys), count, width)
+    return (grouped @ keys[:, None].transpose(-1, -2)).masked_fill_(hidden, -torch.inf).softmax(dim=-1)
 
 
 def _anchored(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:

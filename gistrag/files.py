@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +36,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         ResourceError: the disk is full.
         IndexFolderError: any other refusal of the system.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
     with _explained("write", path):
         try:
             write_new(temporary, data)

@@ -41,13 +41,14 @@ def generate(
     reading = model.read(memory)
     hidden = reading.feed(torch.tensor([list(ids)]), positions=position + torch.arange(len(ids)))
     position += len(ids)
-    for _ in range(min(max_new_tokens, model.window - position)):
+    room = min(max_new_tokens, model.window - position)
+    for count in range(room):
         token = _pick(model.logits(hidden[:, -1]).float(), temperature, randomness)  # (1,)
         if token.item() in model.stop_ids:
             return
         yield int(token.item())
-        hidden = reading.feed(token[None], positions=torch.tensor([position]))
-        position += 1
+        if count + 1 < room:
+            hidden = reading.feed(token[None], positions=torch.tensor([position + count]))
 
 
 def generate_together(

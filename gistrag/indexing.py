@@ -13,7 +13,6 @@ build that is killed loses at most one batch, and finds even those gists again b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -120,8 +119,8 @@ class Builder:
             ResourceError: the disk is too small for the gists; nothing was begun.
         """
         started_s = time.monotonic()
-        given = {name: value for name, value in (("include", include), ("exclude", exclude)) if value is not None}
-        patterns = {**self._store.patterns, **given}
+        given = {"include": include, "exclude": exclude}
+        patterns = self._store.patterns | {name: _patterns(value) for name, value in given.items() if value is not None}
         known = {row.path: row for row in self._store.documents()}
         stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
         found, skipped = find(folder, **patterns, known=stamps)
@@ -292,27 +291,28 @@ class Builder:
         self._store.commit()
         write_snapshot(self._store)
         self._store.gc()
+        _write_manifest(self._store)
 
 
-def write_manifest(folder: str | Path) -> None:
-    """Write ``manifest.json`` of a finished index: what it is, for people; nothing reads it.
+def _write_manifest(store: Store) -> None:
+    """Write ``manifest.json`` of a finished index: what it is, for people; nothing reads it."""
+    manifest = {
+        "format": FORMAT_VERSION,
+        "gistrag": __version__,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": store.source,
+        "settings": asdict(store.settings),
+        "gist_fingerprint": store.gist_fingerprint,
+        "embedder_fingerprint": store.embedder_fingerprint,
+        "stats": asdict(store.stats()),
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    files.write_atomic(store.folder / "manifest.json", text.encode())
 
-    The builder must have closed the index: ``index_db_sha256`` is of the database as it rests.
-    """
-    with Store.open(folder) as store, (store.folder / "index.db").open("rb") as database:
-        manifest = {
-            "format": FORMAT_VERSION,
-            "gistrag": __version__,
-            "written": datetime.now(UTC).isoformat(timespec="seconds"),
-            "source": store.source,
-            "settings": asdict(store.settings),
-            "gist_fingerprint": store.gist_fingerprint,
-            "embedder_fingerprint": store.embedder_fingerprint,
-            "stats": asdict(store.stats()),
-            "index_db_sha256": hashlib.file_digest(database, "sha256").hexdigest(),
-        }
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        files.write_atomic(store.folder / "manifest.json", text.encode())
+
+def _patterns(given: Sequence[str]) -> list[str]:
+    """Return patterns as a list; one string is one pattern."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _with_folders(path: str) -> list[str]:

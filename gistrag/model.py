@@ -300,8 +300,11 @@ def converted(gguf: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
         _convert(gguf, Path(scratch) / "model")
-        with contextlib.suppress(FileExistsError, OSError):  # another process was faster; its result is the same
+        try:
             (Path(scratch) / "model").rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, and its result is the same
+                raise
     return target
 
 
@@ -345,11 +348,19 @@ def _renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str] | None:
 
     def render(messages: list[dict[str, str]]) -> str:
         text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+            chat_template=_FIXED_DAY + tokenizer.get_chat_template(),
         )
         return text
 
     return render
+
+
+# Some templates print the date; a prefix that changed overnight would make every gist foreign in the morning.
+_FIXED_DAY = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
 
 
 def _plain_tokenizer(tokenizer: Any) -> Tokenizer:

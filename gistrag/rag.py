@@ -18,7 +18,7 @@ from gistrag.answering import Answer, Options, Stream
 from gistrag.catalog import find
 from gistrag.embedder import Embedder, Reranker
 from gistrag.errors import IndexFolderError, UsageError
-from gistrag.indexing import Builder, SyncReport, write_manifest
+from gistrag.indexing import Builder, SyncReport
 from gistrag.model import GistModel
 from gistrag.progress import Progress, Silence, Terminal
 from gistrag.retrieval import Hit, Retriever
@@ -121,7 +121,6 @@ class GistRAG:
             _configure(store, wanted, engine, Path(folder), rebuild)
             builder = Builder(store, model=engine.model, embedder=engine.embedder, progress=watching, verify=verify)
             report = builder.sync(folder, include=include, exclude=exclude)
-        write_manifest(index)
         rag = cls(Store.open(index), engine)
         rag.report = report
         return rag
@@ -176,7 +175,6 @@ class GistRAG:
             _require_engine(store, self.engine)
             builder = Builder(store, model=self.model, embedder=self.engine.embedder, progress=progress)
             self.report = builder.sync(source_folder(store))
-        write_manifest(self.folder)
         return self.report
 
     def retrieve(
@@ -240,6 +238,9 @@ def _configure(store: Store, settings: IndexSettings, engine: Engine, folder: Pa
     Raises:
         FingerprintMismatchError: it is neither new nor made again, and the models are others than it was made with.
     """
+    room = (engine.model.window - engine.model.prefix.gists) // 2  # a chunk is read, and then read again beside itself
+    if settings.chunk_tokens > room:
+        raise UsageError(f"chunk_tokens must be at most {room} with this model's window, got {settings.chunk_tokens}")
     if not (store.is_new or rebuild):
         _require_engine(store, engine)
     store.configure(

@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import sqlite3
 import threading
@@ -53,6 +54,11 @@ if TYPE_CHECKING:
 SETTLED_NS = 1_000_000_000
 """Age from which a file's stamp tells whether it changed; two writes within one clock tick have the same."""
 
+_LEFT_BY_A_BUILD = re.compile(
+    r"[0-9a-f]{64}\.safetensors|faiss-[0-9a-f]{64}\.idx"
+    rf"|\.([0-9a-f]{{64}}\.safetensors|faiss-[0-9a-f]{{64}}\.idx|manifest\.json)\.[0-9-]+{re.escape(files.TEMPORARY)}"
+)
+
 logger = logging.getLogger("gistrag")
 
 
@@ -83,13 +89,17 @@ class Store:
     """
 
     def __init__(self, folder: Path, *, is_builder: bool) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()  # an open index outlives a change of the working folder
         self.bytes_read = 0
         self._is_builder = is_builder
         self._guard = threading.RLock()  # one connection, one transaction: threads take turns
         self._verified: dict[str, tuple[str, files.Stamp]] = {}
         self._connect()
-        self._use(self._get_sealed("config"))
+        try:
+            self._use(self._get_sealed("config"))
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
@@ -116,7 +126,7 @@ class Store:
             IndexLockedError: another builder is at work; names it.
             IndexFolderError: as for `open`, or the folder cannot be written.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()
         files.make_folder(folder)
         with files.lock(folder / "lock", command=command):
             files.make_private(folder / "index.db")
@@ -497,13 +507,15 @@ class Store:
         return len(strays)
 
     def unreferenced(self) -> list[Path]:
-        """Return the files a build left behind: gists without a row, old faiss files, half-written ones."""
+        """Return the files a build left behind: gists without a row, old faiss files, half-written ones.
+
+        Only names that a build gives count; whatever else somebody keeps in the folder stays.
+        """
         kept = {self.gist_path(row.key) for row in self.gist_rows()}
         if record := self.snapshot_record():
             kept.add(self._snapshot_path(record.sha256))
-        found = [*self.folder.glob("faiss-*.idx"), *self.folder.glob(f".*{files.TEMPORARY}")]
-        found += [path for path in (self.folder / "gists").rglob("*") if path.is_file()]
-        return sorted(set(found) - kept)
+        found = [*self.folder.iterdir(), *self.folder.glob("gists/??/*")]
+        return sorted(path for path in found if _LEFT_BY_A_BUILD.fullmatch(path.name) and path not in kept)
 
     def damaged_documents(self) -> list[str]:
         """Return the paths of documents of which a chunk is damaged; a build replaces them."""

@@ -120,3 +120,11 @@ def test_caches_of_different_models_are_refused(caches: list[GistCache]) -> None
     """No cache, or caches of different shape, raise with the shapes found."""
     with pytest.raises(ValueError, match="expected caches of one model"):
         concatenate(caches, ROPE)
+
+
+def test_a_cache_moves_to_the_device_of_its_model() -> None:
+    """What is loaded from disk is put beside the model before it is joined with the model's own prefix."""
+    cache = some_cache(3).to(torch.device("meta"))
+    rope = Rope(torch.ones(2, device="meta"))
+
+    assert concatenate([cache, cache], rope).kv.device.type == "meta"

@@ -269,3 +269,10 @@ def test_the_default_tokenizer_is_never_exceeded() -> None:
     for text in [*NASTY.values(), make_prose(1_000_000)]:
         document = make_document(text)
         require_sound(document, chunker.split(document), 256)
+
+
+def test_a_long_line_is_no_title(chunker: Chunker) -> None:
+    """A paragraph that looks like a title would be repeated before every chunk; it stays a paragraph."""
+    text = "word " * 400 + "\n---\n\n" + "more " * 200
+
+    assert all(chunk.heading == () for chunk in chunker.split(make_document(text)))

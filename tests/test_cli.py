@@ -283,7 +283,7 @@ def test_verify_names_what_is_damaged(index: Path, capsys: pytest.CaptureFixture
 def test_verify_tells_missing_from_left_over(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A gist without its file is missing; a file without its gist is left over."""
     file = gist_file(index)
-    file.rename(file.with_name("stray.safetensors"))
+    file.rename(file.with_name(f"{'0' * 64}.safetensors"))
 
     assert 4 == verify.main(["--index", str(index), "--json"])
     found = json.loads(capsys.readouterr().out)

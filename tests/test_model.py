@@ -155,3 +155,13 @@ def test_a_template_without_system_role_takes_the_instruction_in_the_user_turn()
 def test_a_model_without_template_gets_a_plain_prompt() -> None:
     """A base model is asked in plain words."""
     assert "Answer:" in chat_prompt(None).after_question
+
+
+def test_a_template_that_prints_the_date_gives_the_same_prefix_every_day() -> None:
+    """A prefix that changed overnight would make every gist foreign in the morning."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+
+    model = GistModel(tiny_network(), tokenizer, identity="dated")
+
+    assert model.prompt.prefix.startswith("01 Jan 2026")

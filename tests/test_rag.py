@@ -389,3 +389,24 @@ def test_engine_is_shared(docs: Path, engine: Engine, tmp_path: Path) -> None:
         answers = [rag.query("tea", top_k=9, max_new_tokens=1) for rag in (one, two)]
 
     assert [2, 1] == [len(answer.sources) for answer in answers]
+
+
+def test_one_string_is_one_pattern(docs: Path, engine: Engine) -> None:
+    """A pattern given as a plain string is not read letter by letter."""
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, exclude="bees*"):
+        assert ["mills.md"] == paths(docs.parent / "index")
+
+
+def test_an_open_index_outlives_a_change_of_folder(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index opened by a relative path is still found after the process went elsewhere."""
+    monkeypatch.chdir(docs.parent)
+    with GistRAG.from_folder("docs", index="index", engine=engine) as rag:
+        monkeypatch.chdir("/")
+
+        assert 0 == rag.query("mills", max_new_tokens=1).usage.text_fallbacks
+
+
+def test_chunks_that_no_window_holds_are_refused(docs: Path, engine: Engine) -> None:
+    """A chunk is read twice side by side, so half the window is the most it may take."""
+    with pytest.raises(UsageError, match="chunk_tokens must be at most"):
+        GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, chunk_tokens=engine.model.window)

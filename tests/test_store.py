@@ -619,16 +619,18 @@ def test_deleted_means_gone(tmp_path: Path) -> None:
 def test_gc_removes_leftovers_only(tmp_path: Path) -> None:
     """Half-written files, gists without a row and old faiss files go; everything else stays."""
     make(tmp_path)
+    name = "0" * 64
     strays = [
-        tmp_path / "faiss-0.idx",
-        tmp_path / ".x.1.tmp",
-        tmp_path / "gists" / "00" / "0.safetensors",
-        gist_file(tmp_path).parent / ".y.2.tmp",
+        tmp_path / f"faiss-{name}.idx",
+        tmp_path / f".faiss-{name}.idx.12-34.tmp",
+        tmp_path / "gists" / "00" / f"{name}.safetensors",
+        gist_file(tmp_path).parent / f".{name}.safetensors.12-34.tmp",
     ]
     for path in strays:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
     (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "gists" / "00" / "notes.md").write_text("mine")
     with Store.open(tmp_path) as reader:
         assert sorted(strays) == reader.unreferenced()
     with Store.build(tmp_path) as opened:
