@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/gistrag build docs/ --index index/
-	$(BIN)/gistrag query "What is the default placement of gists?" --index index/
+	$(BIN)/gistrag query "What is the default embedding model?" --max-new-tokens 18 --index index/
 
 test: check
 	$(BIN)/python -m pytest
