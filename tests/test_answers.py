@@ -136,9 +136,9 @@ def test_the_written_questions(trial: Trial, capsys: pytest.CaptureFixture[str])
     assert len(trial.questions) >= 60
     assert trial.recall(3) >= 0.9
     assert trial.share("text") >= 0.2
-    assert trial.kept("gist, 1 token") >= 0.6
-    assert trial.kept("gist, 2 tokens") >= 0.35
-    assert trial.kept("hybrid, 2 tokens") >= 0.6
+    assert trial.kept("gist, 1 token") >= 0.4
+    assert trial.kept("gist, 2 tokens") >= 0.2
+    assert trial.kept("hybrid, 2 tokens") >= 0.45
     assert trial.share("gist, 2 tokens") > trial.share("anchored untrained, 4 tokens")
 
 
