@@ -186,24 +186,23 @@ def _verified(found: Found, entry: Entry) -> Found:
 
 
 class _Quiet:
-    """Keeps progress bars and notices of the model libraries off the terminal while any thread loads a model."""
+    """Lets one thread at a time load a model, and keeps progress bars and notices off the terminal meanwhile.
+
+    One at a time, because transformers sets torch's default dtype for the whole process while it makes a model: two
+    loads at once can leave either with weights of the other's dtype.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loading = 0
+        self._lock = threading.RLock()
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> None:
-        with self._lock:
-            self._loading += 1
-            if self._loading == 1:
-                self._hush()
+        self._lock.acquire()
+        self._hush()
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._loading -= 1
-            if self._loading == 0:
-                self._undo.close()
+        self._undo.close()
+        self._lock.release()
 
     def _hush(self) -> None:
         from transformers.utils import logging as notices

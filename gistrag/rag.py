@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -36,16 +35,14 @@ class Engine:
 
     @classmethod
     def load(cls, settings: IndexSettings, *, device: str | None = None, reranker: str | None = None) -> Engine:
-        """Return the models an index is made with, both loaded at the same time.
+        """Return the models an index is made with, loaded one after the other.
 
         Raises:
             ModelNotFoundError: with the command that brings the model.
         """
         embedder = Embedder(find(settings.embedder).path, device=device)
-        with ThreadPoolExecutor(1) as pool:
-            warm = pool.submit(embedder.embed_query, "warm up")
-            model = GistModel.load(find(settings.model).path, quantize=settings.quantize, device=device)
-            warm.result()
+        embedder.embed_query("warm up")
+        model = GistModel.load(find(settings.model).path, quantize=settings.quantize, device=device)
         return cls(model, embedder, Reranker(find(reranker).path, device=device) if reranker else None)
 
     def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
