@@ -2,27 +2,32 @@
 
 A `Stream` is one such answer in the making. It works when it is iterated over, a token at a time, and keeps a record
 of what it took: sources, seconds and tokens. A chunk whose gist is missing or damaged is read as text instead,
-and counted.
+and counted. `GivenTexts` answers from texts that somebody else found, whether or not they are in the index.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
+import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
-from typing import get_args
+from typing import Any, Protocol, get_args
 
 import torch
 
 from gistrag.cache import GistCache, Layout, Memory, concatenate
+from gistrag.compression import compress
 from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundError, ResourceError, UsageError
-from gistrag.generation import decode_stream, generate
+from gistrag.generation import decode_stream, generate, read_text
 from gistrag.model import GistModel
-from gistrag.retrieval import Hit, Retriever
+from gistrag.retrieval import Hit
+from gistrag.schema import ChunkRow
 from gistrag.settings import Mode
 from gistrag.store import Store
 
@@ -31,6 +36,9 @@ logger = logging.getLogger("gistrag")
 SNIPPET_CHARACTERS = 240
 NO_DOCUMENTS = "There are no documents in this index."
 NO_PASSAGES = "No passage of this index passes the filters."
+NO_TEXTS = "There are no passages to answer from."
+KEPT_BYTES = 2**28
+"""Most bytes of gists that are kept in memory for texts that are in no index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +137,7 @@ class Usage:
         gist_slots: cache slots of the gists; source_tokens: tokens of text they stand for.
         text_tokens: tokens of passages read as text; question_tokens, answer_tokens: of the two in the prompt.
         bytes_read: of gist files; text_fallbacks: chunks read as text because their gist is damaged or missing.
+        gists_made: texts from outside the index that were compressed for this answer.
         dropped_chunks: lowest-ranked chunks left out because window or memory is full; layout: of the gists.
     """
 
@@ -139,6 +148,7 @@ class Usage:
     answer_tokens: int = 0
     bytes_read: int = 0
     text_fallbacks: int = 0
+    gists_made: int = 0
     dropped_chunks: int = 0
     layout: Layout = "spread"
 
@@ -192,12 +202,22 @@ class Passage:
         )
 
 
-class Stream(Iterator[str]):
-    """An answer in the making: iterate over its pieces of text; the first ``next`` takes the time to first token."""
+class Searcher(Protocol):
+    """What a stream needs of a retriever."""
 
-    def __init__(
-        self, store: Store, retriever: Retriever, model: GistModel, *, question: str, options: Options
-    ) -> None:
+    def search(
+        self, question: str, *, top_k: int, filters: Mapping[str, str] | None = None, scope: str | None = None
+    ) -> list[Hit]:
+        """Return the *top_k* best chunks, best first."""
+
+
+class Stream(Iterator[str]):
+    """An answer in the making: iterate over its pieces of text; the first ``next`` takes the time to first token.
+
+    ``async for`` yields the same pieces, each computed in a thread.
+    """
+
+    def __init__(self, store: Store, retriever: Searcher, model: GistModel, *, question: str, options: Options) -> None:
         if not question.strip():
             raise UsageError("the question is empty; ask something")
         self._store, self._retriever, self._model = store, retriever, model
@@ -206,12 +226,23 @@ class Stream(Iterator[str]):
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
         self._text = ""
+        self.generate: Callable[..., Iterator[int]] = generate
         self._pieces = self._run()
+        self._turn = threading.Lock()  # a piece may be asked for by one thread while another closes
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
-        self._text += piece
+        with self._turn:
+            piece = next(self._pieces)
+            self._text += piece
         return piece
+
+    async def __aiter__(self) -> AsyncGenerator[str]:
+        """Yield the pieces to a coroutine; the event loop goes on while one is computed, and leaving ends the work."""
+        try:
+            while (piece := await asyncio.to_thread(next, self, None)) is not None:
+                yield piece
+        finally:
+            await asyncio.to_thread(self.close)
 
     @property
     def answer(self) -> Answer:
@@ -221,7 +252,8 @@ class Stream(Iterator[str]):
 
     def close(self) -> None:
         """End the work; nothing is computed after this."""
-        self._pieces.close()
+        with self._turn:
+            self._pieces.close()
 
     def _run(self) -> Generator[str]:
         started_s = time.perf_counter()
@@ -267,10 +299,13 @@ class Stream(Iterator[str]):
         with self._store.snapshot():
             with self._timings.measure("retrieve_s"):
                 hits = self._search()
-            with self._timings.measure("load_s"):
-                bytes_before = self._store.bytes_read
-                passages = [self._passage(hit, is_best=rank == 0) for rank, hit in enumerate(hits)]
-                self._usage.bytes_read = self._store.bytes_read - bytes_before
+            return self._load(hits)
+
+    def _load(self, hits: Sequence[Hit]) -> list[Passage]:
+        with self._timings.measure("load_s"):
+            bytes_before = self._store.bytes_read
+            passages = [self._passage(hit, is_best=rank == 0) for rank, hit in enumerate(hits)]
+            self._usage.bytes_read = self._store.bytes_read - bytes_before
         return passages
 
     def _search(self) -> list[Hit]:
@@ -285,13 +320,20 @@ class Stream(Iterator[str]):
     def _passage(self, hit: Hit, *, is_best: bool) -> Passage:
         mode, chunk = self._options.mode, hit.chunk
         wants_text = mode == "text" or (mode == "hybrid" and is_best)
-        if chunk.gist_key is not None and not wants_text:
-            try:
-                return Passage(hit, self._store.load(chunk.gist_key).to(self._model.device))
-            except (CorruptGistError, GistNotFoundError) as error:
-                logger.warning("answered from text: %s", error)
-                self._usage.text_fallbacks += 1
+        if not wants_text and (gists := self._gists(chunk)):
+            return Passage(hit, gists.to(self._model.device))
         return Passage(hit, self._model.encode_passage(chunk.text, chunk.heading))
+
+    def _gists(self, chunk: ChunkRow) -> GistCache | None:
+        """Return the gists of a chunk, None where it is to be read as text."""
+        if chunk.gist_key is None:
+            return None
+        try:
+            return self._store.load(chunk.gist_key)
+        except (CorruptGistError, GistNotFoundError) as error:
+            logger.warning("answered from text: %s", error)
+            self._usage.text_fallbacks += 1
+            return None
 
     def _fit(self, passages: list[Passage], question_tokens: int) -> list[Passage]:
         """Return the passages that fit the window, spread if they can be, packed else; the lowest-ranked leave first.
@@ -325,7 +367,7 @@ class Stream(Iterator[str]):
         self._usage.gist_slots = sum(cache.gists for cache in caches)
         self._usage.source_tokens = sum(cache.source_tokens for cache in caches)
         self._usage.text_tokens = sum(map(len, texts))
-        return memory, [*chain.from_iterable(texts), *question]
+        return read_text(self._model, memory, list(chain.from_iterable(texts))), question
 
     def _in_prompt_order(self) -> list[Passage]:
         """Return the passages as they stand in the prompt: a whole document as it reads, else the best one last."""
@@ -335,7 +377,7 @@ class Stream(Iterator[str]):
 
     def _generate(self, memory: Memory, prompt: list[int]) -> Iterator[int]:
         options = self._options
-        tokens = generate(
+        tokens = self.generate(
             self._model,
             memory,
             prompt,
@@ -346,3 +388,93 @@ class Stream(Iterator[str]):
         for count, token in enumerate(tokens, 1):
             self._usage.answer_tokens = count
             yield token
+
+
+class GivenTexts:
+    """Answers from texts that somebody else found, whether or not they are in the index.
+
+    A gist is named by what its passage says. So a text that equals a chunk, with its heading path on a line above, is
+    answered from the gists of that chunk, whoever hands it over. Of any other text gists are made when it is first
+    asked about; those used last are kept in memory, up to `KEPT_BYTES`.
+    """
+
+    def __init__(self, store: Store, model: GistModel) -> None:
+        self.store, self.model = store, model
+        self._kept: OrderedDict[str, GistCache] = OrderedDict()
+        self._turn = threading.Lock()
+
+    def stream(self, question: str, texts: Sequence[str], **options: Any) -> Stream:
+        """Return the answer to a question from *texts*, best first, in the making.
+
+        Args:
+            options: fields of `Options`; ``top_k`` means nothing here.
+
+        Raises:
+            UsageError: an empty question, an option out of range, or one that chooses among the chunks of an index.
+        """
+        asked = Options(**options)
+        if asked.scope is not None or asked.filters:
+            raise UsageError("scope and filters choose among the chunks of the index, but the texts are given")
+        return _TextStream(self, texts, question=question, options=asked)
+
+    def gists(self, text: str) -> tuple[GistCache | None, bool]:
+        """Return the gists of a text, None where it is to be read as text, and whether they were made just now."""
+        ids = self.model.encode_passage(text)
+        key = self.store.gist_key(ids)
+        with suppress(GistNotFoundError, CorruptGistError):
+            return self.store.load(key), False
+        if not is_compressible(self.model, ids, tokens_per_gist=self.store.settings.tokens_per_gist):
+            return None, False
+        with self._turn:
+            known = self._kept.pop(key, None)
+            self._kept[key] = known or self._made(ids)
+            cache = self._kept[key]
+            while sum(kept.kv.nbytes for kept in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+        return (cache if torch.isfinite(cache.kv).all() else None), known is None
+
+    def _made(self, ids: Sequence[int]) -> GistCache:
+        settings = self.store.settings
+        (cache,) = compress(self.model, [ids], placement=settings.placement, tokens_per_gist=settings.tokens_per_gist)
+        return cache
+
+
+def is_compressible(model: GistModel, ids: Sequence[int], *, tokens_per_gist: int) -> bool:
+    """Return whether a passage is long enough for gists, and short enough to be read twice in one window."""
+    return max(2, tokens_per_gist) <= len(ids) <= (model.window - model.prefix.gists) // 2
+
+
+class _TextStream(Stream):
+    """An answer from given texts."""
+
+    def __init__(self, given: GivenTexts, texts: Sequence[str], *, question: str, options: Options) -> None:
+        hits = [Hit(_outsider(text, rank), 0.0, None, None) for rank, text in enumerate(texts) if text.strip()]
+        super().__init__(given.store, _Found(hits), given.model, question=question, options=options)
+        self._given = given
+
+    def _retrieve(self) -> list[Passage]:
+        return self._load(self._search())  # in no snapshot: making gists may take seconds, and others would wait
+
+    def _gists(self, chunk: ChunkRow) -> GistCache | None:
+        gists, is_new = self._given.gists(chunk.text)
+        self._usage.gists_made += is_new
+        return gists
+
+    def _excuse(self) -> Iterator[str]:
+        yield NO_TEXTS
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A search that is over."""
+
+    hits: list[Hit]
+
+    def search(self, question: str, **_: Any) -> list[Hit]:
+        """Return what was found."""
+        return self.hits
+
+
+def _outsider(text: str, ordinal: int) -> ChunkRow:
+    """Return a text as a chunk of no document; 0 is the id of none."""
+    return ChunkRow(0, 0, "", ordinal, 0, len(text), text, (), None, 0, None)

@@ -47,9 +47,19 @@ def build(
     embedder: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Embedding model: hub id, folder or catalogue name.")
     ] = None,
-    placement: Annotated[Placement | None, typer.Option(help="Where gists come from; at first selected.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="Trained adapter: folder, name, none; at first auto.")
+    ] = None,
+    placement: Annotated[
+        Placement | None, typer.Option(help="Where gists come from; at first as the adapter makes them, else selected.")
+    ] = None,
     tokens_per_gist: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Tokens of text that one gist stands for; at first 2.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Tokens of text that one gist stands for; at first what the adapter serves best, else 2.",
+        ),
     ] = None,
     chunk_tokens: Annotated[
         int | None, typer.Option(min=16, metavar="N", help="Most tokens of a chunk; at first 256.")
@@ -85,6 +95,7 @@ def build(
             progress=progress,
             model=model,
             embedder=embedder,
+            adapter=adapter,
             placement=placement,
             tokens_per_gist=tokens_per_gist,
             chunk_tokens=chunk_tokens,

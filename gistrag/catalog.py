@@ -26,7 +26,7 @@ from typing import Literal
 import huggingface_hub
 
 from gistrag.errors import ModelNotFoundError
-from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL
+from gistrag.settings import ADAPTER_FILE, DEFAULT_EMBEDDER, DEFAULT_MODEL, AdapterSettings
 
 Kind = Literal["model", "embedder"]
 
@@ -244,6 +244,56 @@ def folder_sha256(folder: Path) -> str:
         raise ModelNotFoundError(f"expected *.safetensors weights in {folder}, found none; convert the model first")
     parts = "".join(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files)
     return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def weights_sha256(path: Path) -> str:
+    """Return the hash an adapter knows its base model by: of a GGUF file, or of all safetensors files of a folder."""
+    if path.is_file():
+        return file_sha256(path)
+    parts = "".join(f"{file_sha256(weights)}\n" for weights in sorted(path.glob("*.safetensors")))
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+ADAPTERS = Path(__file__).parent / "adapters"
+
+
+def find_adapter(name: str, model: Path) -> Path | None:
+    """Return the folder of an adapter, None for none.
+
+    Args:
+        name: a folder, the name of a shipped adapter, ``"none"``, or ``"auto"`` for the one shipped for *model*.
+
+    Raises:
+        ModelNotFoundError: no adapter of that name.
+    """
+    if name == "none":
+        return None
+    if name == "auto":
+        return shipped_adapter(weights_sha256(model))
+    for folder in (ADAPTERS / name, Path(name).expanduser()):
+        if (folder / ADAPTER_FILE).is_file():
+            return folder
+    shipped = ", ".join(sorted(path.parent.name for path in ADAPTERS.glob(f"*/{ADAPTER_FILE}"))) or "none"
+    raise ModelNotFoundError(
+        f"no adapter {name!r}: expected a folder that gistrag train made, auto, none, or a shipped one ({shipped})"
+    )
+
+
+def shipped_adapter(weights: str) -> Path | None:
+    """Return the folder of the adapter that comes with this library for a base model, None where there is none.
+
+    Args:
+        weights: `weights_sha256` of the base model.
+    """
+    folders = sorted(path.parent for path in ADAPTERS.glob(f"*/{ADAPTER_FILE}"))
+    return next((folder for folder in folders if AdapterSettings.read(folder).base == weights), None)
+
+
+def adapter_name(folder: Path | None) -> str:
+    """Return what an index remembers an adapter by: the name of a shipped one, else its folder."""
+    if folder is None:
+        return "none"
+    return folder.name if folder.parent == ADAPTERS else str(folder.resolve())
 
 
 def file_sha256(path: Path) -> str:

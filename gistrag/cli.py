@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from gistrag import __version__, bench, build, chat, command, inspect, models, query, verify
+from gistrag import __version__, bench, build, chat, command, inspect, models, query, train, verify
 
-VERBS = (build, query, chat, inspect, verify, models, bench)
+VERBS = (build, query, chat, inspect, verify, models, train, bench)
 
 app = command.application()
 for _verb in VERBS:

@@ -4,7 +4,8 @@
 selected    the chunk's own keys and values at the tokens each head needs to repeat the chunk (KVzip, Kim et al.
             2025, arXiv 2505.23416, with the same budget for every head). No training; at one token per gist it
             is the full cache of the chunk.
-anchored    the chunk's most surprising tokens, read a second time behind it, so that each sees the whole chunk.
+anchored    the chunk's most surprising tokens, read a second time behind it, so that each sees the whole chunk; what
+            adapters are trained for.
 learned     learned tokens ``<GIST_0> <GIST_1> …`` read behind the chunk (Mu et al. 2023, arXiv 2304.08467).
 ==========  ==================================================================================================
 
@@ -60,7 +61,7 @@ def _compress(
     chunks: Sequence[Sequence[int]], model: GistModel, placement: Placement, tokens_per_gist: int
 ) -> list[GistCache]:
     """Return the caches of one batch, whose own memory is free again afterwards."""
-    return list(_PLACE[placement](_Batch(model, chunks), tokens_per_gist))
+    return TextPass(model, chunks).compress(placement, tokens_per_gist)
 
 
 def gist_count(source_tokens: int, tokens_per_gist: int) -> int:
@@ -84,8 +85,10 @@ def anchors(surprise: Tensor, gists: int) -> Tensor:
     return surprise.argsort(descending=True, stable=True)[:gists].sort().values
 
 
-class _Batch:
-    """Chunks read side by side behind the shared prefix, padded on the right.
+class TextPass:
+    """Chunks read side by side behind the shared prefix, padded on the right, by the base model.
+
+    One pass serves them all: anchors, the keys and values that gists read, the full cache.
 
     Attributes:
         lengths: tokens of each chunk; start: slots of the prefix.
@@ -101,6 +104,10 @@ class _Batch:
         self.ids = torch.nn.utils.rnn.pad_sequence(self.chunks, batch_first=True)  # (batch, n)
         self.hidden = self.reading.feed(self.ids, positions=self.start + torch.arange(self.ids.shape[1]))
 
+    def compress(self, placement: Placement, tokens_per_gist: int) -> list[GistCache]:
+        """Return the gist cache of each chunk."""
+        return list(_PLACE[placement](self, tokens_per_gist))
+
     def visible(self) -> Tensor:
         """Return which slots hold prefix or text of each row, ``(batch, slots)`` bool: everything but padding."""
         return torch.arange(self.start + self.ids.shape[1]) < self.start + self.lengths[:, None]
@@ -115,7 +122,7 @@ class _Batch:
         return self.model.prefix_hidden[-1:]
 
 
-def _full(batch: _Batch) -> Iterator[GistCache]:
+def _full(batch: TextPass) -> Iterator[GistCache]:
     """Yield the full cache of each chunk."""
     kv = batch.reading.kv(batch.start)  # (layers, 2, batch, kv_heads, n, head_dim)
     for row, length in enumerate(batch.lengths.tolist()):
@@ -123,7 +130,7 @@ def _full(batch: _Batch) -> Iterator[GistCache]:
         yield batch.model.unrotated(kv[:, :, row, :, :length], positions, start=batch.start, source_tokens=length)
 
 
-def _selected(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:
+def _selected(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield of each chunk's cache what every head needs to repeat the chunk."""
     if tokens_per_gist == 1:
         yield from _full(batch)
@@ -136,7 +143,7 @@ def _selected(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:
         yield GistCache(cache.kv.gather(3, index), kept, cache.source_tokens)
 
 
-def _need(batch: _Batch) -> Tensor:
+def _need(batch: TextPass) -> Tensor:
     """Return the most attention each token receives while the model repeats the chunk.
 
     Shape ``(layers, batch, kv_heads, n)``. The repetition is fed, not generated, so this is one more pass of about
@@ -158,7 +165,7 @@ def _need(batch: _Batch) -> Tensor:
             need[layer, row] = _attention(queries[row], keys[row], hidden[row])[..., text].amax(dim=(1, 2))
 
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
-    batch.reading.feed(fed, positions=positions, mask=mask, observer=observe)
+    batch.reading.fork().feed(fed, positions=positions, mask=mask, observer=observe)
     return need
 
 
@@ -175,17 +182,18 @@ def _attention(queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
     return (grouped @ keys[:, None].transpose(-1, -2)).masked_fill_(hidden, -torch.inf).softmax(dim=-1)
 
 
-def _anchored(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:
+def _anchored(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield each chunk's most surprising tokens, read again behind it."""
     places = [
         anchors(batch.surprise(row), gist_count(length, tokens_per_gist)).cpu()
         for row, length in enumerate(batch.lengths.tolist())
     ]
-    embedded = [batch.model.embed(ids[place]) for ids, place in zip(batch.chunks, places, strict=True)]
+    mark = batch.model.gist_mark
+    embedded = [batch.model.embed(ids[place]) + mark for ids, place in zip(batch.chunks, places, strict=True)]
     yield from _read_gists(batch, embedded, places)
 
 
-def _learned(batch: _Batch, tokens_per_gist: int) -> Iterator[GistCache]:
+def _learned(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield learned tokens, read behind the chunk at evenly spread positions."""
     places = [_evenly(length, gist_count(length, tokens_per_gist)) for length in batch.lengths.tolist()]
     vectors = batch.model.gist_vectors(max(len(place) for place in places))
@@ -201,17 +209,17 @@ def _evenly(source_tokens: int, gists: int) -> Tensor:
     return torch.arange(1, gists + 1) * source_tokens // gists - 1
 
 
-def _read_gists(batch: _Batch, embedded: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[GistCache]:
+def _read_gists(batch: TextPass, embedded: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[GistCache]:
     """Yield the caches of gist tokens that see prefix, chunk and each other."""
     embeddings = torch.nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)  # (batch, gists, hidden)
     positions = torch.nn.utils.rnn.pad_sequence(list(places), batch_first=True)  # (batch, gists)
     count = positions.shape[1]
     real = torch.arange(count) < torch.tensor([len(place) for place in places])[:, None]
     seen = torch.cat((batch.visible(), real), dim=1)  # (batch, slots + gists)
-    start = batch.reading.slots
     mask = seen[:, None].expand(-1, count, -1)
-    batch.reading.feed(embeddings=embeddings, positions=batch.start + positions, mask=mask)
-    kv = batch.reading.kv(start)  # (layers, 2, batch, kv_heads, gists, head_dim)
+    reading = batch.reading.fork()
+    reading.feed(embeddings=embeddings, positions=batch.start + positions, mask=mask, role="gists")
+    kv = reading.kv(batch.reading.slots)  # (layers, 2, batch, kv_heads, gists, head_dim)
     for row, place in enumerate(places):
         taken = kv[:, :, row, :, : len(place)]
         length = int(batch.lengths[row])

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +39,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         IndexFolderError: any other refusal of the system.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
-    with _explained("write", path):
+    with explained("write", path):
         try:
             write_new(temporary, data)
             rename(temporary, path)
@@ -49,8 +51,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write and sync *data* under a name nobody reads yet, 0600."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Write and sync *data* under a name nobody reads yet, 0600; a link of that name is refused."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         write_all(descriptor, data)
         sync_file(descriptor)
@@ -86,80 +88,99 @@ def rename(old: Path, new: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file; one that is not there is fine."""
-    with _explained("remove", path), suppress(FileNotFoundError):
+    with explained("remove", path), suppress(FileNotFoundError):
         path.unlink()
         sync_folder(path.parent)
 
 
 def make_folder(path: Path) -> None:
     """Make a folder, 0700, and those above it where missing; one that is there stays as it is."""
-    if path.is_dir():
-        return
+    with explained("make", path):
+        if path.is_dir():
+            return
     make_folder(path.parent)
-    with _explained("make", path), suppress(FileExistsError):
+    with explained("make", path), suppress(FileExistsError):
         path.mkdir(0o700)
         sync_folder(path.parent)
 
 
 def make_private(path: Path) -> None:
     """Make an empty file, 0600; one that is there stays as it is."""
-    with _explained("make", path), suppress(FileExistsError):
+    with explained("make", path), suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         sync_folder(path.parent)
 
 
-def read(path: Path) -> bytes:
-    """Return the bytes of a file; OSError as the system gives it."""
-    return read_stamped(path)[0]
-
-
-def read_stamped(path: Path) -> tuple[bytes, Stamp]:
-    """Return the bytes of a file and the stamp it had when opened.
+def read(path: Path, *, bytes_max: int | None = None) -> bytes:
+    """Return the bytes of a file; OSError as the system gives it, EFBIG for one that holds more than *bytes_max*.
 
     Read, never mapped: a file truncated under a mapping kills the process.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe of that name is not waited for
     try:
-        status = os.fstat(descriptor)
+        size = os.fstat(descriptor).st_size
+        if bytes_max is not None and size > bytes_max:  # a hole of a terabyte must not be read into memory
+            raise OSError(errno.EFBIG, f"holds {size:,} bytes, at most {bytes_max:,} expected")
         pieces, offset = [], 0
-        while piece := os.pread(descriptor, max(status.st_size - offset, 1), offset):
+        while piece := os.pread(descriptor, max(size - offset, 1), offset):
             pieces.append(piece)
             offset += len(piece)
     finally:
         os.close(descriptor)
-    return b"".join(pieces), _stamp(status)
+    return b"".join(pieces)
+
+
+def sha256(path: Path) -> str:
+    """Return the hex hash of a file of any size; OSError as the system gives it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stamp(path: Path) -> Stamp:
     """Return what changes when the file does."""
-    return _stamp(path.stat())
-
-
-def _stamp(status: os.stat_result) -> Stamp:
+    status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def writers(path: Path) -> str:
+    """Return who may change *path* besides this user and root: nobody ``""``, a user, a group, or ``"everybody"``.
+
+    A group with the number of the owner is the owner's own. Root trusts every owner: in a container the user who owns
+    a mounted folder is a number from outside.
+    """
+    status, user = path.stat(), os.geteuid()
+    if status.st_mode & stat.S_IWOTH:
+        return "everybody"
+    if user and status.st_uid not in (0, user):
+        return f"user {status.st_uid}"
+    if status.st_mode & stat.S_IWGRP and status.st_gid not in (0, status.st_uid):
+        return f"group {status.st_gid}"
+    return ""
 
 
 def free_bytes(path: Path) -> int:
     """Return how many bytes fit on the disk that holds *path*, which need not exist yet."""
-    while not path.exists():
-        path = path.absolute().parent
-    return shutil.disk_usage(path).free
+    with explained("look at", path):
+        while not path.exists():
+            path = path.absolute().parent
+        return shutil.disk_usage(path).free
 
 
 @contextmanager
 def lock(path: Path, *, command: str) -> Iterator[None]:
     """Hold the file *path* locked; the system frees it when the process ends, however it ends.
 
-    The file stays: removing a lock somebody is about to take would let two in.
+    The file stays: removing a lock somebody is about to take would let two in. A link of that name is refused, since
+    signing the lock would empty what it points to.
 
     Raises:
         IndexLockedError: names who holds it.
         IndexFolderError: the folder cannot be written.
     """
-    with _explained("lock", path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with explained("lock", path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with _explained("lock", path):
+        with explained("lock", path):
             _take(descriptor, path)
             _sign(descriptor, command)
         yield
@@ -186,14 +207,14 @@ def _sign(descriptor: int, command: str) -> None:
 def _holder(path: Path) -> str:
     for _ in range(10):  # whoever just took the lock signs it a moment later
         with suppress(OSError, ValueError, KeyError, TypeError):
-            holder = json.loads(read(path))
+            holder = json.loads(read(path, bytes_max=4096))
             return f"process {holder['pid']} on {holder['host']} since {holder['start']} ({holder['command']})"
         time.sleep(0.02)
     return "another process"
 
 
 @contextmanager
-def _explained(verb: str, path: Path) -> Iterator[None]:
+def explained(verb: str, path: Path) -> Iterator[None]:
     """Turn what the system refuses into one line that says where and why."""
     try:
         yield

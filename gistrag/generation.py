@@ -39,16 +39,31 @@ def generate(
     require_room(model, position + len(ids))
     randomness = torch.Generator(model.device).manual_seed(seed)
     reading = model.read(memory)
-    hidden = reading.feed(torch.tensor([list(ids)]), positions=position + torch.arange(len(ids)))
+    hidden = reading.feed(torch.tensor([list(ids)]), positions=position + torch.arange(len(ids)), role="answers")
     position += len(ids)
     room = min(max_new_tokens, model.window - position)
     for count in range(room):
-        token = _pick(model.logits(hidden[:, -1]).float(), temperature, randomness)  # (1,)
+        token = pick(model.logits(hidden[:, -1]).float(), temperature, randomness)  # (1,)
         if token.item() in model.stop_ids:
             return
         yield int(token.item())
         if count + 1 < room:
-            hidden = reading.feed(token[None], positions=torch.tensor([position + count]))
+            hidden = reading.feed(token[None], positions=torch.tensor([position + count]), role="answers")
+
+
+def read_text(model: GistModel, memory: Memory, ids: Sequence[int]) -> Memory:
+    """Return *memory* with passages read as text behind it, which take no adapter.
+
+    Raises:
+        ContextOverflowError: they leave no position for a question.
+    """
+    if not ids:
+        return memory
+    begin = memory.next_position
+    require_room(model, begin + len(ids))
+    reading = model.read(memory)
+    reading.feed(torch.tensor([list(ids)]), positions=begin + torch.arange(len(ids)))
+    return Memory(reading.kv()[:, :, 0], begin + len(ids))
 
 
 def generate_together(
@@ -70,7 +85,7 @@ def generate_together(
     mask[:, :, kv.shape[4] :] |= itself
 
     reading = model.read_behind(kv)
-    hidden = reading.feed(ids, positions=positions, mask=mask)
+    hidden = reading.feed(ids, positions=positions, mask=mask, role="answers")
     said: list[list[int]] = [[] for _ in prompts]
     talking = set(range(len(prompts)))
     for _ in range(max_new_tokens):
@@ -82,7 +97,7 @@ def generate_together(
             break
         positions = positions[:, -1:] + 1
         visible = torch.cat((visible, torch.ones(len(prompts), 1, dtype=torch.bool)), dim=1)
-        hidden = reading.feed(tokens[:, None], positions=positions, mask=visible[:, None])
+        hidden = reading.feed(tokens[:, None], positions=positions, mask=visible[:, None], role="answers")
     return said
 
 
@@ -121,7 +136,7 @@ def decode_stream(model: GistModel, tokens: Iterable[int]) -> Iterator[str]:
         yield rest
 
 
-def _pick(logits: Tensor, temperature: float, randomness: torch.Generator) -> Tensor:
+def pick(logits: Tensor, temperature: float, randomness: torch.Generator) -> Tensor:
     """Return the next token of each row, ``(batch,)``."""
     if temperature == 0:
         return logits.argmax(dim=-1)

@@ -18,6 +18,8 @@ INSTRUCTION = (
     "You are a helpful assistant. Answer the question with the information in the passages. "
     "Give a short, direct answer."
 )
+REFUSAL = "The passages do not say."
+CONTINUE = 'Continue the passage that says "{}"'
 _SPLIT = "\u241e"
 
 Render = Callable[[list[dict[str, str]]], str]

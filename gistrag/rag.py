@@ -8,20 +8,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from gistrag.answering import Answer, Options, Stream
-from gistrag.catalog import find
+from gistrag.catalog import adapter_name, find, find_adapter
 from gistrag.embedder import Embedder, Reranker
 from gistrag.errors import IndexFolderError, UsageError
 from gistrag.indexing import Builder, SyncReport
 from gistrag.model import GistModel
 from gistrag.progress import Progress, Silence, Terminal
 from gistrag.retrieval import Hit, Retriever
-from gistrag.settings import IndexSettings, require_same
+from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings, require_same
 from gistrag.store import Store
 
 
@@ -42,7 +42,9 @@ class Engine:
         """
         embedder = Embedder(find(settings.embedder).path, device=device)
         embedder.embed_query("warm up")
-        model = GistModel.load(find(settings.model).path, quantize=settings.quantize, device=device)
+        path = find(settings.model).path
+        adapter = find_adapter(settings.adapter, path)
+        model = GistModel.load(path, adapter=adapter, quantize=settings.quantize, device=device)
         return cls(model, embedder, Reranker(find(reranker).path, device=device) if reranker else None)
 
     def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
@@ -99,7 +101,8 @@ class GistRAG:
             device: where to load them.
             reranker: a cross-encoder to sort hits by.
             progress: told how far the build is; by default a bar where standard error is a terminal.
-            settings: fields of `IndexSettings`; what is left out is inherited from the index.
+            settings: fields of `IndexSettings`; what is left out is inherited from the index. A new index has
+                ``adapter="auto"``: the one that is shipped for its model, and what it was trained for.
 
         Raises:
             UsageError: no such folder, or a setting out of range; nothing was made.
@@ -108,11 +111,11 @@ class GistRAG:
             ResourceError: the disk is too small.
         """
         watching = progress or (Terminal() if sys.stderr.isatty() else Silence())
-        given = {name: value for name, value in settings.items() if value is not None}
+        given = {name: value for name, value in settings.items() if value not in (None, "auto")}
         IndexSettings(**given)  # raises before anything is made
         _require_folder(Path(folder), Path(index))
         with Store.build(index, command="gistrag build") as store:
-            wanted = _inherited(store, given, rebuild)
+            wanted = _inherited(store, given, rebuild, engine)
             _require_source(store, Path(folder))
             engine = engine or Engine.load(wanted, device=device, reranker=reranker)
             _configure(store, wanted, engine, Path(folder), rebuild)
@@ -213,20 +216,35 @@ class GistRAG:
         return Stream(self.store, self._retriever, self.model, question=question, options=Options(**options))
 
 
-def _inherited(store: Store, given: Mapping[str, Any], rebuild: bool) -> IndexSettings:
+def _inherited(store: Store, given: Mapping[str, Any], rebuild: bool, engine: Engine | None) -> IndexSettings:
     """Return the settings to build with: those of the index, unless it is new or made again.
 
     Raises:
         FingerprintMismatchError: other settings are given than the index has.
     """
     if store.is_new:
-        return IndexSettings(**given)
-    settings = replace(store.settings, **given)
-    if not rebuild:
-        asked = {name: str(value) for name, value in asdict(settings).items()}
-        stored = {name: str(value) for name, value in asdict(store.settings).items()}
-        require_same(stored, asked, where=f"the index in {store.folder}", remedy=_REBUILD)
-    return settings
+        return _fresh(given, engine)
+    if rebuild:
+        is_other = not {"model", "adapter"}.isdisjoint(given)
+        kept = {name: value for name, value in asdict(store.settings).items() if not (is_other and name in _ADAPTED)}
+        return _fresh({**kept, **given}, engine)
+    asked = {name: str(value) for name, value in {**asdict(store.settings), **given}.items()}
+    stored = {name: str(value) for name, value in asdict(store.settings).items()}
+    require_same(stored, asked, where=f"the index in {store.folder}", remedy=_REBUILD)
+    return store.settings
+
+
+_ADAPTED = ("adapter", "placement", "tokens_per_gist")
+
+
+def _fresh(given: Mapping[str, Any], engine: Engine | None) -> IndexSettings:
+    """Return the settings of a new index: what is given, and what the adapter was trained for."""
+    if engine:
+        folder = engine.model.adapter.folder if engine.model.adapter else None
+    else:
+        folder = find_adapter(given.get("adapter", "auto"), find(given.get("model", DEFAULT_MODEL)).path)
+    adapter = AdapterSettings.read(folder) if folder else None
+    return IndexSettings.fitting({**given, "adapter": adapter_name(folder)}, adapter)
 
 
 def _configure(store: Store, settings: IndexSettings, engine: Engine, folder: Path, rebuild: bool) -> None:

@@ -9,16 +9,57 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gistrag.errors import FingerprintMismatchError, UsageError
+from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageError
 
 Placement = Literal["anchored", "learned", "selected"]
 Mode = Literal["gist", "text", "hybrid"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+ADAPTER_FILE = "gist_settings.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    """What an adapter was trained for, saved beside its weights.
+
+    Attributes:
+        base: sha256 of the weights of its base model, see `gistrag.catalog.weights_sha256`.
+        placement: where its gists come from.
+        tokens_per_gist: what it serves best, the default of an index built with it.
+        rates: all tokens per gist it was trained at.
+        everywhere: it acts on text as well; an ablation.
+        prefix: the shared prefix it was trained behind.
+        recipe: what made it; not interpreted.
+    """
+
+    base: str
+    placement: Placement = "anchored"
+    tokens_per_gist: int = 4
+    rates: tuple[int, ...] = (2, 4, 8, 16)
+    everywhere: bool = False
+    prefix: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterSettings:
+        """Return the settings saved in the folder of an adapter.
+
+        Raises:
+            ModelNotFoundError: no adapter of this library there.
+        """
+        try:
+            values = json.loads((folder / ADAPTER_FILE).read_text("utf-8"))
+            return cls(**{**values, "rates": tuple(values["rates"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelNotFoundError(
+                f"expected a gist adapter in {folder}, found no readable {ADAPTER_FILE} there; make one with gistrag "
+                "train"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +69,7 @@ class IndexSettings:
     Attributes:
         model: hub id, local folder or catalogue name of the model that compresses and answers.
         embedder: hub id, local folder or catalogue name of the sentence-embedding model.
+        adapter: folder or catalogue name of the trained adapter, or ``"none"``.
         placement: where a chunk's gists come from; see `gistrag.compression`.
         tokens_per_gist: source tokens one gist stands for, at least 1. 1 with ``selected`` keeps the full KV cache.
         chunk_tokens: most tokens of the model's own tokenizer in one chunk.
@@ -42,6 +84,7 @@ class IndexSettings:
 
     model: str = DEFAULT_MODEL
     embedder: str = DEFAULT_EMBEDDER
+    adapter: str = "none"
     placement: Placement = "selected"
     tokens_per_gist: int = 2
     chunk_tokens: int = 256
@@ -60,6 +103,23 @@ class IndexSettings:
     def to_json(self) -> str:
         """Return the settings as one line of JSON with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def fitting(cls, given: Mapping[str, Any], adapter: AdapterSettings | None) -> IndexSettings:
+        """Return the settings *given*, and for the rest what the adapter was trained for.
+
+        Raises:
+            UsageError: a value outside its range, or gists that this adapter does not make.
+        """
+        if adapter is None:
+            return cls(**given)
+        settings = cls(**{"placement": adapter.placement, "tokens_per_gist": adapter.tokens_per_gist, **given})
+        if settings.placement not in ("selected", adapter.placement):
+            raise UsageError(
+                f"the adapter {settings.adapter} makes {adapter.placement} gists, asked were {settings.placement} "
+                "ones; leave the placement out, or name --adapter none"
+            )
+        return settings
 
     @classmethod
     def from_json(cls, line: str) -> IndexSettings:

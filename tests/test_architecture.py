@@ -13,17 +13,20 @@ PACKAGE = Path(__file__).parents[1] / "gistrag"
 
 FLOORS = [
     {"errors"},
-    {"files", "markup", "schema", "prompt", "settings", "progress"},
+    {"files", "markup", "schema", "prompt", "settings", "progress", "tasks"},
     {"readers", "rope", "mask"},
     {"worker"},
     {"documents", "cache", "catalog"},
-    {"chunking", "gistfile", "embedder", "vectors", "model"},
-    {"store", "compression", "generation"},
+    {"chunking", "gistfile", "embedder", "vectors", "adapter"},
+    {"model"},
+    {"store", "compression", "generation", "examples"},
+    {"training"},
+    {"run", "planner"},
     {"retrieval"},
     {"indexing", "answering"},
     {"rag"},
     {"command"},
-    {"build", "query", "chat", "inspect", "verify", "bench", "models"},
+    {"build", "query", "chat", "inspect", "verify", "bench", "models", "train"},
     {"cli"},
     {"__main__"},
 ]
@@ -34,13 +37,14 @@ DOORS = {
     "huggingface_hub": {"catalog"},
     "pathspec": {"documents"},
     "pypdfium2": {"readers"},
-    "safetensors": {"gistfile"},
+    "peft": {"adapter"},
+    "safetensors": {"gistfile", "adapter", "run"},
     "semantic_text_splitter": {"chunking"},
     "sentence_transformers": {"embedder"},
     "sqlite3": {"store"},
     "transformers": {"model", "catalog"},  # the catalogue only quiets it
-    "typer": {"command", "build", "query", "chat", "inspect", "verify", "bench", "models", "cli"},
-    **{name: set() for name in ("bitsandbytes", "langchain_core", "llama_index", "peft", "pickle")},
+    "typer": {"command", "build", "query", "chat", "inspect", "verify", "bench", "models", "train", "cli"},
+    **{name: set() for name in ("bitsandbytes", "langchain_core", "llama_index", "pickle")},
 }
 WORDS = {"errors", "files", "readers", "schema", "prompt", "settings", "progress", "worker", "documents", "catalog"}
 

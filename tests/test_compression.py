@@ -103,14 +103,14 @@ def test_another_chunk_in_the_batch_changes_nothing(model: GistModel, placement:
 def test_a_batch_that_does_not_fit_memory_is_halved(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory, the batch is tried again in halves, and the result is the same."""
     expected = compress(model, TEXTS)
-    original = compression._Batch.__init__
+    original = compression.TextPass.__init__
 
     def greedy(self: object, model: GistModel, chunks: list[list[int]]) -> None:
         if len(chunks) > 1:
             raise torch.OutOfMemoryError("no room for two")
         original(self, model, chunks)
 
-    monkeypatch.setattr(compression._Batch, "__init__", greedy)
+    monkeypatch.setattr(compression.TextPass, "__init__", greedy)
     for one, other in zip(expected, compress(model, TEXTS), strict=True):
         torch.testing.assert_close(one.kv, other.kv, rtol=0, atol=1e-12)
 
@@ -121,7 +121,7 @@ def test_one_chunk_that_does_not_fit_memory_raises(model: GistModel, monkeypatch
     def never(self: object, model: GistModel, chunks: list[list[int]]) -> None:
         raise torch.OutOfMemoryError("no room at all")
 
-    monkeypatch.setattr(compression._Batch, "__init__", never)
+    monkeypatch.setattr(compression.TextPass, "__init__", never)
     with pytest.raises(torch.OutOfMemoryError):
         compress(model, TEXTS)
 

@@ -1,0 +1,141 @@
+"""The trained part of a gist model: a LoRA adapter and the gist vectors.
+
+The one door to peft. The frozen base reads text; the adapter acts where gists are made and where answers are read, so
+one text pass serves anchors, gists, teacher and text fallback alike::
+
+    text        prefix and passages        base model alone
+    gists       gist tokens                base model + adapter, input embeddings + gist vectors
+    answers     question and answer        base model + adapter
+
+An adapter folder holds ``adapter_model.safetensors`` and ``adapter_config.json`` as peft writes them,
+``gist_vectors.safetensors``, ``gist_settings.json`` (`AdapterSettings`) and a card, ``README.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gistrag.catalog import folder_sha256
+from gistrag.errors import ModelNotFoundError
+from gistrag.settings import ADAPTER_FILE, AdapterSettings, require_same
+
+VECTORS = "gist_vectors.safetensors"
+
+Role = Literal["text", "gists", "answers"]
+"""What is being read: the adapter is off for text, unless it was trained to act on everything."""
+
+
+class Adapter:
+    """A LoRA adapter inside a network, and the vectors that mark gist tokens.
+
+    Attributes:
+        settings: what it was trained for.
+        gist_vectors: ``(n, hidden)``; anchored gists add the first to the anchor's embedding, learned gists are them.
+        folder: where it was loaded from, None for one that was never saved; identity: hash of its files there.
+    """
+
+    def __init__(
+        self, wrapped: Any, gist_vectors: Tensor, settings: AdapterSettings, *, folder: Path | None = None
+    ) -> None:
+        self._wrapped = wrapped
+        self._layers = [part for part in wrapped.modules() if isinstance(part, peft.tuners.tuners_utils.BaseTunerLayer)]
+        self._is_on = True
+        self.gist_vectors = gist_vectors
+        self.settings = settings
+        self.folder = folder
+        self.identity = folder_sha256(folder) if folder else ""
+
+    @classmethod
+    def create(cls, network: Any, gist_vectors: Tensor, settings: AdapterSettings, *, rank: int) -> Adapter:
+        """Put a new adapter that changes nothing yet into *network*, in the dtype of its weights.
+
+        Args:
+            network: a transformers model.
+            gist_vectors: where the gist vectors start.
+            rank: of the update of every linear layer; alpha is twice the rank.
+        """
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        with _patient():
+            wrapped = peft.get_peft_model(network, config, autocast_adapter_dtype=False)
+        for weights in _weights(wrapped):
+            weights.data = weights.data.to(gist_vectors.dtype)
+        return cls(wrapped, gist_vectors, settings)
+
+    @classmethod
+    def load(cls, network: Any, folder: Path, *, base: str, prefix: str) -> Adapter:
+        """Put the adapter saved in *folder* into *network*.
+
+        Args:
+            base: sha256 of the network's weights.
+            prefix: the shared prefix it will stand behind.
+
+        Raises:
+            ModelNotFoundError: no readable adapter there.
+            FingerprintMismatchError: it was trained for another base model or prompt.
+        """
+        settings = AdapterSettings.read(folder)
+        expected = {"base model": settings.base[:12], "prefix": settings.prefix}
+        require_same(
+            expected, {"base model": base[:12], "prefix": prefix}, where=f"the adapter in {folder}", remedy=_OTHER
+        )
+        try:
+            vectors = safetensors.torch.load_file(folder / VECTORS)["gist_vectors"]
+            with _patient():
+                wrapped = peft.PeftModel.from_pretrained(network, str(folder), autocast_adapter_dtype=False)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ModelNotFoundError(f"the adapter in {folder} cannot be read: {error}") from error
+        for weights in _weights(wrapped):
+            weights.data = weights.data.to(vectors.dtype)
+        return cls(wrapped, vectors.to(network.device), settings, folder=folder)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter into *folder*, which is made where it is missing."""
+        self._wrapped.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        vectors = {"gist_vectors": self.gist_vectors.detach().cpu().contiguous()}
+        safetensors.torch.save_file(vectors, folder / VECTORS)
+        (folder / ADAPTER_FILE).write_text(json.dumps(asdict(self.settings), indent=1, sort_keys=True) + "\n", "utf-8")
+
+    def acts_on(self, role: Role) -> bool:
+        """Return whether it changes what is read in this role."""
+        return role != "text" or self.settings.everywhere
+
+    def switch(self, role: Role) -> None:
+        """Turn the adapter on or off for what is read next. State of the network: one reader at a time."""
+        wanted = self.acts_on(role)
+        if wanted != self._is_on:
+            for layer in self._layers:
+                layer.enable_adapters(wanted)
+            self._is_on = wanted
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and tensor of everything that is trained."""
+        yield "gist_vectors", self.gist_vectors
+        for name, weights in self._wrapped.named_parameters():
+            if "lora_" in name:
+                yield name, weights
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Bear with peft asking transformers for a property that has been renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
+_OTHER = "name the adapter of this model with --adapter, or none"
+
+
+def _weights(wrapped: Any) -> list[Any]:
+    return [weights for name, weights in wrapped.named_parameters() if "lora_" in name]

@@ -1,0 +1,250 @@
+"""A training run in a folder: it may be stopped at any moment, and goes on exactly where it was.
+
+::
+
+    run/
+      recipe.json               what decides the result
+      log.jsonl                 a line per step, validation and event
+      checkpoint-000120/        adapter, optimizer and place in the data; state.json is written last, so a checkpoint
+                                that has one is whole
+      adapter/                  the adapter of the last checkpoint, ready to be used with --adapter
+      curve.png                 losses against steps, where matplotlib is installed
+
+A step that diverges takes the run back to its last good state at half the learning rate.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gistrag import files
+from gistrag.errors import GistRAGError, UsageError
+from gistrag.examples import Batch
+from gistrag.training import Recipe, Trainer
+
+logger = logging.getLogger("gistrag")
+
+STATE, OPTIMIZER, RECIPE, LOG, ADAPTER = "state.json", "optimizer.safetensors", "recipe.json", "log.jsonl", "adapter"
+KEPT_CHECKPOINTS = 2
+SPIKE_STEPS, SPIKE_NATS = 8, 1.5
+MOST_SLOWDOWNS = 6
+
+
+class DivergedError(GistRAGError):
+    """A run whose loss grows however small its learning rate is made."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state of a trainer to go back to."""
+
+    tensors: dict[str, Tensor]
+    step: int
+    slowdown: float
+    loss: float
+
+
+class Run:
+    """A trainer whose work is kept in a folder.
+
+    Args:
+        folder: of the run, made where it is missing.
+        trainer: that does the steps.
+        validation: batches, by the name their loss is logged under.
+
+    Raises:
+        UsageError: the folder holds a run of another recipe.
+    """
+
+    def __init__(self, folder: Path, trainer: Trainer, validation: Mapping[str, Sequence[Batch]] | None = None) -> None:
+        self.folder, self._trainer, self._validation = folder, trainer, validation or {}
+        _require_same_recipe(folder, trainer.recipe)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(folder / RECIPE, trainer.recipe.to_json().encode())
+        for checkpoint in reversed(checkpoints(folder)):
+            with suppress(OSError, ValueError, KeyError, SafetensorError):
+                _load(checkpoint, trainer)
+                break
+        self._recent: deque[float] = deque(maxlen=SPIKE_STEPS)
+        self._good = self._snapshot(math.inf)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._trainer.step
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the recipe."""
+        return self._trainer.recipe.steps
+
+    def steps(
+        self, *, save_every_s: float = 120.0, validate_every: int = 100, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what each step did, until the recipe's last one or until *stop* says so; then save.
+
+        Raises:
+            ResourceError: the disk is full; the checkpoint before stays whole.
+            DivergedError: the loss grows at any learning rate.
+        """
+        saved_s = time.monotonic()
+        trainer = self._trainer
+        while trainer.step < trainer.recipe.steps and not stop():
+            record = self._step()
+            if trainer.step % validate_every == 0 or trainer.step == trainer.recipe.steps:
+                record |= self._validate()
+            self._log(record)
+            yield record
+            if time.monotonic() - saved_s >= save_every_s:
+                self.save()
+                saved_s = time.monotonic()
+        self.save()
+
+    def _step(self) -> dict[str, Any]:
+        began_s = time.perf_counter()
+        told = self._trainer.advance()
+        took_s = time.perf_counter() - began_s
+        record: dict[str, Any] = {"step": self._trainer.step, **told, "seconds": took_s}
+        self._recent.append(told["answer"])
+        if not math.isfinite(told["norm"]) or self._has_spiked():
+            record["event"] = self._take_back()
+        return {name: round(value, 5) if isinstance(value, float) else value for name, value in record.items()}
+
+    def _has_spiked(self) -> bool:
+        full = len(self._recent) == SPIKE_STEPS
+        return full and sum(self._recent) / SPIKE_STEPS > self._good.loss + SPIKE_NATS
+
+    def _take_back(self) -> str:
+        """Go back to the last good state at half the rate, and return what to say of it."""
+        good = self._good
+        slowdown = self._trainer.slowdown / 2
+        if slowdown < 0.5**MOST_SLOWDOWNS:
+            raise DivergedError(
+                f"the loss grew again at step {self._trainer.step} although the learning rate was halved "
+                f"{MOST_SLOWDOWNS} times; start again with a smaller one (--rate)"
+            )
+        told = f"diverged at step {self._trainer.step}, back to {good.step} at {slowdown:g} of the learning rate"
+        self._trainer.restore(good.tensors, step=good.step, slowdown=slowdown)
+        self._recent.clear()
+        logger.warning(told)
+        return told
+
+    def _validate(self) -> dict[str, float]:
+        return {f"validation {name}": self._trainer.measure(batches) for name, batches in self._validation.items()}
+
+    def _log(self, record: dict[str, Any]) -> None:
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step and return its folder."""
+        target = self.folder / f"checkpoint-{self._trainer.step:06d}"
+        with files.explained("write", target):
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
+            self._trainer.adapter.save(target / ADAPTER)
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in self._trainer.state().items()}
+            safetensors.torch.save_file(tensors, target / OPTIMIZER)
+            state = {"step": self._trainer.step, "slowdown": self._trainer.slowdown}
+            files.write_atomic(target / STATE, json.dumps(state).encode())
+            _replace(target / ADAPTER, self.folder / ADAPTER)
+        for old in checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
+        if len(self._recent) == SPIKE_STEPS:
+            self._good = self._snapshot(sum(self._recent) / SPIKE_STEPS)
+        return target
+
+    def _snapshot(self, loss: float) -> Snapshot:
+        trainer = self._trainer
+        tensors = {name: tensor.detach().clone() for name, tensor in trainer.state().items()}
+        return Snapshot(tensors, trainer.step, trainer.slowdown, loss)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the whole checkpoints of a run, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(path for path in found if (path / STATE).is_file())
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log; a last line that was cut off is left out."""
+    records = []
+    with suppress(FileNotFoundError):
+        for line in (folder / LOG).read_text("utf-8").splitlines():
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+def _load(checkpoint: Path, trainer: Trainer) -> None:
+    state = json.loads((checkpoint / STATE).read_text("utf-8"))
+    tensors = safetensors.torch.load_file(checkpoint / OPTIMIZER)
+    trainer.restore(tensors, step=int(state["step"]), slowdown=float(state["slowdown"]))
+
+
+def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """Return if there is no run in *folder* yet, or one of this recipe.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    path = folder / RECIPE
+    if path.exists() and (other := recipe.differs(Recipe.from_json(path.read_text("utf-8")))):
+        raise UsageError(
+            f"{folder} holds a run of another recipe ({', '.join(other)} differ); name another --output, or give the "
+            "same settings to go on with it"
+        )
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Put a copy of folder *source* where *target* is."""
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(source, fresh)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+
+
+def draw(folder: Path) -> Path | None:
+    """Draw the losses of a run into ``curve.png`` and return its path, None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = read_log(folder)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    steps = [record["step"] for record in records]
+    for name in ("answer", "continuation"):
+        axes.plot(steps, _smooth([record[name] for record in records]), label=f"training: {name}", alpha=0.6)
+    for name in sorted({name for record in records for name in record if name.startswith("validation ")}):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        axes.plot(*zip(*points, strict=True), marker="o", label=name.replace("validation ", "held out: "))
+    axes.set(xlabel="step", ylabel="nats per token", title=f"training of {folder.name}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / "curve.png", dpi=120)
+    pyplot.close(figure)
+    return folder / "curve.png"
+
+
+def _smooth(values: Sequence[float], window: int = 25) -> list[float]:
+    """Return running means over the last *window* values."""
+    return [sum(part) / len(part) for end in range(1, len(values) + 1) if (part := values[max(0, end - window) : end])]

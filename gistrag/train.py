@@ -1,0 +1,218 @@
+"""`gistrag train`: make an adapter from questions about contexts."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gistrag import command
+from gistrag.errors import UsageError
+from gistrag.progress import megabytes
+from gistrag.settings import DEFAULT_MODEL, Placement
+from gistrag.tasks import Context, read_contexts, split_by_article
+
+if TYPE_CHECKING:
+    from gistrag.examples import Batch, Sampler
+    from gistrag.model import GistModel
+    from gistrag.run import Run
+    from gistrag.training import Recipe
+
+VALIDATION_BATCHES = 4
+
+app = command.application()
+
+
+@app.command(
+    "train",
+    epilog=command.examples(
+        "gistrag synthesize docs/ -o qa.jsonl && gistrag train qa.jsonl -o run/",
+        "gistrag train squad.jsonl.gz long.jsonl -o run/ --recipe smollm2",
+        "gistrag train qa.jsonl --model meta-llama/Meta-Llama-3-8B-Instruct --quantize nf4 --recipe 24gb --plan",
+        "gistrag build docs/ --adapter run/adapter",
+    ),
+)
+def train(
+    data: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Question records or SQuAD, as JSON lines; .gz too.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the run; one that is there goes on.")
+    ] = Path("run"),
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="smollm2, 24gb, or a recipe.json.")] = "smollm2",
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
+    ] = DEFAULT_MODEL,
+    adapter: Annotated[
+        str, typer.Option(metavar="ADAPTER", help="Start from this one: folder, shipped name, or none.")
+    ] = "none",
+    quantize: Annotated[
+        Literal["none", "nf4"], typer.Option(help="nf4 loads the base in 4 bits, for QLoRA on a GPU.")
+    ] = "none",
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Batches to learn from.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, metavar="M", help="Stop after that; the same command goes on.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(metavar="LR", help="Learning rate of the adapter.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the adapter.")] = None,
+    placement: Annotated[Placement | None, typer.Option(help="Where gists come from.")] = None,
+    everywhere: Annotated[
+        bool | None, typer.Option("--everywhere", help="Let the adapter act on text as well; slower.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.")] = None,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of the articles, kept for validation.")
+    ] = 0.1,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the memory it needs, and do nothing else.")] = False,
+    device: command.Device = None,
+    as_json: command.Json = False,
+    quiet: command.Quiet = False,
+    debug: command.Debug = False,
+) -> int:
+    """Train the adapter that makes and reads gists; the base model stays as it is.
+
+    A run can be interrupted at any moment: the same command goes on from its last checkpoint.
+    """
+    given: dict[str, Any] = {
+        "steps": steps, "rate": rate, "rank": rank, "placement": placement, "everywhere": everywhere, "seed": seed,
+    }  # fmt: skip
+    chosen = replace(find_recipe(recipe), **{name: value for name, value in given.items() if value is not None})
+    if plan:
+        return _print_plan(model, chosen, quantize, as_json=as_json)
+    learned, validation = _contexts(data, held_out)
+    with command.waiting("loading the model"):
+        loaded = _load(model, adapter, quantize, device, chosen)
+    run = _run(loaded, learned, validation, chosen, output)
+    done = _train(run, minutes, as_json=as_json)
+    command.print_json({"output": str(output), "adapter": str(output / "adapter"), **done})
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return command.run(app, argv, program="gistrag train")
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of a name or file.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    from gistrag.training import RECIPES, Recipe
+
+    if name in RECIPES:
+        return RECIPES[name]
+    if not Path(name).is_file():
+        raise UsageError(f"no recipe {name!r}: expected one of {', '.join(RECIPES)}, or a recipe.json of a run")
+    return Recipe.from_json(Path(name).read_text("utf-8"))
+
+
+def _contexts(paths: Sequence[Path], held_out: float) -> tuple[list[Context], list[Context]]:
+    """Return the contexts to learn from and those to validate with, and say how many lines could not be used."""
+    contexts: list[Context] = []
+    for path in paths:
+        found, dropped = read_contexts(path)
+        contexts += found
+        if dropped:
+            command.say(f"{path}: {dropped:,} lines left out, without context, question or answer")
+    learned, validation = split_by_article(contexts, held_out=held_out)
+    questions = sum(len(context.tasks) for context in learned)
+    command.say(f"{questions:,} questions about {len(learned):,} contexts, {len(validation):,} contexts held out")
+    return learned, validation
+
+
+def _load(model: str, adapter: str, quantize: Any, device: str | None, recipe: Recipe) -> GistModel:
+    from gistrag.catalog import find, find_adapter
+    from gistrag.model import GistModel
+
+    path = find(model).path
+    loaded = GistModel.load(path, adapter=find_adapter(adapter, path), quantize=quantize, device=device)
+    if loaded.adapter is None:
+        gists = -(-recipe.mixture.chunk_tokens // min(recipe.mixture.rates))
+        dials = {"placement": recipe.placement, "tokens_per_gist": recipe.tokens_per_gist}
+        rates = tuple(sorted(recipe.mixture.rates))
+        loaded.new_adapter(rank=recipe.rank, gists=gists, everywhere=recipe.everywhere, rates=rates, **dials)
+    return loaded
+
+
+def _run(model: GistModel, learned: Sequence[Context], held: Sequence[Context], recipe: Recipe, output: Path) -> Run:
+    from gistrag.examples import Sampler
+    from gistrag.run import Run
+    from gistrag.training import Trainer
+
+    if not learned:
+        raise UsageError("expected contexts to learn from, all were held out; lower --held-out")
+    sampler = Sampler(model, learned, recipe.mixture, seed=recipe.seed)
+    return Run(output, Trainer(model, sampler, recipe), _validation(model, held, recipe))
+
+
+def _validation(model: GistModel, held: Sequence[Context], recipe: Recipe) -> dict[str, list[Batch]]:
+    """Return the same few batches of held-out contexts as text and at each rate, always three chunks a row."""
+    from gistrag.examples import Sampler
+
+    if not held:
+        return {}
+    few = random.Random(0).sample(held, min(len(held), 200))
+    plain = replace(
+        recipe.mixture, chunks=(0.0, 0.0, 1.0), without_gold=0.0, hybrid=0.0, packed=0.0, probes=0.0, continued=0,
+        as_text=0.0, gap=0,
+    )  # fmt: skip
+    made = {}
+    for name, mixture in (
+        ("text", replace(plain, as_text=1.0)),
+        *((f"gists at {rate}", replace(plain, rates={rate: 1.0})) for rate in sorted(recipe.mixture.rates)),
+    ):
+        sampler: Sampler = Sampler(model, few, mixture, seed=1)
+        made[name] = [sampler.batch(step) for step in range(min(VALIDATION_BATCHES, sampler.steps_per_epoch))]
+    return made
+
+
+def _train(run: Run, minutes: float | None, *, as_json: bool) -> dict[str, Any]:
+    """Train until the recipe's end or the time is up, and return what was done."""
+    from gistrag.run import draw
+
+    began_s = time.monotonic()
+    record: dict[str, Any] = {}
+    tokens = count = 0
+
+    def is_over() -> bool:
+        return minutes is not None and time.monotonic() - began_s >= 60 * minutes
+
+    for record in run.steps(stop=is_over):
+        tokens, count = tokens + record["tokens"], count + 1
+        if not as_json and (count % 10 == 0 or "event" in record or "validation text" in record):
+            command.say(_line(record, run.total_steps, tokens / (time.monotonic() - began_s)))
+    draw(run.folder)
+    took_s = time.monotonic() - began_s
+    held_out = {name: value for name, value in record.items() if name.startswith("validation ")}
+    return {"step": run.step, "steps": run.total_steps, "seconds": round(took_s, 1),
+            "tokens_per_s": round(tokens / max(took_s, 1e-9), 1), **held_out}  # fmt: skip
+
+
+def _line(record: dict[str, Any], total: int, tokens_per_s: float) -> str:
+    """Return a step in one line for people."""
+    left_s = (total - record["step"]) * record["tokens"] / tokens_per_s
+    line = f"step {record['step']:,} of {total:,}: loss {record['answer']:.2f}, {tokens_per_s:,.0f} tokens/s, "
+    held_out = [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("validation ")]
+    return line + "; ".join([f"{left_s / 60:,.0f} min left", *held_out, *filter(None, [record.get("event")])])
+
+
+def _print_plan(model: str, recipe: Recipe, quantize: str, *, as_json: bool) -> int:
+    """Print what a step of the recipe needs of memory, part by part."""
+    from gistrag.catalog import find
+    from gistrag.model import read_config
+    from gistrag.planner import Shape, plan
+
+    needed = plan(Shape.of(read_config(find(model).path)), recipe, quantize=quantize)
+    if as_json:
+        command.print_json({**vars(needed), "total": needed.total})
+    else:
+        rows = [(name, megabytes(int(count))) for name, count in {**vars(needed), "total": needed.total}.items()]
+        command.print_table(("memory for", "about"), rows)
+    return 0
