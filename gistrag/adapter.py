@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import peft
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -57,16 +58,18 @@ class Adapter:
         self.identity = folder_sha256(folder) if folder else ""
 
     @classmethod
-    def create(cls, network: Any, gist_vectors: Tensor, settings: AdapterSettings, *, rank: int) -> Adapter:
+    def create(cls, network: Any, gist_vectors: Tensor, settings: AdapterSettings, *, rank: int, seed: int) -> Adapter:
         """Put a new adapter that changes nothing yet into *network*, in the dtype of its weights.
 
         Args:
             network: a transformers model.
             gist_vectors: where the gist vectors start.
             rank: of the update of every linear layer; alpha is twice the rank.
+            seed: of its random half.
         """
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        with _patient():
+        with _patient(), torch.random.fork_rng():
+            torch.manual_seed(seed)
             wrapped = peft.get_peft_model(network, config, autocast_adapter_dtype=False)
         for weights in _weights(wrapped):
             weights.data = weights.data.to(gist_vectors.dtype)

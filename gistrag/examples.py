@@ -182,9 +182,11 @@ class Sampler:
                 if task.kind != "long" and not any(answer.lower() in shown.lower() for answer in task.answers)
             ][:2]
         packed = _Packed(self._model, mixture.question_tokens)
+        for task in tasks[:1]:
+            packed.ask(task)
         if mixture.continued:
             packed.go_on(chunks[randomness.choice(chosen)], mixture.continued, randomness)
-        for task in tasks:
+        for task in tasks[1:]:
             packed.ask(task)
         if not packed.ids:
             return None

@@ -29,7 +29,7 @@ from transformers.masking_utils import sdpa_mask
 from gistrag.adapter import Adapter, Role
 from gistrag.cache import GistCache, Memory
 from gistrag.catalog import cache_folder, file_sha256, folder_sha256, quiet, weights_sha256
-from gistrag.errors import UnsupportedModelError
+from gistrag.errors import UnsupportedModelError, UsageError
 from gistrag.prompt import Prompt, chat_prompt
 from gistrag.rope import Rope
 from gistrag.settings import AdapterSettings
@@ -129,18 +129,33 @@ class GistModel:
                 model.adapter = Adapter.load(network, Path(adapter), base=model.weights, prefix=model.prompt.prefix)
         return model
 
-    def new_adapter(self, *, rank: int, gists: int, **settings: Any) -> None:
+    def new_adapter(self, *, rank: int, gists: int, seed: int = 0, **settings: Any) -> None:
         """Give the model a new adapter, which changes nothing until it is trained.
 
         Args:
             rank: of the update of every linear layer.
             gists: learned gist vectors; 1 for anchored gists, which all share one that starts at zero.
+            seed: of its random half.
             settings: further fields of `AdapterSettings`.
         """
         placement = settings.get("placement", "anchored")
         vectors = torch.zeros(1, self._table.shape[1]) if placement == "anchored" else self.gist_vectors(gists)
         chosen = AdapterSettings(base=self.weights, prefix=self.prompt.prefix, **settings)
-        self.adapter = Adapter.create(self.network, vectors.to(self._table), chosen, rank=rank)
+        self.adapter = Adapter.create(self.network, vectors.to(self._table), chosen, rank=rank, seed=seed)
+
+    def prepare_training(self) -> None:
+        """Make gradients possible; to be called before anything is read.
+
+        bitsandbytes packs 4-bit weights for a CPU at the first reading outside of training, and then passes wrong
+        gradients through them.
+
+        Raises:
+            UsageError: that has happened.
+        """
+        states = [getattr(weights, "quant_state", None) for weights in self.network.parameters()]
+        if any(getattr(state, "packing_format_for_cpu", False) for state in states):
+            raise UsageError("expected a model that has read nothing yet, found its 4-bit weights packed; load it anew")
+        self.network.train()
 
     @property
     def kv_bytes_per_slot(self) -> int:

@@ -75,7 +75,8 @@ class Run:
         self.folder, self._trainer, self._validation = folder, trainer, validation or {}
         _require_same_recipe(folder, trainer.recipe)
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(folder / RECIPE, trainer.recipe.to_json().encode())
+        if trainer.is_main:
+            files.write_atomic(folder / RECIPE, trainer.recipe.to_json().encode())
         for checkpoint in reversed(checkpoints(folder)):
             with suppress(OSError, ValueError, KeyError, SafetensorError):
                 _load(checkpoint, trainer)
@@ -87,6 +88,11 @@ class Run:
     def step(self) -> int:
         """Steps done."""
         return self._trainer.step
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return self._trainer.is_main
 
     @property
     def total_steps(self) -> int:
@@ -148,11 +154,18 @@ class Run:
         return {f"validation {name}": self._trainer.measure(batches) for name, batches in self._validation.items()}
 
     def _log(self, record: dict[str, Any]) -> None:
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        if self._trainer.is_main:
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
-    def save(self) -> Path:
-        """Write a checkpoint of this step and return its folder."""
+    def save(self) -> None:
+        """Write a checkpoint of this step, and remember it as one to go back to."""
+        if self._trainer.is_main:
+            self._write()
+        if len(self._recent) == SPIKE_STEPS:
+            self._good = self._snapshot(sum(self._recent) / SPIKE_STEPS)
+
+    def _write(self) -> None:
         target = self.folder / f"checkpoint-{self._trainer.step:06d}"
         with files.explained("write", target):
             shutil.rmtree(target, ignore_errors=True)
@@ -165,9 +178,6 @@ class Run:
             _replace(target / ADAPTER, self.folder / ADAPTER)
         for old in checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
-        if len(self._recent) == SPIKE_STEPS:
-            self._good = self._snapshot(sum(self._recent) / SPIKE_STEPS)
-        return target
 
     def _snapshot(self, loss: float) -> Snapshot:
         trainer = self._trainer

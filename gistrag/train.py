@@ -34,6 +34,7 @@ app = command.application()
         "gistrag synthesize docs/ -o qa.jsonl && gistrag train qa.jsonl -o run/",
         "gistrag train squad.jsonl.gz long.jsonl -o run/ --recipe smollm2",
         "gistrag train qa.jsonl --model meta-llama/Meta-Llama-3-8B-Instruct --quantize nf4 --recipe 24gb --plan",
+        "torchrun --nproc-per-node 2 -m gistrag.train qa.jsonl -o run/",
         "gistrag build docs/ --adapter run/adapter",
     ),
 )
@@ -89,7 +90,8 @@ def train(
         loaded = _load(model, adapter, quantize, device, chosen)
     run = _run(loaded, learned, validation, chosen, output)
     done = _train(run, minutes, as_json=as_json)
-    command.print_json({"output": str(output), "adapter": str(output / "adapter"), **done})
+    if run.is_main:
+        command.print_json({"output": str(output), "adapter": str(output / "adapter"), **done})
     return 0
 
 
@@ -130,14 +132,18 @@ def _contexts(paths: Sequence[Path], held_out: float) -> tuple[list[Context], li
 def _load(model: str, adapter: str, quantize: Any, device: str | None, recipe: Recipe) -> GistModel:
     from gistrag.catalog import find, find_adapter
     from gistrag.model import GistModel
+    from gistrag.training import local_device
 
     path = find(model).path
-    loaded = GistModel.load(path, adapter=find_adapter(adapter, path), quantize=quantize, device=device)
+    found = find_adapter(adapter, path)
+    loaded = GistModel.load(path, adapter=found, quantize=quantize, device=device or local_device())
     if loaded.adapter is None:
         gists = -(-recipe.mixture.chunk_tokens // min(recipe.mixture.rates))
         dials = {"placement": recipe.placement, "tokens_per_gist": recipe.tokens_per_gist}
         rates = tuple(sorted(recipe.mixture.rates))
-        loaded.new_adapter(rank=recipe.rank, gists=gists, everywhere=recipe.everywhere, rates=rates, **dials)
+        loaded.new_adapter(
+            rank=recipe.rank, gists=gists, seed=recipe.seed, everywhere=recipe.everywhere, rates=rates, **dials
+        )
     return loaded
 
 
@@ -186,9 +192,10 @@ def _train(run: Run, minutes: float | None, *, as_json: bool) -> dict[str, Any]:
 
     for record in run.steps(stop=is_over):
         tokens, count = tokens + record["tokens"], count + 1
-        if not as_json and (count % 10 == 0 or "event" in record or "validation text" in record):
+        if run.is_main and not as_json and (count % 10 == 0 or "event" in record or "validation text" in record):
             command.say(_line(record, run.total_steps, tokens / (time.monotonic() - began_s)))
-    draw(run.folder)
+    if run.is_main:
+        draw(run.folder)
     took_s = time.monotonic() - began_s
     held_out = {name: value for name, value in record.items() if name.startswith("validation ")}
     return {"step": run.step, "steps": run.total_steps, "seconds": round(took_s, 1),
@@ -216,3 +223,7 @@ def _print_plan(model: str, recipe: Recipe, quantize: str, *, as_json: bool) -> 
         rows = [(name, megabytes(int(count))) for name, count in {**vars(needed), "total": needed.total}.items()]
         command.print_table(("memory for", "about"), rows)
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

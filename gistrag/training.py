@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 from torch.nn import functional
 
@@ -254,6 +254,12 @@ def _groups(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
     yield from (ordered[start : start + size] for start in range(0, len(ordered), size))
 
 
+def local_device() -> str | None:
+    """Return the GPU of this process where several train together, None where one trains alone."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return str(state.device) if state.num_processes > 1 else None
+
+
 class Trainer:
     """A training run, step by step: weights, optimizer, and where in the data it stands.
 
@@ -271,8 +277,9 @@ class Trainer:
             raise UsageError("expected a model with an adapter to train, found none")
         self.model, self.adapter, self.recipe = model, model.adapter, recipe
         self.step, self.slowdown = 0, 1.0
+        model.prepare_training()
         self._sampler = sampler
-        self._accelerator = Accelerator()
+        self._accelerator = Accelerator(cpu=model.device.type == "cpu")
         self._trained = dict(self.adapter.parameters())
         self._masters = {name: weights.detach().float().clone() for name, weights in self._trained.items()}
         vectors = [self._masters["gist_vectors"]]
@@ -284,6 +291,11 @@ class Trainer:
         )
         for weights in self._trained.values():
             weights.requires_grad_(True)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process, of all that train together, is the one that writes."""
+        return bool(self._accelerator.is_main_process)
 
     def advance(self) -> dict[str, float]:
         """Learn from the next batch and return its losses, the norm of its gradient and its size.

@@ -60,6 +60,7 @@ def trainer(recipe: Recipe = RECIPE) -> Trainer:
 def learn(model: GistModel, batch: Batch, weights: Weights = PLAIN, rows_together: int = 8) -> dict[str, torch.Tensor]:
     """Return the gradient of everything that a batch reaches."""
     assert model.adapter is not None
+    model.prepare_training()
     trained = dict(model.adapter.parameters())
     for tensor in trained.values():
         tensor.requires_grad_(True)
