@@ -104,7 +104,10 @@ class Adapter:
 
     def save(self, folder: Path) -> None:
         """Write the adapter into *folder*, which is made where it is missing."""
+        for config in self._wrapped.peft_config.values():
+            config.base_model_name_or_path = self.settings.base  # peft would write where the model lay on this machine
         self._wrapped.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
         vectors = {"gist_vectors": self.gist_vectors.detach().cpu().contiguous()}
         safetensors.torch.save_file(vectors, folder / VECTORS)
         (folder / ADAPTER_FILE).write_text(json.dumps(asdict(self.settings), indent=1, sort_keys=True) + "\n", "utf-8")

@@ -41,6 +41,7 @@ class Mixture:
         as_text: rows whose chunks are all given as text; hybrid: rows with one chunk as text, the rest as gists.
         packed: rows in the packed layout; gap: most extra positions between two chunks.
         probes: contexts with a planted fact; heading: contexts that show their heading.
+        long: contexts taken from those with a long answer, where there are any.
         question_tokens: most tokens of all questions and answers of a row.
         continued: tokens to go on with in a continuation task, 0 for none.
     """
@@ -56,6 +57,7 @@ class Mixture:
     gap: int = 24
     probes: float = 0.2
     heading: float = 0.5
+    long: float = 0.12
     question_tokens: int = 136
     continued: int = 24
 
@@ -107,8 +109,13 @@ class Sampler:
     """
 
     def __init__(self, model: GistModel, contexts: Sequence[Context], mixture: Mixture, *, seed: int) -> None:
-        self._model, self._contexts, self._mixture, self._seed = model, list(contexts), mixture, seed
+        self._model, self._mixture, self._seed = model, mixture, seed
+        self._contexts = [context for context in contexts if not _is_long(context)]
+        self._long = [context for context in contexts if _is_long(context)]
+        if not self._contexts:
+            self._contexts, self._long = self._long, []
         self._half = max(1, mixture.contexts // 2)
+        self._current: tuple[int, list[list[int]]] | None = None
         self.steps_per_epoch = len(self._epoch(0))
 
     def batch(self, step: int) -> Batch:
@@ -116,7 +123,8 @@ class Sampler:
         epoch, place = divmod(step, self.steps_per_epoch)
         randomness = random.Random(f"{self._seed} {step}")
         mixture = self._mixture
-        contexts = [self._prepared(self._contexts[number], randomness) for number in self._epoch(epoch)[place]]
+        drawn = [self._drawn(number, randomness) for number in self._epoch(epoch)[place]]
+        contexts = [self._prepared(context, randomness) for context in drawn]
         rate = randomness.choices(list(mixture.rates), list(mixture.rates.values()))[0]
         chunks = [self._model.encode_passage(c.text, c.heading)[: mixture.chunk_tokens] for c in contexts]
         rows = [self._row(contexts, chunks, gold, randomness) for gold in range(len(contexts))]
@@ -124,9 +132,15 @@ class Sampler:
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         """Return the context numbers of every batch of an epoch: two groups from different articles each."""
-        if getattr(self, "_drawn", (None,))[0] != epoch:
-            self._drawn = epoch, self._draw(random.Random(f"{self._seed} epoch {epoch}"))
-        return self._drawn[1]
+        if self._current is None or self._current[0] != epoch:
+            self._current = epoch, self._draw(random.Random(f"{self._seed} epoch {epoch}"))
+        return self._current[1]
+
+    def _drawn(self, number: int, randomness: random.Random) -> Context:
+        """Return a context, or now and then one with a long answer in its place."""
+        if self._long and randomness.random() < self._mixture.long:
+            return randomness.choice(self._long)
+        return self._contexts[number]
 
     def _draw(self, randomness: random.Random) -> list[list[int]]:
         articles: dict[str, list[int]] = {}
@@ -200,6 +214,10 @@ class Sampler:
         long = [task for task in tasks if task.kind == "long"][:1]
         probes = [task for task in tasks if task.kind.startswith("probe")]
         return [*probes, *long, *(task for task in tasks if task.kind != "long" and task not in probes)]
+
+
+def _is_long(context: Context) -> bool:
+    return any(task.kind == "long" for task in context.tasks)
 
 
 class _Packed:

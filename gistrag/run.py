@@ -100,7 +100,7 @@ class Run:
         return self._trainer.recipe.steps
 
     def steps(
-        self, *, save_every_s: float = 120.0, validate_every: int = 100, stop: Callable[[], bool] = lambda: False
+        self, *, save_every_s: float = 120.0, validate_every: int = 200, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[dict[str, Any]]:
         """Yield what each step did, until the recipe's last one or until *stop* says so; then save.
 

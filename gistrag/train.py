@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gistrag.run import Run
     from gistrag.training import Recipe
 
-VALIDATION_BATCHES = 4
+VALIDATION_BATCHES = 3
 
 app = command.application()
 
@@ -167,7 +167,7 @@ def _validation(model: GistModel, held: Sequence[Context], recipe: Recipe) -> di
     few = random.Random(0).sample(held, min(len(held), 200))
     plain = replace(
         recipe.mixture, chunks=(0.0, 0.0, 1.0), without_gold=0.0, hybrid=0.0, packed=0.0, probes=0.0, continued=0,
-        as_text=0.0, gap=0,
+        long=0.0, as_text=0.0, gap=0,
     )  # fmt: skip
     made = {}
     for name, mixture in (

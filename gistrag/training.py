@@ -100,7 +100,7 @@ RECIPES = {
         rate=2e-4,
         vector_rate=1e-3,
         rows_together=1,
-        mixture=Mixture(contexts=4, chunk_tokens=512, question_tokens=256),
+        mixture=Mixture(contexts=4, chunk_tokens=384, question_tokens=256),
     ),
 }
 

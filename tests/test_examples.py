@@ -130,6 +130,17 @@ def test_all_as_text_and_one_as_text(model: GistModel) -> None:
     assert all(len(row.as_text) == (1 if len(row.chunks) > 1 else 0) for row in hybrid)
 
 
+def test_long_answers_are_mixed_in(model: GistModel) -> None:
+    """Contexts with a long answer take the place of others as often as the mixture says."""
+    long = [Context(f"long {n}", "elsewhere", (Task("Summarise.", (f"L{n}",), "long"),)) for n in range(3)]
+    samples = Sampler(model, contexts() + long, replace(MIXTURE, long=0.4, without_gold=0.0), seed=0)
+
+    said = [answers(model, row)[0] for row in all_rows(samples)]
+
+    assert 0.15 < sum(answer.startswith("L") for answer in said) / len(said) < 0.7
+    assert 21 == sum(len(batch) for batch in samples._epoch(0))
+
+
 def test_planted_facts_are_asked_for(model: GistModel) -> None:
     """A probe is asked first, so that it is never crowded out."""
     samples = sampler(model, probes=1.0, without_gold=0.0, chunk_tokens=400)
