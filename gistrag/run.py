@@ -80,6 +80,7 @@ class Run:
         for checkpoint in reversed(checkpoints(folder)):
             with suppress(OSError, ValueError, KeyError, SafetensorError):
                 _load(checkpoint, trainer)
+                self._forget_later_steps()
                 break
         self._recent: deque[float] = deque(maxlen=SPIKE_STEPS)
         self._good = self._snapshot(math.inf)
@@ -157,6 +158,12 @@ class Run:
         if self._trainer.is_main:
             with (self.folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+    def _forget_later_steps(self) -> None:
+        """Take out of the log what was done after the checkpoint, as it is done again."""
+        if self._trainer.is_main:
+            kept = [record for record in read_log(self.folder) if record["step"] <= self._trainer.step]
+            files.write_atomic(self.folder / LOG, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def save(self) -> None:
         """Write a checkpoint of this step, and remember it as one to go back to."""

@@ -278,6 +278,20 @@ def test_a_run_that_stops_goes_on_bit_by_bit_the_same(tmp_path: Path) -> None:
     assert 12 == len(read_log(tmp_path / "parts"))
 
 
+def test_a_run_that_was_killed_has_no_step_twice(tmp_path: Path) -> None:
+    """Steps after the last checkpoint are done again, and their old lines leave the log."""
+    recipe = replace(RECIPE, steps=6)
+    first = trainer(recipe)
+    steps = Run(tmp_path, first).steps(save_every_s=0, stop=lambda: first.step == 3)
+    list(steps)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 4}\n{"step": 5}\n{"st')
+
+    list(Run(tmp_path, trainer(recipe)).steps())
+
+    assert [1, 2, 3, 4, 5, 6] == [record["step"] for record in read_log(tmp_path)]
+
+
 def test_a_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
     """Going on with other settings names what differs; only the number of steps may change."""
     Run(tmp_path, trainer())
