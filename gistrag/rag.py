@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -214,6 +215,39 @@ class GistRAG:
     def stream(self, question: str, **options: Any) -> Stream:
         """Return the same answer as an iterator over pieces of its text; work begins at the first ``next``."""
         return Stream(self.store, self._retriever, self.model, question=question, options=Options(**options))
+
+    def as_retriever(self, **options: Any) -> Any:
+        """Return a LlamaIndex retriever over this index; options are those of its `GistRetriever`.
+
+        Raises:
+            UsageError: its package is not installed; names the command that brings it.
+        """
+        return _llama_index().GistRetriever(self, **options)
+
+    def as_query_engine(self, **options: Any) -> Any:
+        """Return a LlamaIndex query engine over this index; options are those of `GistQueryEngine.from_rag`.
+
+        Raises:
+            UsageError: its package is not installed; names the command that brings it.
+        """
+        return _llama_index().GistQueryEngine.from_rag(self, **options)
+
+
+def _llama_index() -> Any:
+    """Return the package that speaks to LlamaIndex.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return import_module("llama_index.retrievers.gistrag")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "llama_index":
+            raise
+        raise UsageError(
+            "LlamaIndex needs a package of its own: run pip install llama-index-retrievers-gistrag, or from a clone "
+            "pip install -e integrations/llama-index-retrievers-gistrag"
+        ) from error
 
 
 def _inherited(store: Store, given: Mapping[str, Any], rebuild: bool, engine: Engine | None) -> IndexSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,8 +16,9 @@ import torch
 from conftest import HashEmbedder
 
 from gistrag import answering
-from gistrag.answering import Answer, Options, Source, Timings, Usage
+from gistrag.answering import Answer, GivenTexts, Options, Source, Timings, Usage
 from gistrag.cache import GistCache, Memory
+from gistrag.compression import gist_count
 from gistrag.errors import ContextOverflowError, ResourceError, UsageError
 from gistrag.rag import Engine, GistRAG
 from gistrag.schema import ChunkRow
@@ -27,6 +30,7 @@ BOOK = {
     "Salt": "Salt was carried over the pass by mules, and paid for in silver coins.",
 }
 TEA = "Tea came by ship, and honey was stirred into it."
+BREAD = "Bread was baked on Saturdays, in the oven behind the mill."
 SOURCE = Source("a.md", None, ("One", "Two"), 0, 9, 0.5, "snippet", 1, False)
 
 
@@ -443,3 +447,160 @@ def test_source_says_where_to_look(changes: dict[str, Any], place: str) -> None:
 def test_options_are_checked_alone() -> None:
     """Options are a value of their own, with defaults that hold."""
     assert (3, "gist", 0.0) == (Options().top_k, Options().mode, Options().temperature)
+
+
+# In an event loop
+
+
+def test_pieces_for_a_coroutine(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coroutine gets the same pieces, and not one is computed in the thread of its event loop."""
+    threads: set[threading.Thread] = set()
+    real = rag.model.read
+    monkeypatch.setattr(rag.model, "read", lambda *given: (threads.add(threading.current_thread()), real(*given))[1])
+
+    async def ask() -> list[str]:
+        return [piece async for piece in rag.stream("honey", max_new_tokens=12)]
+
+    pieces = asyncio.run(ask())
+
+    assert threads
+    assert threading.main_thread() not in threads
+    assert list(rag.stream("honey", max_new_tokens=12)) == pieces
+
+
+def test_coroutine_that_leaves_ends_the_work(rag: GistRAG) -> None:
+    """When a coroutine is cancelled or reads no further, the stream is closed after the piece that is being made."""
+    stream, other = (rag.stream("honey", max_new_tokens=40) for _ in range(2))
+
+    async def ask() -> None:
+        pieces = aiter(stream)
+        await anext(pieces)
+        await pieces.aclose()
+        task = asyncio.create_task(anext(aiter(other)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(ask())
+
+    assert [[], []] == [list(stream), list(other)]
+    assert stream.answer.usage.answer_tokens < 40
+
+
+# From texts that somebody else found
+
+
+@pytest.fixture
+def given(rag: GistRAG) -> GivenTexts:
+    """Answers from given texts, with nothing kept yet."""
+    return GivenTexts(rag.store, rag.model)
+
+
+@pytest.fixture
+def compressed(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The passages that are compressed from here on."""
+    made: list[list[int]] = []
+    real = answering.compress
+
+    def spy(model: Any, chunks: Sequence[list[int]], **settings: Any) -> list[GistCache]:
+        made.extend(chunks)
+        return real(model, chunks, **settings)
+
+    monkeypatch.setattr(answering, "compress", spy)
+    return made
+
+
+def finish(stream: answering.Stream) -> Answer:
+    """Return the answer of a stream, read to its end."""
+    for _ in stream:
+        pass
+    return stream.answer
+
+
+def test_texts_of_the_index_are_answered_from_its_gists(
+    rag: GistRAG, given: GivenTexts, memories: list[tuple[list[GistCache], str]], compressed: list[list[int]]
+) -> None:
+    """A text that equals a chunk with its headings is that chunk: same gists, same order, same answer."""
+    hits = rag.retrieve("honey", top_k=3)
+    texts = ["\n".join((" > ".join(hit.chunk.heading), hit.chunk.text)).strip() for hit in hits]
+
+    answer = finish(given.stream("honey", texts, max_new_tokens=12))
+
+    assert_caches(rag, [hit.chunk.gist_key for hit in reversed(hits)], memories[-1][0])
+    expected = rag.query("honey", top_k=3, max_new_tokens=12)
+    assert (expected.text, expected.usage) == (answer.text, answer.usage)
+    assert [] == compressed
+
+
+def test_other_texts_are_compressed_once(rag: GistRAG, given: GivenTexts, compressed: list[list[int]]) -> None:
+    """Gists of a text from elsewhere are made at the first question, with the settings of the index, and kept."""
+    first, second = (finish(given.stream(question, [BREAD, TEA], max_new_tokens=2)) for question in ("bread", "tea"))
+
+    assert [rag.model.encode_passage(BREAD)] == compressed
+    assert [1, 0] == [answer.usage.gists_made for answer in (first, second)]
+    gists, is_new = given.gists(BREAD)
+    assert gists
+    assert (gist_count(len(compressed[0]), 2), False) == (gists.gists, is_new)
+    assert ["", ""] == [source.path for source in first.sources]
+    assert [BREAD, TEA] == [source.snippet for source in first.sources]
+
+
+def test_texts_used_last_are_kept(
+    given: GivenTexts, compressed: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is full, the gists that were not used for longest are made again."""
+    texts = [f"{BREAD} {number}" for number in range(3)]
+    gists, _ = given.gists(texts[0])
+    assert gists is not None
+    monkeypatch.setattr(answering, "KEPT_BYTES", 2 * gists.kv.nbytes)
+
+    for number in (1, 0, 2, 0, 1):
+        given.gists(texts[number])
+
+    assert [given.model.encode_passage(texts[number]) for number in (0, 1, 2, 1)] == compressed
+
+
+@pytest.mark.parametrize(("text", "as_text"), [("x" * 700, [True, False]), (" ", [False])])
+def test_texts_that_cannot_be_compressed(
+    given: GivenTexts, compressed: list[list[int]], text: str, as_text: list[bool]
+) -> None:
+    """A text that would not fit the window twice is read as text; one that says nothing is left out."""
+    answer = finish(given.stream("honey", [text, TEA], max_new_tokens=2))
+
+    assert as_text == [source.as_text for source in answer.sources]
+    assert [] == compressed
+
+
+def test_gists_that_are_not_finite(given: GivenTexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gists that would poison an answer are not used."""
+    nan = GistCache(torch.full((3, 2, 2, 4, 8), torch.nan, dtype=torch.float64), torch.arange(4), 9)
+    monkeypatch.setattr(answering, "compress", lambda *_, **__: [nan])
+
+    assert finish(given.stream("honey", [BREAD], max_new_tokens=2)).sources[0].as_text
+
+
+def test_given_texts_in_text_mode(given: GivenTexts, compressed: list[list[int]]) -> None:
+    """Modes hold for given texts too: the best one, or all, are read as text."""
+    modes = {
+        mode: finish(given.stream("honey", [BREAD, TEA], mode=mode, max_new_tokens=2)) for mode in ("text", "hybrid")
+    }
+
+    assert [[True, True], [True, False]] == [[one.as_text for one in answer.sources] for answer in modes.values()]
+    assert [] == compressed
+
+
+def test_no_texts(given: GivenTexts) -> None:
+    """Where no text is given the answer says so."""
+    assert (answering.NO_TEXTS, ()) == (
+        finish(given.stream("honey", [" "])).text,
+        given.stream("honey", []).answer.sources,
+    )
+
+
+def test_given_texts_cannot_be_chosen_from(given: GivenTexts) -> None:
+    """What chooses among the chunks of the index is refused, as is what is refused elsewhere."""
+    with pytest.raises(UsageError, match="scope and filters choose among the chunks of the index, but the texts"):
+        given.stream("honey", [TEA], scope="book.md")
+    with pytest.raises(UsageError, match="the question is empty"):
+        given.stream(" ", [TEA])

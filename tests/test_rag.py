@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HashEmbedder, byte_tokenizer, tiny_network
+import torch
+from conftest import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag.answering import NO_DOCUMENTS
 from gistrag.errors import (
@@ -21,7 +24,7 @@ from gistrag.errors import (
 from gistrag.indexing import SyncReport
 from gistrag.model import GistModel
 from gistrag.rag import Engine, GistRAG
-from gistrag.settings import IndexSettings
+from gistrag.settings import AdapterSettings, IndexSettings
 from gistrag.store import Store
 
 TEXTS = {
@@ -410,3 +413,74 @@ def test_chunks_that_no_window_holds_are_refused(docs: Path, engine: Engine) -> 
     """A chunk is read twice side by side, so half the window is the most it may take."""
     with pytest.raises(UsageError, match="chunk_tokens must be at most"):
         GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, chunk_tokens=engine.model.window)
+
+
+def test_questions_from_several_threads_get_the_answers_they_get_alone(docs: Path) -> None:
+    """Whether the adapter acts is state of the network, so readings take turns."""
+    model = tiny_model(dtype=torch.float32)
+    model.new_adapter(rank=4, gists=1)
+    assert model.adapter is not None
+    torch.manual_seed(1)
+    for _, weights in model.adapter.parameters():
+        weights.data = torch.randn_like(weights) * 0.2
+    words = "mill river wheat bees honey wax salt silver".split()
+    for word in words:
+        (docs / f"{word}.txt").write_text(f"The {word} is one of eight. " * 6)
+    engine = Engine(model, HashEmbedder())
+    settings = {"placement": "anchored", "tokens_per_gist": 4, "chunk_tokens": 128}
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, **settings) as rag:
+
+        def ask(word: str) -> str:
+            return rag.query(word, max_new_tokens=12, mode="hybrid").text
+
+        alone = [ask(word) for word in words]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(ask, words))
+
+    assert alone == together
+
+
+def test_llama_index_is_asked_for_by_name(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its package, one line names the command that brings it."""
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine) as rag:
+        monkeypatch.setitem(sys.modules, "llama_index.retrievers.gistrag", None)
+
+        for opened in (rag.as_retriever, rag.as_query_engine):
+            with pytest.raises(UsageError, match="pip install llama-index-retrievers-gistrag"):
+                opened()
+
+
+def test_an_index_inherits_what_its_adapter_was_trained_for(docs: Path) -> None:
+    """Placement and rate come from the adapter; a rate may be chosen, gists it does not make are refused."""
+    settings = AdapterSettings(base="x", placement="anchored", tokens_per_gist=8)
+
+    fitted = [
+        IndexSettings.fitting(given, settings) for given in ({}, {"tokens_per_gist": 2}, {"placement": "selected"})
+    ]
+
+    assert [("anchored", 8), ("anchored", 2), ("selected", 8)] == [(s.placement, s.tokens_per_gist) for s in fitted]
+    with pytest.raises(UsageError, match="makes anchored gists, asked were learned ones"):
+        IndexSettings.fitting({"placement": "learned"}, settings)
+
+
+def test_an_index_remembers_its_adapter(tmp_path: Path, docs: Path, private_cache: Path) -> None:
+    """An index made with an adapter is only read with the same one, and says so otherwise."""
+    folder = tmp_path / "model"
+    tiny_network().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    for number in (1, 2):
+        model = GistModel.load(folder)
+        model.new_adapter(rank=2, gists=1, tokens_per_gist=3, seed=number)
+        assert model.adapter is not None
+        model.adapter.save(tmp_path / f"adapter {number}")
+    one, two = (
+        Engine(GistModel.load(folder, adapter=tmp_path / f"adapter {number}"), HashEmbedder()) for number in (1, 2)
+    )
+    index = docs.parent / "index"
+
+    with GistRAG.from_folder(docs, index=index, engine=one) as rag:
+        stored = rag.store.settings
+
+    assert ("anchored", 3, str(tmp_path / "adapter 1")) == (stored.placement, stored.tokens_per_gist, stored.adapter)
+    with pytest.raises(FingerprintMismatchError, match="was made with adapter"):
+        GistRAG.open(index, engine=two)
