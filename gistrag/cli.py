@@ -8,9 +8,24 @@ from typing import Annotated
 
 import typer
 
-from gistrag import __version__, bench, build, chat, command, inspect, models, query, train, verify
+from gistrag import (
+    __version__,
+    bench,
+    build,
+    chat,
+    command,
+    evaluate,
+    inspect,
+    mcp,
+    models,
+    query,
+    serve,
+    synthesize,
+    train,
+    verify,
+)
 
-VERBS = (build, query, chat, inspect, verify, models, train, bench)
+VERBS = (build, query, chat, serve, mcp, inspect, verify, models, synthesize, train, evaluate, bench)
 
 app = command.application()
 for _verb in VERBS:

@@ -13,6 +13,7 @@
     ├─ ModelNotFoundError(LookupError)      prints the exact command that brings the model
     ├─ UnsupportedModelError(ValueError)    an architecture whose RoPE or cache is not verified
     ├─ ContextOverflowError(ValueError)     both numbers: what was asked and what fits
+    ├─ DivergedError                        a training whose loss grows at any learning rate
     ├─ ResourceError                        disk or memory does not suffice
     └─ UsageError(ValueError)               a question or setting that makes no sense
 
@@ -85,3 +86,7 @@ class ResourceError(GistRAGError):
     """Disk or memory does not suffice; the message holds what is needed and what is there."""
 
     exit_code = 5
+
+
+class DivergedError(GistRAGError):
+    """A training whose loss grows however small its learning rate is made."""

@@ -112,7 +112,7 @@ class GistRAG:
             ResourceError: the disk is too small.
         """
         watching = progress or (Terminal() if sys.stderr.isatty() else Silence())
-        given = {name: value for name, value in settings.items() if value not in (None, "auto")}
+        given = {name: value for name, value in settings.items() if value is not None}
         IndexSettings(**given)  # raises before anything is made
         _require_folder(Path(folder), Path(index))
         with Store.build(index, command="gistrag build") as store:
@@ -262,7 +262,8 @@ def _inherited(store: Store, given: Mapping[str, Any], rebuild: bool, engine: En
         is_other = not {"model", "adapter"}.isdisjoint(given)
         kept = {name: value for name, value in asdict(store.settings).items() if not (is_other and name in _ADAPTED)}
         return _fresh({**kept, **given}, engine)
-    asked = {name: str(value) for name, value in {**asdict(store.settings), **given}.items()}
+    named = {name: value for name, value in given.items() if (name, value) != ("adapter", "auto")}
+    asked = {name: str(value) for name, value in {**asdict(store.settings), **named}.items()}
     stored = {name: str(value) for name, value in asdict(store.settings).items()}
     require_same(stored, asked, where=f"the index in {store.folder}", remedy=_REBUILD)
     return store.settings

@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gistrag import files
-from gistrag.errors import GistRAGError, UsageError
+from gistrag.errors import DivergedError, UsageError
 from gistrag.examples import Batch
 from gistrag.training import Recipe, Trainer
 
@@ -43,10 +43,6 @@ STATE, OPTIMIZER, RECIPE, LOG, ADAPTER = "state.json", "optimizer.safetensors", 
 KEPT_CHECKPOINTS = 2
 SPIKE_STEPS, SPIKE_NATS = 8, 1.5
 MOST_SLOWDOWNS = 6
-
-
-class DivergedError(GistRAGError):
-    """A run whose loss grows however small its learning rate is made."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from gistrag.errors import UsageError
 
@@ -42,6 +43,15 @@ class Context:
     heading: tuple[str, ...] = ()
 
 
+def gathered(contexts: Iterable[Context]) -> list[Context]:
+    """Return the contexts with the questions about the same text of the same article put together."""
+    known: dict[tuple[str, str], Context] = {}
+    for context in contexts:
+        key = context.article, context.text
+        known[key] = replace(known[key], tasks=known[key].tasks + context.tasks) if key in known else context
+    return list(known.values())
+
+
 def read_contexts(path: Path) -> tuple[list[Context], int]:
     """Return the contexts of a file of either format, and how many lines had to be left out.
 
@@ -51,23 +61,14 @@ def read_contexts(path: Path) -> tuple[list[Context], int]:
     Raises:
         UsageError: the file cannot be read, or holds no usable line.
     """
-    contexts: dict[tuple[str, str], Context] = {}
-    dropped = 0
     try:
-        lines = list(_lines(path))
+        parsed = [_parsed(line) for line in _lines(path)]
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
-    for line in lines:
-        context = _parsed(line)
-        if context is None:
-            dropped += 1
-            continue
-        key = context.article, context.text
-        known = contexts.get(key)
-        contexts[key] = replace(known, tasks=known.tasks + context.tasks) if known else context
+    contexts = gathered(context for context in parsed if context is not None)
     if not contexts:
         raise UsageError(f"expected lines of SQuAD or question records in {path}, found none that can be used")
-    return list(contexts.values()), dropped
+    return contexts, parsed.count(None)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -83,7 +84,7 @@ def _parsed(line: str) -> Context | None:
         if "qas" in values:
             tasks = tuple(Task(qa["question"].strip(), _strings(qa["answers"])) for qa in values["qas"])
             article, heading = str(values.get("title", "")), tuple(_strings([values.get("title", "")]))
-            heading = tuple(word.replace("_", " ") for word in heading)
+            heading = tuple(unquote(word).replace("_", " ") for word in heading)
         else:
             answers = _strings(values.get("answers") or [values["answer"]])
             tasks = (Task(values["question"].strip(), answers, str(values.get("kind", "detail"))),)

@@ -15,7 +15,7 @@ from gistrag import command
 from gistrag.errors import UsageError
 from gistrag.progress import megabytes
 from gistrag.settings import DEFAULT_MODEL, Placement
-from gistrag.tasks import Context, read_contexts, split_by_article
+from gistrag.tasks import Context, gathered, read_contexts, split_by_article
 
 if TYPE_CHECKING:
     from gistrag.examples import Batch, Sampler
@@ -123,7 +123,7 @@ def _contexts(paths: Sequence[Path], held_out: float) -> tuple[list[Context], li
         contexts += found
         if dropped:
             command.say(f"{path}: {dropped:,} lines left out, without context, question or answer")
-    learned, validation = split_by_article(contexts, held_out=held_out)
+    learned, validation = split_by_article(gathered(contexts), held_out=held_out)
     questions = sum(len(context.tasks) for context in learned)
     command.say(f"{questions:,} questions about {len(learned):,} contexts, {len(validation):,} contexts held out")
     return learned, validation

@@ -93,7 +93,7 @@ class Recipe:
 
 
 RECIPES = {
-    "smollm2": Recipe(steps=1500),
+    "smollm2": Recipe(steps=560, teacher_from=0.6),
     "24gb": Recipe(
         steps=3000,
         rank=16,

@@ -139,9 +139,14 @@ def parse(words: list[str]) -> None:
         pass
 
 
+def spelt(parameter: Any) -> list[str]:
+    """Return the long spellings of an option, that of its opposite too."""
+    return [option for option in (*parameter.opts, *parameter.secondary_opts) if option[:2] == "--"]
+
+
 def options_of(verb: str) -> set[str]:
     """Return the long options of a command."""
-    return {option for parameter in PROGRAM.commands[verb].params for option in parameter.opts if option[:2] == "--"}
+    return {option for parameter in PROGRAM.commands[verb].params for option in spelt(parameter)}
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from conftest import FAMILIES, tiny_model
 
 from gistrag.cache import GistCache
 from gistrag.compression import TextPass, compress
-from gistrag.errors import ResourceError, UsageError
+from gistrag.errors import DivergedError, ResourceError, UsageError
 from gistrag.examples import IGNORED, Batch, Mixture, Row, Sampler
 from gistrag.model import GistModel
-from gistrag.run import DivergedError, Run, checkpoints, draw, read_log
+from gistrag.run import Run, checkpoints, draw, read_log
 from gistrag.tasks import Context, Task
 from gistrag.training import Pass, Recipe, Trainer, Weights
 

@@ -1,0 +1,488 @@
+"""`gistrag evaluate`: what gists keep of the answers text gives, on questions whose answers are known.
+
+The contexts of a file become a corpus that is searched as an index is, and every arm answers the questions from the
+same passages. An output folder is one evaluation::
+
+    settings.json   what the answers depend on; a later run with the same goes on
+    corpus/         the contexts, indexed
+    rows.jsonl      grows answer by answer
+    summary.json, table.md, figures/   made of the rows at the end
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gistrag import __version__, command, files
+from gistrag.errors import FingerprintMismatchError, UsageError
+from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, Placement, require_same
+
+if TYPE_CHECKING:
+    from gistrag.cases import Case, Corpus, Plan
+    from gistrag.evaluation import Arm, Journal, Row
+    from gistrag.model import GistModel
+    from gistrag.rag import Engine
+    from gistrag.settings import IndexSettings
+    from gistrag.tasks import Context
+
+DOCUMENT_TOKENS = 6000
+"""Most tokens of an article that the full-context arm reads, where the model's window holds as many."""
+TIMED_QUESTIONS = 3
+INTERVAL_S = 10.0
+BUSY_SHARE = 0.5
+
+app = command.application()
+
+
+@app.command(
+    "evaluate",
+    epilog=command.examples(
+        "gistrag evaluate squad.jsonl.gz --held-out --questions 500 --seed 0",
+        "gistrag evaluate qa.jsonl --adapter run/adapter --output run/evaluation",
+        "gistrag evaluate qa.jsonl --arms text,gist --rates 4 --sweep 0.9",
+        "gistrag evaluate qa.jsonl --questions 50 --probes 0 --passkey 0 --unanswerable 0 --orders 0 --repeats 0",
+    ),
+)
+def evaluate(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="SQuAD or question records as JSON lines, may be gzipped.")
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Where rows and figures go.")] = Path(
+        "evaluation"
+    ),
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only the articles that gistrag train holds out.")
+    ] = False,
+    questions: Annotated[int, typer.Option("--questions", metavar="N", help="Sampled over articles.")] = 500,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of everything drawn.")] = 0,
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
+    ] = DEFAULT_MODEL,
+    adapter: Annotated[
+        str, typer.Option("--adapter", metavar="ADAPTER", help="Trained adapter: folder, name, none or auto.")
+    ] = "auto",
+    embedder: Annotated[
+        str, typer.Option("--embedder", metavar="MODEL", help="Embedding model: hub id, folder or catalogue name.")
+    ] = DEFAULT_EMBEDDER,
+    quantize: Annotated[
+        Literal["none", "nf4"], typer.Option("--quantize", help="Whether the base model is loaded in 4 bits.")
+    ] = "none",
+    arms: Annotated[
+        str, typer.Option("--arms", metavar="A,B", help="Some of none, full, untuned, text, kv, gist and hybrid.")
+    ] = "none,full,untuned,text,kv,gist,hybrid",
+    rates: Annotated[
+        str, typer.Option("--rates", metavar="R,S", help="Tokens per gist of the gist arms.")
+    ] = "2,4,8,16",
+    placement: Annotated[
+        Placement | None, typer.Option("--placement", help="Where gists come from; else as the adapter makes them.")
+    ] = None,
+    chunk_tokens: Annotated[int, typer.Option("--chunk-tokens", min=16, metavar="N", help="Most of a chunk.")] = 256,
+    top_k: Annotated[
+        str, typer.Option("--top-k", metavar="K,L", help="Chunks to answer from; 3 is the main one, else the first.")
+    ] = "1,3,5",
+    oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the one right chunk.")] = True,
+    probes: Annotated[int, typer.Option("--probes", metavar="N", help="Facts planted in the corpus.")] = 100,
+    unanswerable: Annotated[
+        int, typer.Option("--unanswerable", metavar="N", help="Questions asked without the passage that answers.")
+    ] = 100,
+    passkey: Annotated[int, typer.Option("--passkey", metavar="N", help="Passkeys of each length and depth.")] = 2,
+    lengths: Annotated[
+        str, typer.Option("--lengths", metavar="N,M", help="Of passkey contexts and of those timed, in tokens.")
+    ] = "1000,2000,4000",
+    orders: Annotated[int, typer.Option("--orders", metavar="N", help="Questions asked in other orders too.")] = 50,
+    whole: Annotated[int, typer.Option("--whole", metavar="N", help="Questions about whole documents.")] = 50,
+    max_new_tokens: command.MaxNewTokens = 24,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=0, metavar="N", help="Timings of each kind; 0 measures no time.")
+    ] = 3,
+    sweep: Annotated[
+        float | None,
+        typer.Option("--sweep", metavar="X", help="Find the most tokens per gist that keep this share of text's F1."),
+    ] = None,
+    device: command.Device = None,
+    as_json: command.Json = False,
+    quiet: command.Quiet = False,
+    debug: command.Debug = False,
+) -> None:
+    """Compare answers from gists with answers from text, on questions with known answers.
+
+    A run that was stopped goes on where it was. With --json the last line on standard output is the summary.
+    """
+    wanted = Wanted(arms=_names(arms), rates=_numbers(rates, "rates"), repeats=repeats, sweep=sweep)
+    with command.waiting("reading"):
+        from gistrag.cases import Plan
+
+        plan = Plan(
+            questions=questions,
+            seed=seed,
+            top_k=tuple(sorted(_numbers(top_k, "top-k"), key=lambda k: k != 3)),
+            oracle=oracle,
+            probes=probes,
+            unanswerable=unanswerable,
+            passkey=passkey,
+            lengths=_numbers(lengths, "lengths"),
+            orders=orders,
+            whole=whole,
+            max_new_tokens=max_new_tokens,
+        )
+        wanted.require_sense()
+        contexts = _read(file, is_held_out=held_out)
+    with command.waiting("loading the models"):
+        settings, engine = _load(
+            {
+                "model": model,
+                "adapter": adapter,
+                "embedder": embedder,
+                "quantize": quantize,
+                "chunk_tokens": chunk_tokens,
+            },
+            placement=placement,
+            device=device,
+        )
+    made_with = _made_with(file, plan, settings, engine, is_held_out=held_out)
+    _prepare(output, made_with)
+    summary = _evaluated(contexts, plan, wanted, settings, engine, output)
+    summary |= {
+        "title": _title(settings),
+        "made_with": made_with,
+        "plan": asdict(plan),
+        "machine": _machine(engine.model),
+    }
+    summary["notes"] = _notes(summary, file)
+    _write(summary, output)
+    _print(summary, output, as_json=as_json)
+
+
+# What was asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is done with the cases.
+
+    Attributes:
+        arms: by the names of `gistrag.evaluation.ARMS`; rates: tokens per gist of the gist arms.
+        repeats: timings of each kind; sweep: share of text's F1 to keep, None for no sweep.
+    """
+
+    arms: tuple[str, ...]
+    rates: tuple[int, ...]
+    repeats: int
+    sweep: float | None
+
+    def require_sense(self) -> None:
+        """Return if this can be done.
+
+        Raises:
+            UsageError: it cannot, whatever the model.
+        """
+        from gistrag.evaluation import arms
+
+        if self.sweep is not None and not 0 < self.sweep <= 1:
+            raise UsageError(f"--sweep must be a share above 0 and at most 1, got {self.sweep}")
+        if self.sweep is not None and not {"text", "gist"} <= set(self.arms):
+            raise UsageError("--sweep compares gists with text; add both to --arms")
+        if not self.arms:
+            raise UsageError("--arms names none; leave it out for all of them")
+        arms(self.arms, rates=self.rates, placement="selected", main_rate=1, has_adapter=False)
+
+
+def _names(line: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in line.split(",") if name.strip())
+
+
+def _numbers(line: str, option: str) -> tuple[int, ...]:
+    """Return the whole numbers of a list, each once.
+
+    Raises:
+        UsageError: something else in it, or nothing.
+
+    >>> _numbers("2,4, 8", "rates")
+    (2, 4, 8)
+    """
+    with suppress(ValueError):
+        if numbers := tuple(dict.fromkeys(map(int, _names(line)))):
+            return numbers
+    raise UsageError(f"--{option} takes whole numbers with commas between them, got {line!r}; for example 2,4")
+
+
+def _read(file: Path, *, is_held_out: bool) -> list[Context]:
+    """Return the contexts of a file, and say how many lines were left out.
+
+    Raises:
+        UsageError: it cannot be read, or nothing is left of it.
+    """
+    from gistrag.tasks import read_contexts, split_by_article
+
+    contexts, dropped = read_contexts(file)
+    if dropped:
+        command.say(f"{dropped:,} lines of {file} left out: not JSON, or without context, question or answer")
+    if is_held_out:
+        contexts = split_by_article(contexts)[1]
+        if not contexts:
+            raise UsageError(f"{file} has no article that is held out; leave --held-out away to ask about all of them")
+    return contexts
+
+
+def _load(given: dict[str, Any], *, placement: Placement | None, device: str | None) -> tuple[IndexSettings, Engine]:
+    """Return the settings of an index made like this, and its models.
+
+    Raises:
+        UsageError: the adapter is not one of this model.
+        ModelNotFoundError: model or adapter is nowhere.
+    """
+    from gistrag.catalog import adapter_name, find, find_adapter
+    from gistrag.rag import Engine
+    from gistrag.settings import AdapterSettings, IndexSettings
+
+    folder = find_adapter(given["adapter"], find(given["model"]).path)
+    given = {**given, "adapter": adapter_name(folder), **({"placement": placement} if placement else {})}
+    settings = IndexSettings.fitting(given, AdapterSettings.read(folder) if folder else None)
+    try:
+        return settings, Engine.load(settings, device=device)
+    except FingerprintMismatchError as error:
+        raise UsageError(str(error)) from error
+
+
+# One output folder is one evaluation
+
+
+def _made_with(file: Path, plan: Plan, settings: IndexSettings, engine: Engine, *, is_held_out: bool) -> dict[str, str]:
+    """Return all that an answer depends on besides its case and arm; how many are asked for may grow."""
+    from gistrag.catalog import file_sha256
+
+    embedder = {f"embedder_{name}": value for name, value in engine.embedder.fingerprint.items()}
+    dials = {"placement": settings.placement, "chunk_tokens": settings.chunk_tokens}
+    asked = {"seed": plan.seed, "probes": plan.probes, "top_k": plan.top_k[0], "max_new_tokens": plan.max_new_tokens}
+    data = {"gistrag": __version__, "file": file_sha256(file), "held_out": is_held_out}
+    return {
+        name: str(value) for name, value in {**data, **asked, **dials, **engine.model.fingerprint, **embedder}.items()
+    }
+
+
+def _prepare(output: Path, made_with: dict[str, str]) -> None:
+    """Make the output folder, or return if the evaluation that is there is this one.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    path = output / "settings.json"
+    if not path.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        _write_json(path, made_with)
+        return
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        require_same(
+            found, made_with, where=f"the evaluation in {output}", remedy="name another --output, or remove it"
+        )
+    except (ValueError, AttributeError) as error:  # a mismatch is a ValueError too
+        told = (
+            str(error) if isinstance(error, FingerprintMismatchError) else f"{path} is damaged; name another --output"
+        )
+        raise UsageError(told) from error
+
+
+def _write(summary: dict[str, Any], output: Path) -> None:
+    from gistrag.report import draw, markdown
+
+    _write_json(output / "summary.json", summary)
+    files.write_atomic(output / "table.md", markdown(summary).encode())
+    draw(summary, output / "figures")
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    files.write_atomic(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _print(summary: dict[str, Any], output: Path, *, as_json: bool) -> None:
+    if as_json:
+        command.print_json(summary)
+        return
+    from gistrag.report import main_table
+
+    command.print_table(*main_table(summary))
+    command.say(*summary["notes"], f"{output}: rows.jsonl, summary.json, table.md, figures/")
+
+
+# The work
+
+
+def _evaluated(
+    contexts: Sequence[Context], plan: Plan, wanted: Wanted, settings: IndexSettings, engine: Engine, output: Path
+) -> dict[str, Any]:
+    """Answer what is not answered yet, measure times, and return all figures."""
+    from gistrag.cases import passkeys
+    from gistrag.evaluation import Journal, answered, arms
+    from gistrag.report import summarised, timed
+
+    model = engine.model
+    chosen = arms(
+        wanted.arms,
+        rates=wanted.rates,
+        placement=settings.placement,
+        main_rate=settings.tokens_per_gist,
+        has_adapter=model.adapter is not None,
+    )
+    with ExitStack() as held:
+        with command.waiting("indexing and retrieving"):
+            corpus, asked = _asked(contexts, plan, settings, engine, held, output / "corpus")
+            fillers = list(passkeys(corpus, plan, samples=1, depths=(0.5,)))
+        if too_long := sorted(set(plan.lengths) - {case.about["length"] for case in fillers}):
+            command.say(f"the corpus is too small for contexts of {', '.join(map(str, too_long))} tokens; left out")
+        main = [case for case in asked if case.part == "questions"]
+        journal = held.enter_context(Journal(output / "rows.jsonl"))
+        _answer(model, asked, chosen, journal)
+        sweep = _swept(model, main, settings, wanted.sweep, journal) if wanted.sweep else None
+        samples = _timings(model, main[:TIMED_QUESTIONS], fillers, chosen, repeats=wanted.repeats)
+        rows = answered(asked, chosen, journal)
+    facts = {"questions": len(main), "contexts": len(contexts), **corpus.facts}
+    return {"corpus": facts, **summarised(rows), "speed": timed(samples), "timings": samples, "sweep": sweep}
+
+
+def _asked(
+    contexts: Sequence[Context], plan: Plan, settings: IndexSettings, engine: Engine, held: ExitStack, folder: Path
+) -> tuple[Corpus, list[Case]]:
+    """Return the indexed contexts, open as long as *held* is, and all that is asked of them.
+
+    Raises:
+        UsageError: nothing can be asked.
+    """
+    from gistrag.cases import cases, indexed, planted, split_whole
+
+    chunked, wholes = split_whole(contexts)
+    chunked = planted(chunked, plan)
+    command.say(f"indexing {len(chunked):,} contexts")
+    model, tokenizer = engine.model, engine.model.text_tokenizer
+    indexing = indexed(folder, chunked, engine.embedder, tokenizer=tokenizer, chunk_tokens=settings.chunk_tokens)
+    corpus = held.enter_context(indexing)
+    asked = cases(corpus, wholes, plan, document_tokens=min(DOCUMENT_TOKENS, model.window * 3 // 4))
+    if not asked:
+        raise UsageError("expected questions that can be asked, found only long-form ones")
+    return corpus, asked
+
+
+def _answer(model: GistModel, asked: Sequence[Case], chosen: Sequence[Arm], journal: Journal) -> None:
+    from gistrag.evaluation import Examiner, missing
+
+    pairs = missing(asked, chosen, journal)
+    for row in _watched(Examiner(model).rows(pairs), len(pairs)):
+        journal.add(row)
+
+
+def _swept(
+    model: GistModel, main: Sequence[Case], settings: IndexSettings, floor: float, journal: Journal
+) -> dict[str, Any]:
+    """Return the most tokens per gist that keep the share *floor* of text's F1, and what was tried."""
+    from gistrag.evaluation import Arm, answered, gist_arm, largest
+    from gistrag.report import summarised
+
+    points: list[dict[str, Any]] = []
+
+    def keeps(rate: int) -> bool:
+        pair = [Arm("text", "text"), gist_arm(settings.placement, rate)]
+        _answer(model, main, pair, journal)
+        figures = summarised(answered(main, pair, journal))["parts"]["questions"][pair[1].name]
+        points.append(
+            {"tokens_per_gist": rate, **{name: figures[name] for name in ("f1_kept", "bytes_per_source_token")}}
+        )
+        return figures["f1_kept"] is not None and figures["f1_kept"]["value"] >= floor
+
+    return {"floor": floor, "tokens_per_gist": largest(keeps), "points": points}
+
+
+def _timings(
+    model: GistModel, main: Sequence[Case], fillers: Sequence[Case], chosen: Sequence[Arm], *, repeats: int
+) -> list[Row]:
+    from gistrag.timing import Stopwatch
+
+    if not repeats:
+        return []
+    if os.getloadavg()[0] > BUSY_SHARE * (os.cpu_count() or 1):
+        command.say(f"this machine is busy (load {os.getloadavg()[0]:.1f}); times from a quiet one say more")
+    contexts = {"question": main, **{f"{case.about['length']:,} tokens": [case] for case in fillers}}
+    timed = [arm for arm in chosen if arm.is_tuned and arm.give != "document"]
+    with Stopwatch(model) as stopwatch, command.waiting("measuring"):
+        return list(stopwatch.samples(contexts, timed, repeats=repeats))
+
+
+def _watched(rows: Iterable[Row], total: int) -> Iterator[Row]:
+    """Yield rows and tell how far they are: a bar on a terminal, else a line now and then."""
+    from rich.console import Console
+    from rich.progress import track
+
+    if sys.stderr.isatty():
+        console = Console(stderr=True, quiet=not command.logger.isEnabledFor(logging.INFO))
+        yield from track(rows, "answering", total=total, console=console)
+        return
+    started_s = spoke_s = time.monotonic()
+    for done, row in enumerate(rows, 1):
+        yield row
+        now_s = time.monotonic()
+        if now_s - spoke_s >= INTERVAL_S:
+            spoke_s, rate = now_s, done / (now_s - started_s)
+            command.say(f"{done:,} of {total:,} answers, {rate:.1f}/s, {(total - done) / rate:,.0f} s left")
+
+
+# What it was done with
+
+
+def _title(settings: IndexSettings) -> str:
+    adapter = f"adapter {Path(settings.adapter).name}" if settings.adapter != "none" else "no adapter"
+    return f"{Path(settings.model).name}, {adapter}"
+
+
+def _machine(model: GistModel) -> dict[str, Any]:
+    import torch
+
+    return {
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("gistrag", "torch", "transformers", "peft", "sentence-transformers")},
+    }
+
+
+def _notes(summary: dict[str, Any], file: Path) -> list[str]:
+    """Return what a reader has to know besides the figures."""
+    corpus, plan, machine = summary["corpus"], summary["plan"], summary["machine"]
+    lines = [
+        f"{corpus['questions']:,} questions of {file.name}, seed {plan['seed']}, {plan['top_k'][0]} chunks each; "
+        f"corpus of {corpus['articles']:,} articles, {corpus['chunks']:,} chunks, {corpus['tokens']:,} tokens.",
+        f"gistrag {machine['gistrag']}, torch {machine['torch']}, transformers {machine['transformers']}, "
+        f"{machine['device']}, {machine['threads']} threads.",
+        "In brackets: 95 % bootstrap intervals over questions, drawn in pairs where arms are compared with text.",
+    ]
+    if left_out := {arm: sum(parts.values()) for arm, parts in summary["left_out"].items()}:
+        listed = ", ".join(f"{count:,} of {arm}" for arm, count in left_out.items())
+        lines.append(f"Left out, because the window of the model is too short: {listed}.")
+    if (sweep := summary["sweep"]) is not None:
+        most = sweep["tokens_per_gist"]
+        found = f"{most} tokens per gist" if most else "no number of gists"
+        lines.append(f"{100 * sweep['floor']:g} % of text's F1 are kept by at most {found}.")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate and return the exit code."""
+    return command.run(app, argv, program="gistrag evaluate")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+r"""How good answers are, and how sure that is.
+
+Answers are compared as SQuAD compares them (Rajpurkar et al. 2016, arXiv 1606.05250): in lower case, without
+punctuation and articles. Every figure is a ratio of two sums, so one bootstrap gives all intervals; where two arms
+answered the same questions, they are drawn together, so what is hard for both widens nothing::
+
+    mean F1      Σ F1 / Σ 1                 retention   Σ (reference right and arm right) / Σ reference right
+    F1 kept      Σ F1 of the arm / Σ F1 of the reference
+
+Nothing here knows a model, an arm or a file.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+DRAWS = 1000
+CONFIDENCE = 0.95
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SAY = "(say|mention|state|specif|provide|contain|tell|answer|include|give|indicate|list|available|enough)"
+_REFUSALS = re.compile(
+    rf"(passages?|texts?|contexts?|information|answer)( \w+)? (do|does|did|is|are|was|were)( not|nt)( \w+)? {_SAY}"
+    r"|i (do not|dont|cannot|cant) (know|answer|find|determine)"
+    r"|not (mentioned|stated|specified|given|provided) in (passages?|texts?|contexts?)"
+    r"|no (information|mention|answer)\b"
+)
+
+
+def normalised(text: str) -> str:
+    """Return *text* in lower case, without punctuation, articles and needless white space.
+
+    >>> normalised("The  U.S.A., a land")
+    'usa land'
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(said: str, answers: Iterable[str]) -> bool:
+    """Return whether *said* is one of the answers."""
+    return normalised(said) in map(normalised, answers)
+
+
+def f1(said: str, answers: Iterable[str]) -> float:
+    """Return how well the words of *said* agree with those of the answer they fit best, 0 to 1.
+
+    >>> f1("in the town of Paris", ["Paris", "town of Paris"])
+    0.8571428571428571
+    """
+    return max((_f1(normalised(said).split(), normalised(answer).split()) for answer in answers), default=0.0)
+
+
+def _f1(said: Sequence[str], answer: Sequence[str]) -> float:
+    if not said or not answer:
+        return float(said == answer)
+    common = (Counter(said) & Counter(answer)).total()
+    return 2 * common / (len(said) + len(answer))
+
+
+def contains(said: str, answers: Iterable[str]) -> bool:
+    """Return whether one of the answers stands in *said*, as whole words.
+
+    >>> contains("It is 19 km deep.", ["19 km"]), contains("It is 119 km deep.", ["19 km"])
+    (True, False)
+    """
+    return any(_stands_in(normalised(answer), normalised(said)) for answer in answers if normalised(answer))
+
+
+def _stands_in(words: str, text: str) -> bool:
+    return f" {words} " in f" {text} "
+
+
+def is_refusal(said: str) -> bool:
+    """Return whether *said* tells that the passages hold no answer, in the words of an adapter or of a base model.
+
+    >>> is_refusal("The passages do not say."), is_refusal("The text was not finished.")
+    (True, False)
+    """
+    return bool(_REFUSALS.search(normalised(said)))
+
+
+def hallucinated(said: str, passages: Iterable[str]) -> bool:
+    """Return whether *said* claims something, and no passage says it in these words.
+
+    It suits short answers: a whole sentence around the right word counts as hallucinated.
+    """
+    words = normalised(said)
+    return bool(words) and not is_refusal(said) and not any(_stands_in(words, normalised(text)) for text in passages)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its bootstrap interval of `CONFIDENCE`, made from *count* questions."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Estimate | None:
+    """Return the sum of one divided by the sum of the other, with the percentile interval of a paired bootstrap.
+
+    Args:
+        numerators: of each question.
+        denominators: of the same questions.
+        seed: of the draws; the same one draws the same questions for every figure.
+
+    Returns:
+        None where the denominators add up to nothing.
+    """
+    count = len(numerators)
+    if len(denominators) != count:
+        raise ValueError(f"expected as many denominators as numerators, got {len(denominators)} and {count}")
+    if not sum(denominators):
+        return None
+    drawn = []
+    for draw in _draws(count, seed):
+        below = sum(map(denominators.__getitem__, draw))
+        if below:
+            drawn.append(sum(map(numerators.__getitem__, draw)) / below)
+    drawn.sort()
+    tail = (1 - CONFIDENCE) / 2 * (len(drawn) - 1)
+    low, high = drawn[round(tail)], drawn[round(len(drawn) - 1 - tail)]
+    return Estimate(sum(numerators) / sum(denominators), low, high, count)
+
+
+@lru_cache(maxsize=8)
+def _draws(count: int, seed: int) -> list[array[int]]:
+    """Return `DRAWS` times *count* numbers of questions, drawn with replacement."""
+    randomness = random.Random(f"{seed} {count}")
+    return [array("l", randomness.choices(range(count), k=count)) for _ in range(DRAWS)]
+
+
+def mean(values: Sequence[float], *, seed: int = 0) -> Estimate | None:
+    """Return the mean with its interval, None of nothing."""
+    return ratio(values, [1.0] * len(values), seed=seed)
+
+
+def retention(reference_right: Sequence[bool], arm_right: Sequence[bool], *, seed: int = 0) -> Estimate | None:
+    """Return the share of the questions the reference gets right that the arm gets right too.
+
+    Returns:
+        None where the reference gets none right.
+    """
+    both = [float(first and second) for first, second in zip(reference_right, arm_right, strict=True)]
+    return ratio(both, [float(right) for right in reference_right], seed=seed)

@@ -1,0 +1,358 @@
+"""The local model and an endpoint as teachers; the endpoint is a real server on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count, pairwise
+from typing import Any
+
+import pytest
+from conftest import tiny_model
+
+from gistrag import generation
+from gistrag.cache import concatenate
+from gistrag.errors import UsageError
+from gistrag.generation import generate
+from gistrag.model import GistModel
+from gistrag.teacher import HOPELESS, EndpointTeacher, LocalTeacher, Request
+
+PASSAGE = Request("Who runs it?", "Adela Novak runs the tower.", ("Towers",), rules="Be brief.")
+
+
+def said(text: str) -> bytes:
+    """Return the body of a chat completion."""
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+
+
+class Endpoint:
+    """A chat endpoint that does as it is told: *reply* gets the number of a request, from 0, and its body.
+
+    It returns a text, or a status with headers and a body, or "hang" for no answer at all.
+    """
+
+    def __init__(self, reply: Callable[[int, dict[str, Any]], Any]) -> None:
+        self.reply = reply
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.is_over = threading.Event()
+        self._numbers = count()
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                endpoint._answer(self)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        number = next(self._numbers)
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        self.bodies.append(body)
+        self.headers.append(dict(handler.headers))
+        reply = self.reply(number, body)
+        if reply == "hang":
+            self.is_over.wait(30)
+            return
+        status, headers, content = (200, {}, said(reply)) if isinstance(reply, str) else reply
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    def close(self) -> None:
+        """Stop serving, and let go of who hangs."""
+        self.is_over.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint]]:
+    """Start endpoints that end with the test."""
+    monkeypatch.setenv("no_proxy", "*")
+    endpoints: list[Endpoint] = []
+
+    def start(reply: Callable[[int, dict[str, Any]], Any]) -> Endpoint:
+        endpoints.append(Endpoint(reply))
+        return endpoints[-1]
+
+    yield start
+    for endpoint in endpoints:
+        endpoint.close()
+
+
+def teacher(endpoint: Endpoint, **settings: Any) -> EndpointTeacher:
+    """Return a teacher that is quick to try again."""
+    return EndpointTeacher(endpoint.url, "tutor", **{"wait_s": 0.01, "timeout_s": 5.0, "parallel": 1, **settings})
+
+
+def test_endpoint_gets_a_chat_and_gives_its_text(serve: Callable[..., Endpoint]) -> None:
+    """Model, messages and length are sent with the key; the text comes back trimmed."""
+    endpoint = serve(lambda number, body: " Adela Novak.\n")
+
+    texts = teacher(endpoint, key="sesame").write([PASSAGE], max_new_tokens=7)
+
+    (body,) = endpoint.bodies
+    assert ["Adela Novak."] == texts
+    assert ("tutor", 7, 0) == (body["model"], body["max_tokens"], body["temperature"])
+    assert ["system", "user"] == [message["role"] for message in body["messages"]]
+    assert body["messages"][0]["content"].endswith("Be brief.")
+    assert "Towers\nAdela Novak runs the tower.\n\nWho runs it?" in body["messages"][1]["content"]
+    assert "Bearer sesame" == endpoint.headers[0]["Authorization"]
+
+
+def test_without_a_passage_only_the_task_is_sent() -> None:
+    """A closed-book question is the question and nothing else."""
+    assert [{"role": "user", "content": "Who runs it?"}] == Request("Who runs it?").messages()
+
+
+def test_answers_stand_in_the_order_of_the_requests(serve: Callable[..., Endpoint]) -> None:
+    """However they overtake each other."""
+    endpoint = serve(lambda number, body: body["messages"][0]["content"].upper())
+    requests = [Request(f"task {number}") for number in range(20)]
+
+    texts = teacher(endpoint, parallel=4).write(requests, max_new_tokens=5)
+
+    assert [f"TASK {number}" for number in range(20)] == texts
+
+
+def test_thoughts_are_no_answer(serve: Callable[..., Endpoint]) -> None:
+    """What a model thinks aloud before it answers is left out."""
+    endpoint = serve(lambda number, body: "<think>hm,\nwho?</think>\nShe does.")
+
+    assert ["She does."] == teacher(endpoint).write([PASSAGE], max_new_tokens=5)
+
+
+def test_half_a_character_is_replaced(serve: Callable[..., Endpoint]) -> None:
+    """JSON can hold what no file and no tokenizer takes."""
+    endpoint = serve(lambda number, body: "Who \ud83d built it?")
+
+    assert ["Who ? built it?"] == teacher(endpoint).write([PASSAGE], max_new_tokens=5)
+
+
+RUBBISH = [
+    (200, {}, b"<html>welcome</html>"),
+    (200, {}, b'{"choices": []}'),
+    (200, {}, b"[1, 2]"),
+    (200, {}, b'{"choices": [{"message": {"content": null}}]}'),
+    (200, {}, said("  ")),
+    (200, {}, b"\xff\xfe"),
+    (500, {}, b"oops"),
+    (503, {}, b""),
+    (429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b""),
+    (429, {"Retry-After": "-3"}, b""),
+]
+
+
+@pytest.mark.parametrize("first", RUBBISH)
+def test_what_is_no_answer_is_asked_for_again(serve: Callable[..., Endpoint], first: Any) -> None:
+    """Rubbish and errors that pass are followed by another attempt."""
+    endpoint = serve(lambda number, body: "fine" if number else first)
+
+    assert ["fine"] == teacher(endpoint).write([PASSAGE], max_new_tokens=5)
+
+
+def test_what_never_answers_is_none_and_the_rest_goes_on(
+    serve: Callable[..., Endpoint], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request is given up after its retries, with a line that says why; the others are answered."""
+    endpoint = serve(lambda number, body: "fine" if "good" in str(body) else RUBBISH[0])
+    requests = [Request("good 1"), Request("bad"), Request("good 2")]
+
+    texts = teacher(endpoint, retries=2, key="sesame").write(requests, max_new_tokens=5)
+
+    assert ["fine", None, "fine"] == texts
+    assert 5 == len(endpoint.bodies)
+    assert "expected a chat completion, got b'<html>" in caplog.text
+    assert "sesame" not in caplog.text
+
+
+def test_pauses_double(serve: Callable[..., Endpoint]) -> None:
+    """Each pause is twice the one before."""
+    times: list[float] = []
+    endpoint = serve(lambda number, body: times.append(time.monotonic()) or RUBBISH[6])
+
+    teacher(endpoint, retries=3, wait_s=0.05).write([PASSAGE], max_new_tokens=5)
+
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    assert 3 == len(pauses)
+    assert all(pause >= 0.05 * 2**number for number, pause in enumerate(pauses))
+
+
+def test_retry_after_is_honoured(serve: Callable[..., Endpoint]) -> None:
+    """An endpoint that names a pause gets that one, not ours."""
+    endpoint = serve(lambda number, body: "fine" if number else (429, {"Retry-After": "0.05"}, b""))
+    started_s = time.monotonic()
+
+    texts = teacher(endpoint, wait_s=30.0).write([PASSAGE], max_new_tokens=5)
+
+    assert ["fine"] == texts
+    assert 0.05 <= time.monotonic() - started_s < 10
+
+
+def test_an_endpoint_that_hangs_is_given_up(serve: Callable[..., Endpoint]) -> None:
+    """No request waits longer than its time."""
+    endpoint = serve(lambda number, body: "hang" if "slow" in str(body) else "fine")
+
+    texts = teacher(endpoint, timeout_s=0.2, retries=1).write([Request("slow"), Request("fast")], max_new_tokens=5)
+
+    assert [None, "fine"] == texts
+
+
+def test_an_endpoint_that_trickles_is_given_up(serve: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that never ends counts as none, though bytes keep coming."""
+    endpoint = serve(lambda number, body: "fine")
+
+    def trickle(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not endpoint.is_over.wait(0.02):
+            handler.wfile.write(b" ")
+
+    monkeypatch.setattr(endpoint, "_answer", trickle)
+
+    assert [None] == teacher(endpoint, timeout_s=0.2, retries=0).write([PASSAGE], max_new_tokens=5)
+
+
+def test_an_endpoint_that_is_down_costs_little_patience(serve: Callable[..., Endpoint]) -> None:
+    """After a row of requests without an answer each is tried once only, until one is answered again."""
+    is_up = False
+    endpoint = serve(lambda number, body: "fine" if is_up else RUBBISH[6])
+    down = teacher(endpoint, retries=1)
+
+    texts = down.write([PASSAGE] * (HOPELESS + 5), max_new_tokens=5)
+
+    assert [None] * (HOPELESS + 5) == texts
+    assert HOPELESS * 2 + 5 == len(endpoint.bodies)
+    is_up = True
+    assert ["fine"] == down.write([PASSAGE], max_new_tokens=5)
+    is_up = False
+    before = len(endpoint.bodies)
+    down.write([PASSAGE], max_new_tokens=5)
+    assert 2 == len(endpoint.bodies) - before
+
+
+def test_nobody_at_the_address(serve: Callable[..., Endpoint], caplog: pytest.LogCaptureFixture) -> None:
+    """A refused connection is no answer, not an error."""
+    endpoint = serve(lambda number, body: "fine")
+    endpoint.close()
+
+    assert [None] == teacher(endpoint, retries=1).write([PASSAGE], max_new_tokens=5)
+    assert "refused" in caplog.text
+
+
+@pytest.mark.parametrize(("status", "hint"), [(401, "GISTRAG_TEACHER_KEY"), (403, "KEY"), (404, "--teacher")])
+def test_a_refusal_that_stays_ends_the_run(serve: Callable[..., Endpoint], status: int, hint: str) -> None:
+    """A wrong key, address or model is said at once, without the key."""
+    endpoint = serve(lambda number, body: (status, {}, b"no"))
+
+    with pytest.raises(UsageError, match=hint) as caught:
+        teacher(endpoint, key="sesame").write([PASSAGE] * 3, max_new_tokens=5)
+
+    assert 1 == len(endpoint.bodies)
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_request_the_endpoint_cannot_take_is_not_repeated(serve: Callable[..., Endpoint]) -> None:
+    """Such as one that is too long for it."""
+    endpoint = serve(lambda number, body: (400, {}, b"too long"))
+
+    assert [None] == teacher(endpoint).write([PASSAGE], max_new_tokens=5)
+    assert 1 == len(endpoint.bodies)
+
+
+def test_a_redirect_is_not_followed(serve: Callable[..., Endpoint]) -> None:
+    """The key goes to the address that was given and to no other."""
+    other = serve(lambda number, body: "fine")
+    endpoint = serve(lambda number, body: (302, {"Location": f"{other.url}/chat/completions"}, b""))
+
+    assert [None] == teacher(endpoint, key="sesame").write([PASSAGE], max_new_tokens=5)
+    assert [] == other.bodies
+
+
+def test_an_address_must_be_one() -> None:
+    """Only http and https are asked."""
+    with pytest.raises(UsageError, match="http://localhost"):
+        EndpointTeacher("file:///etc", "tutor")
+
+
+# The local model
+
+REQUESTS = [
+    Request("what?", "a passage to write about", ("Title",)),
+    Request("and this rather longer task?", "short"),
+    Request("no passage", rules="for others", begin="Q:"),
+]
+
+
+def test_local_teacher_reads_like_a_prompt(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it writes is the greedy answer behind prefix, passage as text, and the beginning it is given."""
+    monkeypatch.setitem(model.__dict__, "stop_ids", frozenset())
+    memory = concatenate([model.prefix], model.rope)
+    prompts = [
+        [*model.encode_passage(REQUESTS[0].passage, ("Title",)), *model.encode_question("what?")],
+        [*model.encode_passage("short"), *model.encode_question(REQUESTS[1].task)],
+        [*model.encode_question("no passage"), *model.encode("Q:")],
+    ]
+    said = [model.decode(list(generate(model, memory, ids, max_new_tokens=9))) for ids in prompts]
+    expected = [said[0].strip(), said[1].strip(), f"Q:{said[2]}".strip()]
+
+    assert expected == LocalTeacher(model).write(REQUESTS, max_new_tokens=9)
+
+
+def test_local_teacher_leaves_out_what_does_not_fit(model: GistModel) -> None:
+    """A passage longer than the window has no text; the others do."""
+    texts = LocalTeacher(model).write([Request("what?", "x" * 2000), Request("what?", "x")], max_new_tokens=3)
+
+    assert (None, str) == (texts[0], type(texts[1]))
+
+
+def test_local_teacher_reads_as_many_as_fit(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are read side by side up to a number of rows and of tokens, and every request is served once."""
+    monkeypatch.setattr("gistrag.teacher.ROWS", 3)
+    monkeypatch.setattr("gistrag.teacher.TOKENS", 200)
+    sizes: list[int] = []
+    together = generation.generate_together
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        sizes.append(len(arguments[2]))
+        return together(*arguments, **settings)
+
+    monkeypatch.setattr("gistrag.generation.generate_together", watched)
+    requests = [Request("?", "x" * 90)] * 3 + [Request("?", "x")] * 4
+
+    texts = LocalTeacher(model).write(requests, max_new_tokens=2)
+
+    assert 7 == len(texts)
+    assert None not in texts
+    assert 7 == sum(sizes)
+    assert [3, 1] == sizes[:2]
+
+
+def test_local_teacher_wants_the_base_model() -> None:
+    """With an adapter it would not be the model the person has."""
+    model = tiny_model()
+    model.new_adapter(rank=2, gists=1)
+
+    with pytest.raises(UsageError, match="without"):
+        LocalTeacher(model)
+
+
+def test_warnings_name_the_library_logger(serve: Callable[..., Endpoint], caplog: pytest.LogCaptureFixture) -> None:
+    """What goes wrong is told through the library's logger, so that --quiet is obeyed."""
+    endpoint = serve(lambda number, body: RUBBISH[0])
+
+    teacher(endpoint, retries=0).write([PASSAGE], max_new_tokens=5)
+
+    assert [("gistrag", logging.WARNING)] == [(record.name, record.levelno) for record in caplog.records]
