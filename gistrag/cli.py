@@ -10,11 +10,13 @@ import typer
 
 from gistrag import (
     __version__,
+    backup,
     bench,
     build,
     chat,
     command,
     evaluate,
+    gc,
     inspect,
     mcp,
     models,
@@ -25,7 +27,7 @@ from gistrag import (
     verify,
 )
 
-VERBS = (build, query, chat, serve, mcp, inspect, verify, models, synthesize, train, evaluate, bench)
+VERBS = (build, query, chat, serve, mcp, inspect, verify, gc, backup, models, synthesize, train, evaluate, bench)
 
 app = command.application()
 for _verb in VERBS:

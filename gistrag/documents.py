@@ -1,7 +1,8 @@
 """Which files of a folder are documents, and their text.
 
 Two steps, so that a sync reads only what changed: `find` lists the files with their hashes, `load` reads one.
-Nothing outside the folder is ever opened: links are not followed, and a file that is no ordinary file is not opened.
+Nothing outside the folder is ever opened: a path is opened name by name, so that no part of it can be a link, not even
+one made meanwhile; and a file that is no ordinary file is not opened.
 A file that looks like a document and cannot be one is reported with a reason; nothing is left out in silence except
 hidden files, what .gitignore or *exclude* names, index folders, and suffixes that are no documents.
 """
@@ -12,21 +13,31 @@ import hashlib
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pathspec import GitIgnoreSpec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from gistrag.errors import DocumentError, UsageError
 from gistrag.readers import FILE_BYTES_MAX, is_document, missing_reader
 from gistrag.worker import guarded_read
 
 INDEX_FILE = "index.db"  # a folder that holds one is an index, not documents
+PATH_CHARS_MAX = 4096
+IGNORE_LINES_MAX = 10_000
+IGNORE_BYTES_MAX = 2**20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK_BYTES = 2**20
 _Value = TypeVar("_Value")
+_Ignores = tuple[tuple[str, GitIgnoreSpec], ...]
+"""Folders with a .gitignore, from the top down; a path begins with the name of its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +101,24 @@ def find(
         known: path → (size, mtime_ns, sha256) of an earlier run; a file that still has both is not read again.
 
     Raises:
-        UsageError: *folder* is missing, no folder, an index, or unreadable; or a pattern is malformed.
+        UsageError: *folder* is missing, no folder, an index, unreadable or with an overlong .gitignore; or a pattern
+            is malformed.
     """
     root = Path(folder)
     _require_folder(root)
     search = _Search(root=root, include=tuple(include), exclude=tuple(exclude), known=known or {})
-    search.walk("", ())
+    search.walk()
     return sorted(search.found, key=lambda one: one.path), sorted(search.skipped, key=lambda one: one.path)
+
+
+def require_patterns(include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
+    """Return if `find` could go by these patterns, of which one string is one; to be asked before anything is made.
+
+    Raises:
+        UsageError: says which option, and what is wrong with it.
+    """
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        _spec(option, [patterns] if isinstance(patterns, str) else patterns or ())
 
 
 def load(folder: str | Path, file: FoundFile) -> Document:
@@ -105,11 +127,10 @@ def load(folder: str | Path, file: FoundFile) -> Document:
     Raises:
         DocumentError: the reason, in one line, why it is no document.
     """
-    path = Path(folder) / file.path
-    if not path.parent.resolve().is_relative_to(Path(folder).resolve()):
-        raise DocumentError("lies outside the folder: a part of its path became a link")
-    data, status = _settled(path, _read_all)
-    result = guarded_read(data, path.name)
+    inner, _, name = file.path.rpartition("/")
+    with _explained(), _entered(Path(folder), inner) as descriptor:
+        data, status = _settled(descriptor, name, _read_all)
+    result = guarded_read(data, name)
     return Document(
         path=file.path,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -148,32 +169,30 @@ class _Search:
         self.included = _spec("include", self.include)
         self.excluded = _spec("exclude", self.exclude)
 
-    def walk(self, path: str, ignores: tuple[tuple[str, GitIgnoreSpec], ...]) -> None:
-        """Visit the folder *path* ("" or with a final slash); *ignores* are the .gitignore files above it."""
-        folders = [(path, ignores)]
+    def walk(self) -> None:
+        """Visit every folder, each with the .gitignore files above it."""
+        folders: list[tuple[str, _Ignores]] = [("", ())]
         while folders:
             path, ignores = folders.pop()
             try:
-                entries = sorted(os.scandir(self.root / path), key=lambda entry: entry.name)
-            except OSError as error:
-                self.skip(path.rstrip("/"), f"unreadable: {error.strerror}")
-                continue
-            names = {entry.name for entry in entries}
-            if path and INDEX_FILE in names:
-                continue
-            if ".gitignore" in names:
-                ignores = (
-                    *ignores,
-                    (path, _gitignore(self.root / path / ".gitignore")),
-                )
-            folders.extend((inner, ignores) for inner in self.visit(path, entries, ignores))
+                with _explained(), _entered(self.root, path) as folder:
+                    folders.extend(self.enter(folder, path, ignores))
+            except DocumentError as error:
+                if not path:
+                    raise UsageError(f"cannot search {self.root} for documents: {error}; mend that first") from None
+                self.skip(path.rstrip("/"), str(error))
 
-    def visit(
-        self,
-        path: str,
-        entries: Iterable[os.DirEntry[str]],
-        ignores: Sequence[tuple[str, GitIgnoreSpec]],
-    ) -> Iterator[str]:
+    def enter(self, folder: int, path: str, ignores: _Ignores) -> list[tuple[str, _Ignores]]:
+        """Take the files of the open *folder* and return the folders in it; *path* is "" or ends with a slash."""
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        names = {entry.name for entry in entries}
+        if path and INDEX_FILE in names:
+            return []
+        if ".gitignore" in names:
+            ignores = (*ignores, (path, _gitignore(folder)))
+        return [(inner, ignores) for inner in self.visit(folder, path, entries, ignores)]
+
+    def visit(self, folder: int, path: str, entries: Iterable[os.DirEntry[str]], ignores: _Ignores) -> Iterator[str]:
         """Take the files among *entries*, yield the folders."""
         for entry in entries:
             is_folder = entry.is_dir(follow_symlinks=False)
@@ -182,12 +201,14 @@ class _Search:
                 continue
             if not _is_utf8(entry.name):
                 self.skip(inner, "its name is not UTF-8; rename it")
+            elif len(inner) > PATH_CHARS_MAX:
+                self.skip(inner, f"its path has {len(inner):,} characters; the most is {PATH_CHARS_MAX:,}")
             elif is_folder:
                 yield inner
             else:
-                self.take(inner, entry)
+                self.take(folder, inner, entry)
 
-    def take(self, path: str, entry: os.DirEntry[str]) -> None:
+    def take(self, folder: int, path: str, entry: os.DirEntry[str]) -> None:
         """Add a file to what is found or skipped, or leave it out."""
         if self.include and not self.included.match_file(path):
             return
@@ -197,7 +218,7 @@ class _Search:
             self.skip(path, "no ordinary file")
         elif is_document(entry.name) or self.is_named(entry.name):
             try:
-                self.found.append(self.hash(path))
+                self.found.append(self.hash(folder, path, entry.name))
             except DocumentError as error:
                 self.skip(path, str(error))
         elif reason := missing_reader(entry.name):
@@ -208,11 +229,12 @@ class _Search:
         lasts = [pattern.rsplit("/", 1)[-1] for pattern in self.include]
         return any(last.strip("*") and fnmatchcase(name, last) for last in lasts)
 
-    def hash(self, path: str) -> FoundFile:
+    def hash(self, folder: int, path: str, name: str) -> FoundFile:
         """Return the file with its hash, read only if size or time differ from what is known."""
         size, mtime_ns, sha256 = self.known.get(path, (-1, -1, ""))
         digest, status = _settled(
-            self.root / path,
+            folder,
+            name,
             lambda descriptor, now: sha256 if (size, mtime_ns) == (now.st_size, now.st_mtime_ns) else _hash(descriptor),
         )
         return FoundFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
@@ -240,25 +262,60 @@ def _spec(option: str, patterns: Sequence[str]) -> GitIgnoreSpec:
         raise UsageError(f"{option} expects gitignore-style patterns, got {list(patterns)}: {error}") from None
 
 
-def _gitignore(path: Path) -> GitIgnoreSpec:
-    """Return the rules of a .gitignore file; a line that is no pattern counts for nothing, as in git."""
+def _gitignore(folder: int) -> GitIgnoreSpec:
+    """Return the rules of a folder's .gitignore; a line that is no pattern counts for nothing, as in git.
+
+    Raises:
+        DocumentError: rules that would take too long to apply; to go on without them could let in what they keep out.
+    """
     try:
-        data, _ = _settled(path, _read_all)
+        data, _ = _settled(folder, ".gitignore", _read_all)
     except DocumentError:
         return GitIgnoreSpec.from_lines([])
+    if len(data) > IGNORE_BYTES_MAX or data.count(b"\n") > IGNORE_LINES_MAX:
+        most = f"{IGNORE_LINES_MAX:,} lines or {IGNORE_BYTES_MAX:,} bytes"
+        raise DocumentError(f"its .gitignore holds {len(data):,} bytes; the most is {most}")
     lines = data.decode("utf-8", "surrogateescape").splitlines()
-    return GitIgnoreSpec.from_lines([line for line in lines if _is_pattern(line)])
+    return GitIgnoreSpec([pattern for line in lines for pattern in _compiled(line)])
 
 
-def _is_pattern(line: str) -> bool:
-    try:
-        GitIgnoreSpec.from_lines([line])
-    except (ValueError, re.error):
-        return False
-    return True
+def _compiled(line: str) -> Sequence[GitIgnoreSpecPattern]:
+    """Return the pattern of a line of a .gitignore, or nothing where it is none."""
+    with suppress(ValueError, re.error), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # a bracket inside brackets means nothing special here
+        return GitIgnoreSpec.from_lines([line], _Steady).patterns
+    return ()
 
 
-def _is_ignored(path: str, ignores: Sequence[tuple[str, GitIgnoreSpec]]) -> bool:
+class _Steady(GitIgnoreSpecPattern):
+    """A pattern of a .gitignore, matched from left to right without ever going back.
+
+    What stands between two wildcards is taken where it first fits. To go back could find nothing that this misses, and
+    takes time to the power of the wildcards: a pattern of six and a long name would keep a build busy for ever.
+    """
+
+    @classmethod
+    def pattern_to_regex(cls, pattern: Any) -> Any:
+        """Return the regular expression of the library, rewritten, and whether it ignores what it matches."""
+        regex, ignores = super().pattern_to_regex(pattern)
+        return regex and _steady(regex), ignores
+
+
+_ANY_FOLDERS = "(?:/.+)?"  # how the library writes ``**`` between two names, and below, ``*`` and ``**`` in front
+_STAR = re.compile(r"\[\^/\]\*((?:(?!\[\^/\]\*)(?:\\.|\[\^?\]?[^]]*\]|[^\\\[/(]))*+)(?=\[\^/\]\*)", re.DOTALL)
+_ANY_FOLDERS_FIRST = re.compile(r"\^\(\?:\.\+/\)\?(.*)", re.DOTALL)
+
+
+def _steady(regex: str) -> str:
+    """Return *regex* with all but the last ``*`` of a name, and all but the last ``**``, final where they match."""
+    *blocks, last = _STAR.sub(r"(?>[^/]*?\1)", regex).split(_ANY_FOLDERS)
+    if not blocks:
+        return last
+    first = _ANY_FOLDERS_FIRST.sub(r"^(?>(?:.+?/)??\1(?=/))", blocks[0])
+    return "".join((first, *(f"(?>(?:/.+?)??{block}(?=/))" for block in blocks[1:]), _ANY_FOLDERS, last))
+
+
+def _is_ignored(path: str, ignores: _Ignores) -> bool:
     """Return what the deepest .gitignore with an opinion says about *path*."""
     for folder, spec in reversed(ignores):
         verdict = spec.check_file(path.removeprefix(folder)).include
@@ -267,31 +324,52 @@ def _is_ignored(path: str, ignores: Sequence[tuple[str, GitIgnoreSpec]]) -> bool
     return False
 
 
-def _settled(path: Path, take: Callable[[int, os.stat_result], _Value]) -> tuple[_Value, os.stat_result]:
-    """Return what *take* makes of the open file, and its status; tried twice where the file changes meanwhile.
+@contextmanager
+def _entered(root: Path, path: str) -> Iterator[int]:
+    """Open the folder *path* under *root*, name by name; OSError where a part of it is a link or no folder."""
+    descriptor = os.open(root, _FOLDER)
+    try:
+        for name in filter(None, path.split("/")):
+            outer, descriptor = descriptor, os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(outer)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what the system refuses into the reason why something is no document."""
+    try:
+        yield
+    except OSError as error:
+        raise DocumentError(f"unreadable: {error.strerror}") from None
+
+
+def _settled(folder: int, name: str, take: Callable[[int, os.stat_result], _Value]) -> tuple[_Value, os.stat_result]:
+    """Return what *take* makes of the file *name* of an open folder, and its status; twice where it changes meanwhile.
 
     Raises:
         DocumentError: unreadable, no ordinary file, too large, or still changing.
     """
     for _ in range(2):
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with _explained():
+            descriptor = os.open(name, _FILE, dir_fd=folder)
             try:
                 before = os.fstat(descriptor)
                 _require_ordinary(before)
                 value = take(descriptor, before)
-                after = path.lstat()
+                after = os.stat(name, dir_fd=folder, follow_symlinks=False)
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise DocumentError(f"unreadable: {error.strerror}") from None
         if _same(before, after):
             return value, after
     raise DocumentError("changing while it is read; build again when it rests")
 
 
 def _same(before: os.stat_result, after: os.stat_result) -> bool:
-    return all(getattr(before, name) == getattr(after, name) for name in ("st_ino", "st_size", "st_mtime_ns"))
+    times = ("st_mtime_ns", "st_ctime_ns")  # the second cannot be put back by whoever changes a file
+    return all(getattr(before, name) == getattr(after, name) for name in ("st_dev", "st_ino", "st_size", *times))
 
 
 def _require_ordinary(status: os.stat_result) -> None:

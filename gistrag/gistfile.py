@@ -25,19 +25,19 @@ from gistrag.errors import CorruptGistError, GistNotFoundError
 FORMAT_VERSION = 1
 
 
-def read(path: Path) -> tuple[bytes, files.Stamp]:
-    """Return the bytes of a gist file and the stamp it had.
+def read(path: Path, *, bytes_max: int | None = None) -> bytes:
+    """Return the bytes of a gist file.
 
     Raises:
         GistNotFoundError: no such file.
-        CorruptGistError: the system cannot read it.
+        CorruptGistError: the system cannot read it, or it holds more than *bytes_max*.
     """
     try:
-        return files.read_stamped(path)
+        return files.read(path, bytes_max=bytes_max)
     except FileNotFoundError:
         raise GistNotFoundError(f"no file {path}; run gistrag build to make it") from None
-    except OSError as error:
-        raise corrupt(path, "a readable file", str(error.strerror)) from error
+    except (OSError, MemoryError) as error:
+        raise corrupt(path, "a readable file", getattr(error, "strerror", "") or type(error).__name__) from error
 
 
 def encode(cache: GistCache, *, key: str, fingerprint: str) -> bytes:
@@ -53,8 +53,14 @@ def encode(cache: GistCache, *, key: str, fingerprint: str) -> bytes:
     }
     if problem := _misshapen(cache):
         raise CorruptGistError(f"a gist cache that cannot be stored: {problem}")
-    data: bytes = safetensors.torch.save(tensors, {**metadata, "sha256": _seal(tensors, metadata)})
-    return data
+    return _ordered(safetensors.torch.save(tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
+
+
+def _ordered(data: bytes) -> bytes:
+    """Return a safetensors file with its header sorted: the same gist is the same bytes, also when made again."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    return data[:8] + header.ljust(end - 8) + data[end:]
 
 
 def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: bool = False) -> GistCache:

@@ -13,19 +13,17 @@ build that is killed loses at most one batch, and finds even those gists again b
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import torch
 
-from gistrag import __version__, files
+from gistrag import files, manifest
 from gistrag.cache import GistCache
 from gistrag.chunking import Chunk, Chunker
 from gistrag.compression import compress, gist_count
@@ -35,7 +33,7 @@ from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, R
 from gistrag.model import GistModel
 from gistrag.progress import Progress, Silence, megabytes
 from gistrag.retrieval import write_snapshot
-from gistrag.schema import FORMAT_VERSION, DocumentRow, GistRow
+from gistrag.schema import DocumentRow, GistRow
 from gistrag.store import IndexedChunk, Store
 
 logger = logging.getLogger("gistrag")
@@ -180,8 +178,13 @@ class Builder:
 
     @cached_property
     def _damaged(self) -> set[int]:
-        """Ids of documents with a chunk that is damaged, or a gist that is missing or not what was recorded."""
-        broken = {row.key for row in self._store.gist_rows() if not self._is_sound(row)}
+        """Ids of documents with a chunk that is damaged, or a gist that is missing or not what was recorded.
+
+        All, where a build that verifies finds index.db changed: what is not hashed row by row is written anew.
+        """
+        if self._verify and manifest.differences(self._store):
+            return {row.id for row in self._store.documents()}
+        broken = {row.key for row in self._store.gist_rows() if not self._is_sound(row)} | self._store.unrecorded()
         damaged = set(self._store.damaged_documents())
         return {row.id for row in self._store.documents() if row.path in damaged or self._uses(row, broken)}
 
@@ -291,23 +294,7 @@ class Builder:
         self._store.commit()
         write_snapshot(self._store)
         self._store.gc()
-        _write_manifest(self._store)
-
-
-def _write_manifest(store: Store) -> None:
-    """Write ``manifest.json`` of a finished index: what it is, for people; nothing reads it."""
-    manifest = {
-        "format": FORMAT_VERSION,
-        "gistrag": __version__,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": store.source,
-        "settings": asdict(store.settings),
-        "gist_fingerprint": store.gist_fingerprint,
-        "embedder_fingerprint": store.embedder_fingerprint,
-        "stats": asdict(store.stats()),
-    }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    files.write_atomic(store.folder / "manifest.json", text.encode())
+        manifest.write(self._store)
 
 
 def _patterns(given: Sequence[str]) -> list[str]:

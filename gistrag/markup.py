@@ -17,6 +17,7 @@ from typing import Literal
 from gistrag.errors import DocumentError
 
 TEXT_CHARS_MAX = 64 * 2**20
+LIST_LEVELS_MAX = 9  # deeper lists are written at this level: a page of nothing but lists would grow a thousandfold
 
 
 def require_length(chars: int) -> None:
@@ -143,6 +144,13 @@ class _Html(HTMLParser):
         headed = any(block.text.startswith("# ") for block in self.blocks)
         return self.blocks if headed or not self.title else [Block(f"# {self.title}"), *self.blocks]
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """Return where ``<![…]>`` ends; one of an unknown kind, over which the library trips, is a comment."""
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:
+            return self.parse_bogus_comment(i)
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Open what *tag* opens."""
         if tag in self.DROPPED:
@@ -192,7 +200,7 @@ class _Html(HTMLParser):
             self.lists.append(1 if tag == "ol" else 0)
         elif tag == "li":
             number = self.lists[-1] if self.lists else 0
-            self.prefix = "  " * (len(self.lists) - 1) + (f"{number}. " if number else "- ")
+            self.prefix = "  " * (min(len(self.lists), LIST_LEVELS_MAX) - 1) + (f"{number}. " if number else "- ")
             if number:
                 self.lists[-1] += 1
         elif tag == "pre":

@@ -124,14 +124,12 @@ def read_rst(data: bytes) -> Text:
     '# Guide\n\n## First steps\nGo.'
     """
     lines = _decode(data).split("\n")
-    styles: list[str] = []  # the order in which title styles appear is their rank
+    ranks: dict[str, int] = {}  # the order in which title styles appear is their rank
     out: list[str] = []
     at = 0
     while at < len(lines):
         style, title, used = _rst_title(lines, at)
-        if style and style not in styles:
-            styles.append(style)
-        out.append(f"{'#' * min(styles.index(style) + 1, 6)} {title}" if style else lines[at])
+        out.append(f"{'#' * min(ranks.setdefault(style, len(ranks) + 1), 6)} {title}" if style else lines[at])
         at += used
     return Text(text="\n".join(out), kind="markdown")
 
@@ -153,6 +151,9 @@ def _is_rule(line: str, title: str) -> bool:
     return bool(title.strip()) and len(line) >= len(title.rstrip()) and bool(re.fullmatch(r"([^\w\s])\1+", line))
 
 
+_CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
+
+
 def _decode(data: bytes) -> str:
     r"""Return *data* as text with ``\n`` line ends: UTF-8, or what a byte order mark says.
 
@@ -163,6 +164,8 @@ def _decode(data: bytes) -> str:
     encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
     if encoding != "utf-16" and b"\0" in data:
         raise DocumentError(f"binary: a zero byte at offset {data.index(0):,}")
+    if encoding != "utf-16":  # before each character takes four bytes
+        require_length(len(data.translate(None, _CONTINUATION)))
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -237,8 +240,9 @@ def _table_records(rows: Iterable[list[str]]) -> Iterator[str]:
     for row in rows:
         cells = [one_line(cell) for cell in row]
         if header and any(cells):
-            names = header + [f"column {number}" for number in range(len(header) + 1, len(cells) + 1)]
-            yield "\n".join(f"{name}: {cell}" for name, cell in zip(names, cells, strict=False) if cell)
+            further = (f"column {number}" for number in range(len(header) + 1, len(cells) + 1))
+            names = itertools.chain(header, further)  # a header can be far longer than its rows
+            yield _lines(f"{name}: {cell}" for name, cell in zip(names, cells, strict=False) if cell)
         elif any(cells):
             header = [cell or f"column {number}" for number, cell in enumerate(cells, 1)]
 
@@ -264,7 +268,7 @@ def read_jsonl(data: bytes) -> Text:
 
 def _line_records(line: str) -> Iterator[str]:
     for value in _load(line):
-        yield "\n".join(_flat(value, ""))
+        yield _lines(_flat(value, ""))
 
 
 class _Object(list[tuple[str, Any]]):
@@ -279,9 +283,9 @@ def _load(raw: str) -> Iterator[Any]:
 def _json_records(value: Any) -> Iterator[str]:
     if isinstance(value, list) and not isinstance(value, _Object) and any(isinstance(one, list) for one in value):
         for one in value:
-            yield "\n".join(_flat(one, ""))
+            yield _lines(_flat(one, ""))
     else:
-        yield "\n".join(_flat(value, ""))
+        yield _lines(_flat(value, ""))
 
 
 def _flat(value: Any, path: str) -> Iterator[str]:
@@ -301,6 +305,17 @@ def _scalar(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_scalar, value))
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _lines(lines: Iterable[str]) -> str:
+    """Return *lines* as one text, counted as they come: a long name on many short values makes far more than it was."""
+    out: list[str] = []
+    chars = 0
+    for line in lines:
+        out.append(line)
+        chars += len(line) + 1
+        require_length(chars)
+    return "\n".join(out)
 
 
 def _records_or(raw: str, records: Iterable[str]) -> str:
@@ -368,7 +383,12 @@ def read_docx(data: bytes) -> Text:
     _require_small_zip(data)
     import docx
 
-    return Text(text=join(_docx_blocks(docx.Document(io.BytesIO(data)))), kind="docx")
+    try:
+        document = docx.Document(io.BytesIO(data))
+    except (AttributeError, KeyError, ValueError):  # its parts are those of something else
+        raise DocumentError("not a docx file: the archive holds no Word document") from None
+    styles = {style.style_id: style.name or "" for style in document.styles}  # to ask a paragraph searches all of them
+    return Text(text=join(_docx_blocks(document, styles)), kind="docx")
 
 
 def _require_small_zip(data: bytes) -> None:
@@ -377,28 +397,30 @@ def _require_small_zip(data: bytes) -> None:
         raise DocumentError("encrypted, or an old .doc file by another name; save it as docx without a password")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            expanded = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
         raise DocumentError("not a docx file: it is no zip archive") from None
+    if any(entry.flag_bits & 1 for entry in entries):
+        raise DocumentError("encrypted; save it without a password")
+    expanded = sum(entry.file_size for entry in entries)
     if expanded > ZIP_BYTES_MAX:
         raise DocumentError(f"expands to {expanded:,} bytes; the most is {ZIP_BYTES_MAX:,}")
     if expanded > ZIP_RATIO_MAX * len(data):
         raise DocumentError(f"expands {expanded // len(data)} times; the most is {ZIP_RATIO_MAX}")
 
 
-def _docx_blocks(container: Any) -> Iterator[Block]:
-    """Yield the blocks of a document or a table cell in reading order."""
+def _docx_blocks(container: Any, styles: Mapping[str, str]) -> Iterator[Block]:
+    """Yield the blocks of a document or a table cell in reading order; *styles* are names of styles by their ids."""
     from docx.table import Table
 
     for item in container.iter_inner_content():
         if isinstance(item, Table):
-            yield from table_blocks([_docx_row(row) for row in item.rows])
+            yield from table_blocks(list(_docx_rows(item, styles)))
         elif text := item.text.strip():
-            yield _docx_paragraph(item, text)
+            yield _docx_paragraph(item, text, styles.get(item._p.style, ""))
 
 
-def _docx_paragraph(item: Any, text: str) -> Block:
-    style = (item.style.name if item.style is not None else None) or ""
+def _docx_paragraph(item: Any, text: str, style: str) -> Block:
     if heading := re.fullmatch(r"Heading ([1-9])|Title", style):
         return Block("#" * min(int(heading[1] or 1), 6) + " " + one_line(text))
     if style.startswith("List") or item._p.xpath("./w:pPr/w:numPr"):
@@ -406,10 +428,24 @@ def _docx_paragraph(item: Any, text: str) -> Block:
     return Block(prose(text))
 
 
-def _docx_row(row: Any) -> list[str]:
-    """Return the text of each cell; a cell that spans columns counts once."""
-    cells = {id(cell._tc): cell for cell in row.cells}
-    return [" ".join(block.text for block in _docx_blocks(cell)) for cell in cells.values()]
+def _docx_rows(table: Any, styles: Mapping[str, str]) -> Iterator[list[str]]:
+    """Yield the text of the cells of each row; one that spans columns counts once, one that spans rows in each.
+
+    Not by ``row.cells``, which climbs to the top of a merged column again for every row.
+    """
+    from docx.table import _Cell
+
+    above: dict[int, str] = {}  # by the column a cell begins in
+    for row in table.rows:
+        cells: dict[int, str] = {}
+        column = row.grid_cols_before
+        for cell in row._tr.tc_lst:
+            is_merged = cell.vMerge == "continue"
+            blocks = () if is_merged else _docx_blocks(_Cell(cell, table), styles)
+            cells[column] = above.get(column, "") if is_merged else " ".join(block.text for block in blocks)
+            column += cell.grid_span
+        yield list(cells.values())
+        above = cells
 
 
 # ---------------------------------------------------------------- who reads what

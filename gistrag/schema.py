@@ -75,6 +75,7 @@ VECTORS = """
     WHERE v.id > :after AND d.vectors_by = :vectors_by ORDER BY v.id"""
 GISTS = "SELECT key, sha256, size, gists, source_tokens FROM gists ORDER BY key"
 GIST = "SELECT key, sha256, size, gists, source_tokens FROM gists WHERE key = ?"
+UNRECORDED = "SELECT gist_key FROM chunks WHERE gist_key NOT IN (SELECT key FROM gists)"
 DROP_UNUSED_GISTS = "DELETE FROM gists WHERE key NOT IN (SELECT gist_key FROM chunks WHERE gist_key IS NOT NULL)"
 PUT_GIST = """
     INSERT INTO gists (key, sha256, size, gists, source_tokens) VALUES (?, ?, ?, ?, ?)

@@ -29,8 +29,8 @@ class AdapterSettings:
 
     Attributes:
         base: sha256 of the weights of its base model, see `gistrag.catalog.weights_sha256`.
-        placement: where its gists come from.
-        tokens_per_gist: what it serves best, the default of an index built with it.
+        placement: where the gists it makes come from.
+        index_placement, tokens_per_gist: what answers best with it, the defaults of an index built with it.
         rates: all tokens per gist it was trained at.
         everywhere: it acts on text as well; an ablation.
         prefix: the shared prefix it was trained behind.
@@ -39,6 +39,7 @@ class AdapterSettings:
 
     base: str
     placement: Placement = "anchored"
+    index_placement: Placement = "anchored"
     tokens_per_gist: int = 4
     rates: tuple[int, ...] = (2, 4, 8, 16)
     everywhere: bool = False
@@ -113,7 +114,7 @@ class IndexSettings:
         """
         if adapter is None:
             return cls(**given)
-        settings = cls(**{"placement": adapter.placement, "tokens_per_gist": adapter.tokens_per_gist, **given})
+        settings = cls(**{"placement": adapter.index_placement, "tokens_per_gist": adapter.tokens_per_gist, **given})
         if settings.placement not in ("selected", adapter.placement):
             raise UsageError(
                 f"the adapter {settings.adapter} makes {adapter.placement} gists, asked were {settings.placement} "

@@ -8,14 +8,15 @@
     lock                         held by the one builder
 
 A gist reaches the disk before the row that names it is committed, and a row goes before its file does: whatever
-moment a build dies at, the last commit stands. Readers never write. What is read is compared with what was recorded;
-a gist that differs in one bit, or was made by another model, raises and never reaches a model.
+moment a build dies at, the last commit stands. Readers never write. What is read is hashed and compared with what was
+recorded, each time; a gist that differs in one bit, or was made by another model, raises and never reaches a model.
 
 This module embeds nothing, ranks no vectors and knows no model.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -26,7 +27,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -51,8 +52,10 @@ from gistrag.settings import IndexSettings, digest
 if TYPE_CHECKING:
     from gistrag.chunking import Chunk
 
-SETTLED_NS = 1_000_000_000
-"""Age from which a file's stamp tells whether it changed; two writes within one clock tick have the same."""
+CONNECTION_PRAGMAS = (
+    "PRAGMA cell_size_check = ON",  # of pages that were damaged
+    "PRAGMA temp_store = MEMORY",  # no word of a document gets on a disk outside the folder
+)
 
 _LEFT_BY_A_BUILD = re.compile(
     r"[0-9a-f]{64}\.safetensors|faiss-[0-9a-f]{64}\.idx"
@@ -93,7 +96,6 @@ class Store:
         self.bytes_read = 0
         self._is_builder = is_builder
         self._guard = threading.RLock()  # one connection, one transaction: threads take turns
-        self._verified: dict[str, tuple[str, files.Stamp]] = {}
         self._connect()
         try:
             self._use(self._get_sealed("config"))
@@ -134,7 +136,7 @@ class Store:
             try:
                 yield store
                 store.commit()
-                store._run("PRAGMA wal_checkpoint(TRUNCATE)")
+                store.settle()
             finally:
                 store.close()
 
@@ -159,7 +161,7 @@ class Store:
             if self._connection.in_transaction:
                 yield
                 return
-            if self._is_immutable and files.stamp(self._database) != self._opened:
+            if self._is_immutable and self._is_replaced():
                 self._connection.close()
                 self._connect()
             self._run("BEGIN")
@@ -178,8 +180,18 @@ class Store:
 
     @property
     def settings(self) -> IndexSettings:
-        """The settings the index is made with."""
-        return IndexSettings.from_json(self._configured("settings"))
+        """The settings the index is made with.
+
+        Raises:
+            IndexFolderError: they hold something this version does not know.
+        """
+        try:
+            return IndexSettings.from_json(self._configured("settings"))
+        except (TypeError, UsageError) as error:
+            raise IndexFolderError(
+                f"{self.folder} was made by another version of gistrag, its settings are not understood ({error}); "
+                "upgrade gistrag, or build into another folder"
+            ) from error
 
     @property
     def source(self) -> str:
@@ -344,21 +356,33 @@ class Store:
         if not rows:
             raise GistNotFoundError(f"no gist {key} in {self.folder}; run gistrag build to make it")
         row, path = GistRow(*rows[0]), self.gist_path(key)
-        data, stamp = gistfile.read(path)
+        data = self.gist_bytes(row)
         self.bytes_read += len(data)
-        if self._verified.get(key) != (row.sha256, stamp):
-            if (found := hashlib.sha256(data).hexdigest()) != row.sha256:
-                raise gistfile.corrupt(path, f"sha256 {row.sha256}", found)
-            if stamp[1] < time.time_ns() - SETTLED_NS:
-                self._verified[key] = row.sha256, stamp
         cache = gistfile.decode(data, path, key=key, fingerprint=self._gists_by)
         if (cache.kv.shape[3], cache.source_tokens) != (row.gists, row.source_tokens):
             raise gistfile.corrupt(path, f"{row.gists} gists of {row.source_tokens} tokens", str(tuple(cache.kv.shape)))
         return cache
 
+    def gist_bytes(self, row: GistRow) -> bytes:
+        """Return the file of a gist, whichever model made it.
+
+        Raises:
+            GistNotFoundError: no such file.
+            CorruptGistError: not the file that was recorded.
+        """
+        path = self.gist_path(row.key)
+        data = gistfile.read(path, bytes_max=row.size)
+        if (found := hashlib.sha256(data).hexdigest()) != row.sha256:
+            raise gistfile.corrupt(path, f"sha256 {row.sha256}", found)
+        return data
+
     def gist_rows(self) -> list[GistRow]:
         """Return what is recorded of every gist file, by key."""
         return [GistRow(*row) for row in self._run(schema.GISTS)]
+
+    def unrecorded(self) -> set[str]:
+        """Return the keys that chunks name and no gist row does; none in a sound index."""
+        return {row[0] for row in self._run(schema.UNRECORDED)}
 
     def put_gist(self, key: str, cache: GistCache) -> None:
         """Write the gist *key*; it is on the disk when this returns, and is found by others after `commit`."""
@@ -374,7 +398,7 @@ class Store:
             if self._run("SELECT 1 FROM gists WHERE key = ?", (key,)):
                 self.load(key)
             else:
-                data, _ = gistfile.read(path)
+                data = gistfile.read(path)
                 cache = gistfile.decode(data, path, key=key, fingerprint=self._gists_by, check_seal=True)
                 self._record(key, cache, data)
             return True
@@ -436,12 +460,56 @@ class Store:
         """Make all that was written since the last time durable and visible, at once."""
         with self._guard:
             if self._connection.in_transaction:
+                self._set("commits", str(self.commits + 1))
                 self._run("COMMIT")
+
+    @property
+    def commits(self) -> int:
+        """How many commits the index has seen; it tells an older index.db from a newer one."""
+        return self._number("commits")
+
+    def settle(self) -> bool:
+        """Bring all that was committed into index.db itself and return whether the write-ahead log is empty now.
+
+        It is not while a reader is in the middle of a question; it then still holds what was deleted.
+        """
+        is_busy, *_ = self._run("PRAGMA wal_checkpoint(TRUNCATE)")[0]
+        if is_busy:
+            logger.warning("a reader holds the index: what was deleted is in index.db-wal until gistrag gc, or a build")
+        return not is_busy
+
+    def database_sha256(self) -> str:
+        """Return the hash of index.db, ``""`` where the write-ahead log holds some of what was committed.
+
+        Inside a snapshot of a reader it is the hash of what the reader sees: an empty log keeps a builder from
+        writing into index.db as long as the snapshot lasts.
+        """
+        with self._explained():
+            wal = self.folder / "index.db-wal"
+            return "" if wal.exists() and wal.stat().st_size else files.sha256(self._database)
+
+    @property
+    def database_bytes(self) -> int:
+        """Bytes that index.db takes, or will when all that was committed is in it."""
+        return int(self._run("PRAGMA page_count")[0][0]) * int(self._run("PRAGMA page_size")[0][0])
+
+    def copy_to(self, folder: Path) -> None:
+        """Put the vector file and the database of this snapshot in *folder*, in one step in place of what is there.
+
+        The gists must be there already. Inside a snapshot, so that the pages are those of one commit.
+        """
+        record = self.snapshot_record()
+        if record and (data := self.snapshot_bytes(record)) is not None:
+            files.write_atomic(folder / self._snapshot_path(record.sha256).name, data)
+        files.make_private(folder / "index.db")
+        with self._guard, self._explained(), closing(sqlite3.connect(folder / "index.db")) as copied:
+            copied.execute("PRAGMA synchronous = FULL")
+            self._connection.backup(copied)
 
     @property
     def checked_ns(self) -> int:
         """When the gist files were last known to be as recorded, 0 for never; nanoseconds as in a file's mtime."""
-        return int(self._get("checked_ns") or 0)
+        return self._number("checked_ns")
 
     def set_checked(self) -> None:
         """Record that the gist files are as recorded, now."""
@@ -451,7 +519,10 @@ class Store:
     @property
     def patterns(self) -> dict[str, list[str]]:
         """The patterns of documents that the last build went by: ``include`` and ``exclude``."""
-        found: dict[str, list[str]] = json.loads(self._get("patterns") or '{"include": [], "exclude": []}')
+        try:
+            found: dict[str, list[str]] = json.loads(self._get("patterns") or '{"include": [], "exclude": []}')
+        except ValueError:
+            raise self._damaged("the patterns are no JSON") from None
         return found
 
     def set_patterns(self, *, include: Sequence[str], exclude: Sequence[str]) -> None:
@@ -471,7 +542,7 @@ class Store:
 
     def snapshot_bytes(self, record: Snapshot) -> bytes | None:
         """Return the faiss file, None where it is missing or not the one recorded; the vectors then serve."""
-        with suppress(OSError):
+        with suppress(OSError, MemoryError):
             data = files.read(self._snapshot_path(record.sha256))
             if hashlib.sha256(data).hexdigest() == record.sha256:
                 return data
@@ -514,7 +585,8 @@ class Store:
         kept = {self.gist_path(row.key) for row in self.gist_rows()}
         if record := self.snapshot_record():
             kept.add(self._snapshot_path(record.sha256))
-        found = [*self.folder.iterdir(), *self.folder.glob("gists/??/*")]
+        with self._explained():
+            found = [*self.folder.iterdir(), *self.folder.glob("gists/??/*")]
         return sorted(path for path in found if _LEFT_BY_A_BUILD.fullmatch(path.name) and path not in kept)
 
     def damaged_documents(self) -> list[str]:
@@ -527,14 +599,29 @@ class Store:
 
     # Below: SQLite
 
+    def _is_replaced(self) -> bool:
+        with self._explained():
+            return files.stamp(self._database) != self._opened
+
     def _connect(self) -> None:
         self._database = self.folder / "index.db"
         with self._explained():
             if not self._database.is_file():
                 raise _nothing_built(self.folder)
-            self._is_immutable = not self._is_builder and _is_frozen(self.folder)
+            _require_trust(self.folder)
             self._opened = files.stamp(self._database)
-            mode = "mode=rw" if self._is_builder else "immutable=1" if self._is_immutable else "mode=ro"
+            is_quiet = not self._is_builder and _is_quiet(self.folder)
+            self._is_immutable = is_quiet and not os.access(self.folder, os.W_OK)
+        try:
+            self._connect_as("mode=rw" if self._is_builder else "immutable=1" if self._is_immutable else "mode=ro")
+        except (IndexFolderError, ResourceError) as error:
+            if not is_quiet or self._is_immutable or not _is_refusal(error):
+                raise
+            self._is_immutable = True  # the disk has no room for the files by which a reader follows a builder
+            self._connect_as("immutable=1")
+
+    def _connect_as(self, mode: str) -> None:
+        with self._explained():
             self._connection = sqlite3.connect(
                 f"{self._database.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, check_same_thread=False
             )
@@ -547,6 +634,8 @@ class Store:
     def _prepare(self) -> None:
         self._connection.text_factory = lambda data: data.decode(errors="replace")  # what is damaged fails its hash
         self._connection.create_function("casefold", 1, str.casefold, deterministic=True)
+        for pragma in CONNECTION_PRAGMAS:
+            self._run(pragma)
         application, version = self._run("PRAGMA application_id")[0][0], self._run("PRAGMA user_version")[0][0]
         is_empty = not application and not self._run("SELECT 1 FROM sqlite_master LIMIT 1")
         if is_empty and not self._is_builder:
@@ -599,7 +688,9 @@ class Store:
                 ) from error
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise self._damaged(str(error)) from error
-            raise IndexFolderError(f"could not use {self._database}: {error}; check the folder") from error
+            raise IndexFolderError(
+                f"could not use {self._database}: {error}; check the folder and the space left on its disk"
+            ) from error
         except OSError as error:
             raise IndexFolderError(f"could not use {self._database}: {error.strerror}; check the folder") from error
 
@@ -611,6 +702,13 @@ class Store:
     def _get(self, name: str) -> str:
         rows = self._run("SELECT value FROM settings WHERE name = ?", (name,))
         return str(rows[0][0]) if rows else ""
+
+    def _number(self, name: str) -> int:
+        """Return a setting that is a number, 0 where it was never set."""
+        value = self._get(name) or "0"
+        if not value.isdecimal():
+            raise self._damaged(f"{name} is {value!r}")
+        return int(value)
 
     def _set(self, name: str, value: str) -> None:
         self._run("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, value))
@@ -650,14 +748,46 @@ class Store:
         return [ChunkRow(*value) for value in values]
 
 
-def _is_frozen(folder: Path) -> bool:
-    """Return whether SQLite must be told that nobody writes, since it cannot make the ``-shm`` a reader needs.
+def _is_quiet(folder: Path) -> bool:
+    """Return whether SQLite may be told that nobody writes: it then needs no ``-shm``, which it could not make.
 
     Told so, it would silently ignore commits that are still in a ``-wal``; then it has to fail instead.
     """
     wal, shm = folder / "index.db-wal", folder / "index.db-shm"
-    is_quiet = not wal.exists() or (not wal.stat().st_size and not shm.exists())
-    return is_quiet and not os.access(folder, os.W_OK)
+    return not wal.exists() or (not wal.stat().st_size and not shm.exists())
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether an error of ours comes from the system refusing SQLite a file."""
+    code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
+
+
+def _require_trust(folder: Path) -> None:
+    """Return if no stranger can put a gist into an index and so steer the model; known others are only told.
+
+    Raises:
+        IndexFolderError: everybody can, or index.db is a link out of the folder. Root, as whom containers run on
+            folders that are open to everybody, is only told as well.
+    """
+    if (folder / "index.db").is_symlink():
+        raise IndexFolderError(f"expected a file at {folder / 'index.db'}, found a link; name the folder of the index")
+    for path in (folder, folder / "gists", folder / "index.db"):
+        others = files.writers(path) if path.exists() else ""
+        if others == "everybody" and os.geteuid():
+            raise IndexFolderError(
+                f"everybody may write to {path}, and whoever does steers the answers; if all in it is yours, run "
+                f"chmod -R go-w {folder}"
+            )
+        if others:
+            _warn(folder, others)
+            return
+
+
+@functools.cache
+def _warn(folder: Path, others: str) -> None:
+    """Tell it once in a process."""
+    logger.warning("%s may write to the index in %s, and whoever does steers the answers", others, folder)
 
 
 def _nothing_built(folder: Path) -> IncompleteIndexError:

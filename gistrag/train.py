@@ -139,7 +139,8 @@ def _load(model: str, adapter: str, quantize: Any, device: str | None, recipe: R
     loaded = GistModel.load(path, adapter=found, quantize=quantize, device=device or local_device())
     if loaded.adapter is None:
         gists = -(-recipe.mixture.chunk_tokens // min(recipe.mixture.rates))
-        dials = {"placement": recipe.placement, "tokens_per_gist": recipe.tokens_per_gist}
+        placement = recipe.placement
+        dials = {"placement": placement, "index_placement": placement, "tokens_per_gist": recipe.tokens_per_gist}
         rates = tuple(sorted(recipe.mixture.rates))
         loaded.new_adapter(
             rank=recipe.rank, gists=gists, seed=recipe.seed, everywhere=recipe.everywhere, rates=rates, **dials

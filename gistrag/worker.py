@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from gistrag.errors import DocumentError
+from gistrag.errors import DocumentError, ResourceError
 from gistrag.markup import one_line
 from gistrag.readers import Text, has_parser, read
 
@@ -47,6 +47,7 @@ def guarded_read(data: bytes, name: str) -> Text:
 
     Raises:
         DocumentError: the reason, in one line, why this is not a document; nothing else, whatever the file holds.
+        ResourceError: the machine has no room for the child, which says nothing about the file.
     """
     return _worker(os.getpid()).read(data, name) if has_parser(name) else read(data, name)
 
@@ -94,7 +95,7 @@ class Worker:
 
     def _ask(self, data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
         """Return the child's answer, head and body; whatever keeps it from answering in full ends the child."""
-        process = self._process or self._start()
+        process = self._running()
         started_s = time.monotonic()
         timer = threading.Timer(self.wall_s, process.kill)
         timer.start()
@@ -109,16 +110,28 @@ class Worker:
         finally:
             timer.cancel()
 
+    def _running(self) -> subprocess.Popen[bytes]:
+        """Return the child, a fresh one where there is none or it ended between two files."""
+        if self._process is not None and self._process.poll() is not None:
+            self._stop()
+        return self._process or self._start()
+
     def _start(self) -> subprocess.Popen[bytes]:
         """Return a fresh child. It finds its modules where we do, never in the current folder (-P)."""
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gistrag.worker", str(os.getpid()), str(self.cpu_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "gistrag.worker", str(os.getpid()), str(self.cpu_s)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        except OSError as error:
+            raise ResourceError(
+                f"could not start a process to parse files in: {error.strerror}; free memory, or raise the limits on "
+                "processes and open files, and run the same command again"
+            ) from None
         return self._process
 
     def _stop(self) -> None:
@@ -219,7 +232,12 @@ def _answer(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
     except Exception as error:  # a parser met something its author did not think of
-        return {"reason": f"cannot be parsed: {type(error).__name__}: {one_line(str(error))}"[:200]}, b""
+        return {"reason": f"cannot be parsed: {type(error).__name__}: {_printable(str(error))}"[:200]}, b""
+
+
+def _printable(text: str) -> str:
+    """Return *text* on one line, with nothing in it that would steer a terminal or cannot be stored."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in one_line(text))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from gistrag.model import GistModel
 if TYPE_CHECKING:
     from gistrag.rag import Engine
 
+collect_ignore = ["data", "fuzz"]  # documents, some of them Python, and a program that is no test
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

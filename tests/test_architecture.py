@@ -39,6 +39,8 @@ FLOORS = [
         "train",
         "evaluate",
         "synthesize",
+        "gc",
+        "backup",
         "serve",
         "mcp",
     },

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import socket
-from collections.abc import Callable
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from files import make_pdf
+from pathspec import GitIgnoreSpec
 
 from gistrag import documents
-from gistrag.documents import FoundFile, Skipped, find, load
+from gistrag.documents import FoundFile, Skipped, find, load, require_patterns
 from gistrag.errors import DocumentError, UsageError
 
 
@@ -77,6 +80,71 @@ def test_gitignore_files_are_respected_at_every_level(tmp_path: Path) -> None:
     (tmp_path / "sub/.gitignore").write_text("!b.log\nc.md\nonly\n")
 
     assert ["keep.log", "sub/b.log", "sub/build/d.md"] == paths(tmp_path)
+
+
+def test_gitignore_patterns_mean_the_same_without_going_back() -> None:
+    """Rewritten so that matching takes no time, a pattern ignores what the library's own does."""
+    rng = random.Random(1)
+    names = ["**", "*", "[ab]*a", "a[!b]*", "\\*a*b*", "a**b*", "?a*", "a*a*a", "*b*a", "ab"]
+    for _ in range(3000):
+        inner = "/".join(rng.choices(names, k=rng.randint(1, 5)))
+        pattern = rng.choice(["", "/", "!"]) + inner + rng.choice(["", "/"])
+        pristine, ours = GitIgnoreSpec.from_lines([pattern]), GitIgnoreSpec(documents._compiled(pattern))
+        for _ in range(4):
+            path = "/".join("".join(rng.choices("ab*", k=rng.randint(1, 5))) for _ in range(rng.randint(1, 6)))
+            assert pristine.check_file(path).include == ours.check_file(path).include, (pattern, path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("*a" * 30 + "*b", "a" * 250 + ".md"),
+        ("**/a/" * 20 + "b", "a/" * 2000 + "c.md"),
+        ("**/*a*a*a/" * 6 + "b", ("a" * 200 + "/") * 20 + "c.md"),
+    ],
+)
+def test_a_gitignore_cannot_keep_the_search_busy(pattern: str, path: str) -> None:
+    """No pattern takes time to the power of its wildcards."""
+    started_s = time.process_time()
+
+    assert not GitIgnoreSpec(documents._compiled(pattern)).match_file(path)
+    assert time.process_time() - started_s < 1
+
+
+def test_a_folder_whose_gitignore_is_a_bomb_is_left_out_with_a_reason(tmp_path: Path) -> None:
+    """Without its rules the search could let in what they keep out."""
+    fill(tmp_path, "a.md", "sub/secret.md")
+    (tmp_path / "sub/.gitignore").write_text("x\n" * 20_000 + "secret.md\n")
+
+    found, skipped = find(tmp_path)
+
+    assert (["a.md"], ["sub"]) == ([file.path for file in found], [file.path for file in skipped])
+    assert skipped[0].reason.startswith("its .gitignore holds 40,010 bytes; the most is")
+
+
+def test_a_gitignore_bomb_at_the_top_stops_the_search(tmp_path: Path) -> None:
+    """To go on with nothing found would remove every document from the index."""
+    fill(tmp_path, "a.md")
+    (tmp_path / ".gitignore").write_text("x\n" * 20_000)
+
+    with pytest.raises(UsageError, match=r"^cannot search .* for documents: its \.gitignore holds 40,000 bytes"):
+        find(tmp_path)
+
+
+def test_a_bracket_within_brackets_in_a_gitignore_is_no_trouble(tmp_path: Path) -> None:
+    """``[[:alpha:]]`` brings no warning from the regular expressions underneath."""
+    fill(tmp_path, "a.md")
+    (tmp_path / ".gitignore").write_text("[[:alpha:]]x\n")
+
+    assert ["a.md"] == paths(tmp_path)
+
+
+def test_patterns_can_be_checked_alone() -> None:
+    """What `find` would refuse is refused before anything is made."""
+    require_patterns(["*.md"], ["drafts/"])
+
+    with pytest.raises(UsageError, match="include expects gitignore-style patterns"):
+        require_patterns(["!"], [])
 
 
 def test_include_and_exclude_are_patterns(tmp_path: Path) -> None:
@@ -176,18 +244,14 @@ def test_odd_but_valid_names_are_found(tmp_path: Path) -> None:
 def test_unreadable_files_and_folders_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that cannot be opened costs its reason, the others are found."""
     fill(tmp_path, "a.md", "b.md", "sub/c.md")
-    real_open, real_scandir = os.open, os.scandir
+    real = os.open
 
-    def refuse(real: Callable[..., object], name: str) -> Callable[..., object]:
-        def opened(path: str | Path, *rest: object, **more: object) -> object:
-            if Path(path).name == name:
-                raise PermissionError(13, "Permission denied")
-            return real(path, *rest, **more)
+    def refuse(path: str | Path, *rest: Any, **more: Any) -> int:
+        if Path(path).name in ("b.md", "sub"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest, **more)
 
-        return opened
-
-    monkeypatch.setattr(os, "open", refuse(real_open, "b.md"))
-    monkeypatch.setattr(os, "scandir", refuse(real_scandir, "sub"))
+    monkeypatch.setattr(os, "open", refuse)
     found, skipped = find(tmp_path)
 
     assert ["a.md"] == [file.path for file in found]
@@ -285,8 +349,47 @@ def test_a_folder_that_became_a_link_out_is_not_entered(tmp_path: Path) -> None:
     (root / "sub").rename(tmp_path / "moved")
     (root / "sub").symlink_to(tmp_path / "other")
 
-    with pytest.raises(DocumentError, match="outside the folder"):
+    with pytest.raises(DocumentError, match="unreadable: Not a directory"):
         load(root, file)
+
+
+def test_a_folder_that_becomes_a_link_during_the_search_is_not_entered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between listing a folder and entering it somebody may put a link in its place."""
+    root = tmp_path / "root"
+    fill(root, "a.md", "sub/b.md")
+    fill(tmp_path, "other/secret.md")
+    real = documents._Search.take
+
+    def meddle(*given: Any) -> None:
+        if not (root / "sub").is_symlink():
+            (root / "sub").rename(tmp_path / "moved")
+            (root / "sub").symlink_to(tmp_path / "other")
+        real(*given)
+
+    monkeypatch.setattr(documents._Search, "take", meddle)
+    found, skipped = find(root)
+
+    assert ["a.md"] == [file.path for file in found]
+    assert [("sub", "unreadable: Not a directory")] == [(file.path, file.reason) for file in skipped]
+
+
+def test_a_change_that_hides_its_time_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same size, same time of change, other bytes while they are read: still a change."""
+    fill(tmp_path, "a.md")
+    status = (tmp_path / "a.md").stat()
+    real = documents._blocks
+
+    def meddle(descriptor: int) -> list[bytes]:
+        data = list(real(descriptor))
+        (tmp_path / "a.md").write_text("b.md")
+        os.utime(tmp_path / "a.md", ns=(status.st_atime_ns, status.st_mtime_ns))
+        return data
+
+    monkeypatch.setattr(documents, "_blocks", meddle)
+
+    assert ["changing while it is read; build again when it rests"] == [one.reason for one in find(tmp_path)[1]]
 
 
 def test_duplicates_are_two_documents(tmp_path: Path) -> None:
@@ -306,3 +409,19 @@ def test_a_deep_folder_is_no_problem(tmp_path: Path) -> None:
     (deep / "a.md").write_text("down here")
 
     assert "down here" == load(tmp_path, one(tmp_path)).text
+
+
+def test_a_path_without_end_is_reported(tmp_path: Path) -> None:
+    """A folder so deep that its path is longer than a system takes is left out, what is above it is found."""
+    names, folder = ["d" * 250] * 18, os.open(tmp_path, os.O_RDONLY)
+    fill(tmp_path, "a.md")
+    for name in names:
+        os.mkdir(name, dir_fd=folder)
+        folder, above = os.open(name, os.O_RDONLY, dir_fd=folder), folder
+        os.close(above)
+    os.close(folder)
+
+    found, skipped = find(tmp_path)
+
+    assert (["a.md"], 1) == ([file.path for file in found], len(skipped))
+    assert skipped[0].reason == "its path has 4,267 characters; the most is 4,096"

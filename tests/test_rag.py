@@ -423,7 +423,7 @@ def test_questions_from_several_threads_get_the_answers_they_get_alone(docs: Pat
     torch.manual_seed(1)
     for _, weights in model.adapter.parameters():
         weights.data = torch.randn_like(weights) * 0.2
-    words = "mill river wheat bees honey wax salt silver".split()
+    words = ("mill", "river", "wheat", "bees", "honey", "wax", "salt", "silver")
     for word in words:
         (docs / f"{word}.txt").write_text(f"The {word} is one of eight. " * 6)
     engine = Engine(model, HashEmbedder())

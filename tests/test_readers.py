@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import time
+import zipfile
 
+import docx
 import pytest
 from files import make_docx, make_encrypted_pdf, make_pdf, with_part
 
@@ -80,6 +84,18 @@ def test_too_much_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "holds 4 characters or more of text; the most is 3" == reason(b"four", "a.txt")
 
 
+def test_too_much_text_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Characters are counted as bytes: decoded, a file of mostly ASCII takes four times its size."""
+
+    class Undecoded(bytes):
+        def decode(self, *_: object) -> str:
+            raise AssertionError("decoded")
+
+    monkeypatch.setattr(markup, "TEXT_CHARS_MAX", 4)
+
+    assert "holds 5 characters or more of text; the most is 4" == reason(Undecoded("née🎉s".encode()), "a.txt")
+
+
 def test_names_tell_documents() -> None:
     """Suffixes and well-known names are documents, others are not; office formats without a reader are told."""
     names = ["a.PDF", "LICENSE", "a.b.rst", "a.png", "a", "pdf"]
@@ -105,6 +121,17 @@ def test_rst_titles_become_headings() -> None:
 
     assert ["# Top", "## One", "### Deep", "## Two"] == [line for line in text.split("\n") if line.startswith("#")]
     assert text.endswith("==== ====\na    b\n==== ====\n\n::\n\n  --\n")
+
+
+def test_rst_with_very_many_title_styles_takes_no_time() -> None:
+    """The rank of a style is looked up, not searched for: 40,000 of them, 1.1 MB, would take a minute."""
+    source = "".join(f"t\n{chr(0x40000 + n) * 2}\n\n" for n in range(40_000))
+    started_s = time.process_time()
+
+    text = read(source.encode(), "a.rst").text
+
+    assert time.process_time() - started_s < 5
+    assert ["# t", "## t", "###### t"] == [text.split("\n")[at] for at in (0, 2, -3)]
 
 
 def test_html_becomes_markdown() -> None:
@@ -134,11 +161,20 @@ def test_html_becomes_markdown() -> None:
         (b"<li>stray<li>again", "- stray\n- again"),
         (b"<table><tr><td>a<table><tr><td>b</table></table>c", "| a b |\n| --- |\n\nc"),
         (b"a < b &nosuch; &#x110000;", "a < b &nosuch; \ufffd"),
+        (b"<p>a<![@ b]>c<![foo[x]]>d<![if gte mso 9]>e<![endif]>f", "acdef"),
+        (b"a<![x", "a<![x"),
     ],
 )
 def test_broken_html_loses_no_words(page: bytes, expected: str) -> None:
     """Missing and stray tags are forgiven."""
     assert expected == read(page, "a.htm").text
+
+
+def test_lists_in_lists_without_end_do_not_grow() -> None:
+    """From the ninth level on no item is indented further: 2,000 levels would make four million spaces."""
+    text = read(b"<ul><li>x" * 2000, "a.html").text
+
+    assert ["- x", "  - x", " " * 16 + "- x"] == [*text.split("\n")[:2], text.split("\n")[-1]]
 
 
 def test_notebooks_keep_markdown_code_and_short_outputs() -> None:
@@ -173,6 +209,24 @@ def test_what_is_no_notebook_is_refused(data: bytes) -> None:
 def test_tables_become_records(data: bytes, expected: str) -> None:
     """Every row says what its cells are; what is no table stays as it is."""
     assert Text(text=expected, kind="table") == read(data, "a.csv")
+
+
+def test_a_header_far_longer_than_its_rows_takes_no_time() -> None:
+    """A row costs what it holds, not what the header does: 100,000 columns by 100,000 rows would take minutes."""
+    data = b"," * 99_999 + b"\n" + b"x\n" * 100_000
+    started_s = time.process_time()
+
+    text = read(data, "a.csv").text
+
+    assert time.process_time() - started_s < 5
+    assert text.startswith("x: x\n\nx: x")
+
+
+def test_a_name_that_would_be_repeated_without_end_stays_once() -> None:
+    """What would grow a thousandfold as ``path: value`` lines stays as it is."""
+    data = b'{"%s": {%s}}' % (b"k" * 100_000, b",".join(b'"%d":1' % n for n in range(1_000)))
+
+    assert data.decode() == read(data, "a.json").text
 
 
 @pytest.mark.parametrize(
@@ -212,6 +266,66 @@ def test_docx_becomes_markdown() -> None:
     assert Text(text=expected, kind="docx") == read(make_docx(), "a.docx")
 
 
+def test_a_docx_as_long_as_a_book_takes_no_time() -> None:
+    """A paragraph costs the same whatever number of styles the document has: 20,000 of them took half a minute."""
+    paragraph = "<w:p><w:r><w:t>x</w:t></w:r></w:p>"
+    xml = (
+        '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">'
+        f"<w:body>{paragraph * 20_000}</w:body></w:document>"
+    )
+    data = with_part(make_docx(), "word/document.xml", xml.encode())
+    started_s = time.process_time()
+
+    text = read(data, "a.docx").text
+
+    assert time.process_time() - started_s < 10
+    assert 20_000 == text.count("x")
+
+
+def test_docx_cells_that_span_rows_stand_in_each_row() -> None:
+    """A merged cell is read once and told in every row; 600 rows take no time."""
+    document = docx.Document()
+    table = document.add_table(rows=600, cols=3)
+    table.cell(0, 1).merge(table.cell(599, 1)).text = "all year"
+    for number, row in enumerate(table._tbl.tr_lst):
+        row.tc_lst[2].p_lst[0].add_r().text = f"day {number}"
+    out = io.BytesIO()
+    document.save(out)
+    started_s = time.process_time()
+
+    lines = read(out.getvalue(), "a.docx").text.split("\n")
+
+    assert time.process_time() - started_s < 8
+    assert ["|  | all year | day 0 |", "| --- | --- | --- |", "|  | all year | day 599 |"] == [*lines[:2], lines[-1]]
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [('<w:gridSpan w:val="1000000000"/>', "| x |\n| --- |"), ("<w:vMerge/>", "|  |\n| --- |")],
+)
+def test_docx_spans_are_not_believed(span: str, expected: str) -> None:
+    """A cell said to span a billion columns is one cell; one said to go on from above the table is empty."""
+    cell = f"<w:tc><w:tcPr>{span}</w:tcPr><w:p><w:r><w:t>x</w:t></w:r></w:p></w:tc>"
+    xml = (
+        '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">'
+        f"<w:body><w:tbl><w:tblGrid/><w:tr>{cell}</w:tr></w:tbl></w:body></w:document>"
+    )
+
+    text = read(with_part(make_docx(), "word/document.xml", xml.encode()), "a.docx").text
+
+    assert expected == text
+
+
+def locked_zip() -> bytes:
+    """Return an archive that says its one file is encrypted."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("[Content_Types].xml", "x")
+    data = bytearray(out.getvalue())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     ("data", "name", "expected"),
     [
@@ -220,6 +334,9 @@ def test_docx_becomes_markdown() -> None:
         (b"%PDF-1.4 nonsense", "broken.pdf", "Failed to load document"),
         (b"\xd0\xcf\x11\xe0 ole", "locked.docx", "encrypted, or an old .doc"),
         (b"PK nonsense", "broken.docx", "not a docx file"),
+        (b"PK\x05\x06" + bytes(18), "nothing.docx", "not a docx file: the archive holds no Word document"),
+        (with_part(make_docx(), "_rels/.rels", b"<Relationships/>"), "other.docx", "not a docx file: the archive"),
+        (locked_zip(), "locked.docx", "encrypted; save it without a password"),
         (with_part(make_docx(), "x", b"0" * 2**25), "ratio.docx", "expands"),
     ],
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import random
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from files import make_bomb_pdf, make_docx, make_docx_of_xml, make_pdf, with_part
 
-from gistrag.errors import DocumentError
+from gistrag.errors import DocumentError, ResourceError
 from gistrag.readers import read
-from gistrag.worker import Worker, guarded_read
+from gistrag.worker import Worker, _printable, guarded_read
 
 
 @pytest.fixture(scope="module")
@@ -152,17 +152,49 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-def test_a_killed_worker_costs_one_file(hurried: Worker) -> None:
-    """A crash inside a parser is a reason, not a crash here."""
+def test_a_worker_killed_between_files_costs_nothing(hurried: Worker) -> None:
+    """A file is not blamed for what happened before it was sent."""
     hurried.read(b"<p>warm", "a.html")
-    assert hurried._process is not None
-    os.kill(hurried._process.pid, signal.SIGKILL)
-    hurried._process.wait()
-
-    with pytest.raises(DocumentError, match="the parser crashed on it"):
-        hurried.read(b"<p>lost", "a.html")
+    kill(hurried)
 
     assert "kept" == hurried.read(b"<p>kept", "a.html").text
+
+
+def test_a_worker_killed_within_a_file_costs_that_file() -> None:
+    """A crash inside a parser is a reason, not a crash here."""
+    worker = Worker()
+    worker.read(b"<p>warm", "a.html")
+    threading.Timer(0.3, kill, [worker]).start()
+
+    with pytest.raises(DocumentError, match="the parser crashed on it"):
+        worker.read(make_bomb_pdf(), "bomb.pdf")
+
+    assert "kept" == worker.read(b"<p>kept", "a.html").text
+    worker.close()
+
+
+def kill(worker: Worker) -> None:
+    """Kill the child of *worker* as the system does, and wait until it is gone."""
+    assert worker._process is not None
+    worker._process.kill()
+    worker._process.wait()
+
+
+def test_a_machine_without_room_for_a_worker_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no process can be started the build has to stop; the file is not marked as bad."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+    with pytest.raises(ResourceError, match="could not start a process to parse files in: Resource temporarily"):
+        Worker().read(b"<p>a", "a.html")
+
+
+def test_a_reason_cannot_steer_a_terminal() -> None:
+    """What a parser quotes from a file is spelt out where it is no letter."""
+    assert r"a \x1b[2J \xd800 é" == _printable("a\n\x1b[2J \ud800 é")
 
 
 def test_the_worker_dies_with_its_parent() -> None:

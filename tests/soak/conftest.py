@@ -1,0 +1,36 @@
+"""The long forms run only when asked for: ``pytest -m soak``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from soak.nursery import Nursery
+
+SEED = 20261124
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long forms out unless the expression given with ``-m`` names them."""
+    if "soak" in (config.getoption("markexpr") or ""):
+        return
+    long = [item for item in items if item.get_closest_marker("soak")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture
+def randomness(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers that are the same each time for a test, whichever others run; the seed is printed."""
+    seed = f"{SEED} {request.node.name}"
+    print(f"seed: {seed!r}")
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """A process that forks builders and readers with stand-in models."""
+    with Nursery(tmp_path_factory.mktemp("nursery")) as running:
+        yield running

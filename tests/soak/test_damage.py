@@ -1,0 +1,303 @@
+"""Promises 4 and 5: whatever happens to the files is noticed; the right gist reaches the model, or none."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from gistrag.cache import GistCache
+from gistrag.errors import CorruptGistError, FingerprintMismatchError, GistRAGError
+from gistrag.rag import Engine, GistRAG
+from gistrag.store import Store
+from gistrag.verify import check
+from soak import stand_in
+from soak.stand_in import is_right, write_documents
+
+Randomness = random.Random
+SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": stand_in.TOKENS_PER_GIST}
+VERSIONS = {"a": 1, "b": 1, "c": 1, "d": 1}
+PAGE_BYTES = 4096
+
+
+@dataclass
+class Shelf:
+    """An index at three times, as folders: ``old``, then ``new`` after its documents changed, and one to be harmed.
+
+    Attributes:
+        texts: of all chunks that were ever committed; chunks: how many there are now.
+    """
+
+    folder: Path
+    engine: Engine
+    texts: set[str] = field(default_factory=set)
+    chunks: int = 0
+
+    def __post_init__(self) -> None:
+        write_documents(self.folder / "docs", VERSIONS)
+        self.build(self.folder / "new")
+        shutil.copytree(self.folder / "new", self.folder / "old")
+        write_documents(self.folder / "docs", {**VERSIONS, "b": 2, "e": 1})
+        self.build(self.folder / "new")
+        for index in (self.folder / "old", self.folder / "new"):
+            with Store.open(index) as store:
+                self.chunks = store.count()
+                for row in store.documents():
+                    self.texts |= {chunk.text for chunk in store.chunks_of(row.path)}
+
+    def build(self, index: Path) -> None:
+        GistRAG.from_folder(self.folder / "docs", index=index, engine=self.engine, **SETTINGS).close()
+
+    def fresh(self) -> Path:
+        """Return a copy of the newer index."""
+        index = self.folder / "index"
+        shutil.rmtree(index, ignore_errors=True)
+        return shutil.copytree(self.folder / "new", index)
+
+    def outcome(self, index: Path) -> str:
+        """Return how a reader takes a harmed index, and raise where it takes in what it should not.
+
+        ``"refused"``: it does not open or answer. ``"text"``: chunks are read from their text.
+        ``"fewer"``: chunks are left out, or all where none can be found. ``"whole"``: every chunk is answered from its gist.
+        """
+        try:
+            with GistRAG.open(index, engine=self.engine) as rag:
+                stream = rag.stream("part 1 of the harbour crane", top_k=99)
+                passages = stream._retrieve()
+        except GistRAGError:
+            return "refused"
+        for passage in passages:
+            chunk = passage.hit.chunk
+            assert is_right(passage, self.engine), chunk
+            assert chunk.text in self.texts, chunk
+        if stream.answer.usage.text_fallbacks:
+            return "text"
+        return "whole" if len(passages) == self.chunks else "fewer"
+
+    def is_noticed(self, index: Path) -> bool:
+        """Return whether ``gistrag verify --full`` tells of it."""
+        try:
+            with Store.open(index) as store, store.snapshot():
+                return not check(store, full=True).is_sound
+        except GistRAGError:
+            return True
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    with stand_in.standing_in():
+        yield Shelf(tmp_path_factory.mktemp("shelf"), stand_in.engine())
+
+
+# Harm
+
+
+def flip(path: Path, randomness: Randomness) -> None:
+    """Change one to eight bits."""
+    data = bytearray(path.read_bytes())
+    for _ in range(randomness.choice((1, 1, 2, 8))):
+        data[randomness.randrange(len(data))] ^= 1 << randomness.randrange(8)
+    path.write_bytes(data)
+
+
+def truncate(path: Path, randomness: Randomness) -> None:
+    path.write_bytes(path.read_bytes()[: randomness.randrange(path.stat().st_size)])
+
+
+def extend(path: Path, randomness: Randomness) -> None:
+    path.write_bytes(path.read_bytes() + randomness.randbytes(randomness.choice((1, 100, PAGE_BYTES))))
+
+
+def zero(path: Path, randomness: Randomness) -> None:
+    """Fill a stretch with zeros that was not all zeros."""
+    data = bytearray(path.read_bytes())
+    start = randomness.randrange(len(data))
+    end = min(len(data), start + randomness.choice((16, 512, PAGE_BYTES)))
+    if any(data[start:end]):
+        data[start:end] = bytes(end - start)
+        path.write_bytes(data)
+    else:
+        zero(path, randomness)
+
+
+def swap(path: Path, randomness: Randomness) -> None:
+    """Exchange a gist with another, or two pages of a larger file."""
+    if path.suffix == ".safetensors":
+        other = randomness.choice([one for one in gists_of(path.parents[2]) if one != path])
+        mine, its = path.read_bytes(), other.read_bytes()
+        path.write_bytes(its)
+        other.write_bytes(mine)
+        return
+    data = path.read_bytes()
+    size = min(PAGE_BYTES, len(data) // 4)
+    one, other_start = (size * number for number in sorted(randomness.sample(range(len(data) // size), 2)))
+    head, middle = data[one : one + size], data[other_start : other_start + size]
+    if head == middle:
+        swap(path, randomness)
+        return
+    data = data[:one] + middle + data[one + size : other_start] + head + data[other_start + size :]
+    path.write_bytes(data)
+
+
+def roll_back(path: Path, randomness: Randomness) -> None:
+    """Put what was there before the last build in place of a file, or of all gists."""
+    old = path.parents[2 if path.suffix == ".safetensors" else 0].with_name("old")
+    if path.suffix == ".safetensors":
+        shutil.rmtree(path.parents[1])
+        shutil.copytree(old / "gists", path.parents[1])
+    else:
+        path.write_bytes((next(old.glob("faiss-*")) if path.suffix == ".idx" else old / path.name).read_bytes())
+
+
+def remove(path: Path, randomness: Randomness) -> None:
+    path.unlink()
+
+
+HARM = (flip, truncate, extend, zero, swap, roll_back, remove)
+
+
+def gists_of(index: Path) -> list[Path]:
+    return sorted((index / "gists").rglob("*.safetensors"))
+
+
+def victim(index: Path, kind: str, randomness: Randomness) -> Path:
+    """Return a file to harm."""
+    if kind == "gist":
+        return randomness.choice(gists_of(index))
+    return index / "index.db" if kind == "database" else next(index.glob("faiss-*"))
+
+
+EXPECTED = {
+    "gist": {"text"},
+    "faiss": {"whole"},  # the vectors in the database serve
+    "database": {"refused", "text", "fewer", "whole"},
+}
+
+
+def harmed(shelf: Shelf, kind: str, harm: Callable[[Path, Randomness], None], randomness: Randomness) -> str:
+    """Harm an index and return how it was taken; what nobody noticed, or took wrongly, raises."""
+    index = shelf.fresh()
+    path = victim(index, kind, randomness)
+    if kind == "database" and harm is remove:
+        return "refused"
+    before = path.read_bytes()
+    harm(path, randomness)
+    taken = shelf.outcome(index)
+    assert taken in EXPECTED[kind], f"{harm.__name__} of a {kind}: {taken}"
+    assert shelf.is_noticed(index), f"{harm.__name__} of a {kind}, {taken}: {_places(before, path)}"
+    return taken
+
+
+def _places(before: bytes, path: Path) -> list[int]:
+    after = path.read_bytes() if path.exists() else b""
+    return [place for place, (old, new) in enumerate(zip(before, after, strict=False)) if old != new][:10]
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+@pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
+def test_harm_is_noticed(
+    shelf: Shelf, kind: str, harm: Callable[[Path, Randomness], None], randomness: Randomness
+) -> None:
+    """A harmed file is told of, nothing of it reaches the model, and the answer is still given."""
+    for _ in range(2):
+        harmed(shelf, kind, harm, randomness)
+
+
+@pytest.mark.soak
+def test_2000_harms_are_noticed(shelf: Shelf, randomness: Randomness) -> None:
+    """2,000 mutations of all kinds."""
+    taken: Counter[tuple[str, str]] = Counter()
+    for _ in range(2000):
+        kind, harm = randomness.choice([*EXPECTED]), randomness.choice(HARM)
+        taken[kind, harmed(shelf, kind, harm, randomness)] += 1
+    print("\n".join(f"{count:6,} {kind} {how}" for (kind, how), count in sorted(taken.items())))
+
+
+@pytest.mark.parametrize("kind", ["gist", "rows", "other bits"])
+def test_harm_is_mended_by_the_build_that_verify_names(shelf: Shelf, kind: str, randomness: Randomness) -> None:
+    """After ``gistrag build --verify`` everything is as it was."""
+    index = shelf.fresh()
+    if kind == "gist":
+        flip(victim(index, "gist", randomness), randomness)
+    else:
+        path = index / "index.db"
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"harbour", b"hXrbour") if kind == "rows" else flipped_vector(data, index))
+    assert shelf.is_noticed(index)
+
+    GistRAG.from_folder(shelf.folder / "docs", index=index, engine=shelf.engine, verify=True, **SETTINGS).close()
+    assert not shelf.is_noticed(index)
+    assert "whole" == shelf.outcome(index)
+
+
+def flipped_vector(data: bytes, index: Path) -> bytes:
+    """Return index.db with a bit of a vector changed, which no row hash covers."""
+    with Store.open(index) as store:
+        vector = store.vectors_of(1)[0].tobytes()
+    place = data.index(vector[:16])
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+# Only the right gist
+
+
+def swaps(shelf: Shelf, foreign: Path, count: int, randomness: Randomness) -> None:
+    """Put gists of this and of another index under each other's names; every one is refused, and only there."""
+    index = shelf.fresh()
+    mine, its = gists_of(index), gists_of(foreign)
+    with Store.open(index) as store:
+        for _ in range(count):
+            path = randomness.choice(mine)
+            before = path.read_bytes()
+            other = randomness.choice([one for one in (*mine, *its) if one != path])
+            path.write_bytes(other.read_bytes())
+            with pytest.raises(CorruptGistError):
+                store.load(path.stem)
+            path.write_bytes(before)
+            assert store.load(path.stem)
+
+
+@pytest.fixture(scope="module")
+def foreign(shelf: Shelf) -> Path:
+    """An index of the same documents, made by itself."""
+    shelf.build(shelf.folder / "foreign")
+    return shelf.folder / "foreign"
+
+
+def test_swapped_gists_are_refused(shelf: Shelf, foreign: Path, randomness: Randomness) -> None:
+    """A sound gist under the name of another is no gist."""
+    swaps(shelf, foreign, 30, randomness)
+
+
+@pytest.mark.soak
+def test_1000_swapped_gists_are_refused(shelf: Shelf, foreign: Path, randomness: Randomness) -> None:
+    """1,000 swaps."""
+    swaps(shelf, foreign, 1000, randomness)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_every_chunk_has_its_gist(shelf: Shelf, k: int) -> None:
+    """Of a sound index exactly k gists are loaded and nothing is read as text."""
+    with GistRAG.open(shelf.fresh(), engine=shelf.engine) as rag:
+        stream = rag.stream("harbour lantern", top_k=k)
+        passages = stream._retrieve()
+
+    assert k == sum(isinstance(passage.content, GistCache) for passage in passages)
+    assert 0 == stream.answer.usage.text_fallbacks
+    assert all(is_right(passage, shelf.engine) for passage in passages)
+
+
+@pytest.mark.parametrize("part", ["model", "adapter", "rope", "kv_dtype", "prefix", "tokens_per_gist", "placement"])
+def test_engine_of_another_making_is_refused(shelf: Shelf, part: str) -> None:
+    """Whatever a gist depends on, an engine that differs in it does not open the index; the difference is named."""
+    index, real = shelf.fresh(), Engine.gist_fingerprint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "gist_fingerprint", lambda *given: {**real(*given), part: "another"})
+
+        with pytest.raises(FingerprintMismatchError, match=f"with {part} .* 'another'; run `gistrag build --rebuild`"):
+            GistRAG.open(index, engine=shelf.engine)

@@ -1,0 +1,196 @@
+"""Promise 1: a committed chunk survives kill -9; and a build that is told to end leaves the last commit standing."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gistrag.gistfile import decode, read
+from gistrag.rag import Engine
+from gistrag.store import Store
+from soak import stand_in
+from soak.nursery import Child, Nursery
+from soak.stand_in import State, look_into, versions_in, write_documents
+
+OPTIONS = ["--chunk-tokens", "160", "--tokens-per-gist", str(stand_in.TOKENS_PER_GIST)]
+DELAY_S = 0.01
+"""What a stand-in gist takes; as in a real build, more than what putting it on the disk takes."""
+
+
+@dataclass
+class Killing:
+    """A folder of documents that changes, its index, and builders that are killed while they bring it into step.
+
+    Attributes:
+        versions: of the documents in the folder now; acknowledged: what the index held at the last commit told of.
+        inside: how many were killed in the middle of a batch, of *kills*.
+    """
+
+    nursery: Nursery
+    folder: Path
+    randomness: random.Random
+    ids: Callable[[str], Sequence[int]] | None
+    delay_s: float = DELAY_S
+    documents: int = 8
+    acknowledged: State | None = None
+    kills: int = 0
+    inside: int = 0
+    build_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.versions: dict[str, int] = {}
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index"
+
+    def change(self) -> None:
+        """Add, change and remove some documents."""
+        for name in (f"d{number}" for number in range(self.documents)):
+            chance = self.randomness.random()
+            if chance < 0.6:
+                self.versions[name] = self.versions.get(name, 0) + 1
+            elif chance < 0.75 and len(self.versions) > 1:
+                self.versions.pop(name, None)
+        self.versions.setdefault("d0", 1)
+        write_documents(self.folder / "docs", self.versions)
+
+    def start(self) -> Child:
+        options = OPTIONS if self.delay_s >= 0 else []
+        arguments = {"docs": str(self.folder / "docs"), "index": str(self.index)}
+        return self.nursery.start("build", **arguments, delay_s=self.delay_s, options=options)
+
+    def kill_one(self) -> None:
+        """Start a build, kill it at a random moment, and compare the index with what was told of."""
+        before = set(versions_in(self.acknowledged or {}).items())
+        child, started_s = self.start(), time.monotonic()
+        time.sleep(self.randomness.uniform(0, self.build_s))
+        was_over = child.has_ended
+        child.send(signal.SIGKILL)
+        code, told = child.wait(), child.told()
+        if was_over:
+            self.build_s = 0.7 * self.build_s + 0.3 * (time.monotonic() - started_s) * 0.8
+        else:
+            self.kills += 1
+            self.inside += bool(told) and told[-1][0] == "batch"
+            assert code == -signal.SIGKILL, child.errors()
+        self.look(told, before | set(self.versions.items()))
+
+    def look(self, told: list[list[object]], possible: set[tuple[str, int]]) -> None:
+        """Compare the index with the last commit that was told of."""
+        commits = [line[1] for line in told if line[0] == "commit"]
+        if commits:
+            self.acknowledged = _state(commits[-1])
+        seen = look_into(self.index, self.ids) if self.ids else _look_at_seals(self.index)
+        assert () == seen.wrong
+        if seen.state is None:
+            assert self.acknowledged is None
+            return
+        found = versions_in(seen.state)
+        assert possible >= set(found.items())
+        for path, chunks in (self.acknowledged or {}).items():
+            name = Path(path).stem
+            is_newer = found.get(name) == self.versions.get(name)  # the last commit was on its way when it was killed
+            assert is_newer or seen.state[path] == chunks
+        self.acknowledged = seen.state
+
+    def finish(self) -> None:
+        """Let a build end in peace; the index is then in step with the folder."""
+        child, started_s = self.start(), time.monotonic()
+        assert child.wait() == 0, child.errors()
+        self.build_s = time.monotonic() - started_s
+        self.look(child.told(), set(self.versions.items()))
+        assert self.versions == versions_in(self.acknowledged or {})
+
+    def run(self, kills: int, *, finish_every: int = 10) -> None:
+        """Kill so many builders."""
+        self.change()
+        self.finish()
+        while self.kills < kills:
+            self.change()
+            self.kill_one()
+            if self.randomness.random() < 1 / finish_every:
+                self.finish()
+        self.finish()
+        print(f"{self.kills} killed, {self.inside} of them inside a batch")
+
+
+def _state(told: object) -> State:
+    assert isinstance(told, dict)
+    return {path: tuple((text, has_gist) for text, has_gist in chunks) for path, chunks in told.items()}
+
+
+def _look_at_seals(index: Path) -> stand_in.Seen:
+    """Return what a reader finds where the gists are real ones: their hashes and seals say whether they are whole."""
+    with Store.open(index) as store, store.snapshot():
+        state, wrong = stand_in.state_of(store), []
+        for row in store.gist_rows():
+            try:
+                store.load(row.key)
+                decode(read(store.gist_path(row.key)), index, key=row.key, fingerprint=store._gists_by, check_seal=True)
+            except Exception as error:
+                wrong.append(str(error))
+    return stand_in.Seen(state, tuple(wrong))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return stand_in.engine()
+
+
+def test_killed_builders_lose_nothing(
+    tmp_path: Path, nursery: Nursery, engine: Engine, randomness: random.Random
+) -> None:
+    """Builders that add, change and remove are killed at random moments; all that was told of is there, bit by bit."""
+    Killing(nursery, tmp_path, randomness, engine.model.encode_passage).run(8, finish_every=4)
+
+
+@pytest.mark.soak
+def test_300_killed_builders_lose_nothing(
+    tmp_path: Path, nursery: Nursery, engine: Engine, randomness: random.Random
+) -> None:
+    """300 kills, most of them inside a batch."""
+    killing = Killing(nursery, tmp_path, randomness, engine.model.encode_passage)
+    killing.run(300)
+
+    assert killing.inside >= 0.8 * killing.kills
+
+
+@pytest.mark.soak
+@pytest.mark.model
+def test_50_killed_builders_with_the_real_model_lose_nothing(tmp_path: Path, randomness: random.Random) -> None:
+    """50 kills of builds that compress with the real model."""
+    with Nursery(tmp_path, models="real") as nursery:
+        killing = Killing(nursery, tmp_path, randomness, None, delay_s=-1, documents=3)
+        killing.run(50, finish_every=25)
+
+    assert killing.inside >= 0.8 * killing.kills
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_build_that_is_told_to_end(
+    tmp_path: Path, nursery: Nursery, engine: Engine, randomness: random.Random, number: signal.Signals
+) -> None:
+    """SIGTERM and Ctrl-C end a build within 5 s, with code 130 and one line; the last commit stands."""
+    killing = Killing(nursery, tmp_path, randomness, engine.model.encode_passage, delay_s=0.1)
+    write_documents(tmp_path / "docs", {f"d{i}": 1 for i in range(20)})
+    killing.versions = {f"d{i}": 1 for i in range(20)}
+    child = killing.start()
+    child.await_told("commit")
+
+    child.send(number)
+    started_s = time.monotonic()
+    assert child.wait() == 130
+    assert time.monotonic() - started_s < 5
+    assert "gistrag: interrupted; a build that is run again goes on where it stopped\n" == child.errors()
+    killing.look(child.told(), set(killing.versions.items()))
+    assert (
+        _state(child.told()[-1][1] if child.told()[-1][0] == "commit" else child.told()[-2][1]) == killing.acknowledged
+    )
+    killing.finish()
