@@ -26,11 +26,11 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,7 @@ _LEFT_BY_A_BUILD = re.compile(
 )
 
 logger = logging.getLogger("gistrag")
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,13 +242,13 @@ class Store:
 
     def documents(self) -> list[DocumentRow]:
         """Return all documents, by path."""
-        rows = self._run(schema.DOCUMENTS, {"gists_by": self._gists_by, "vectors_by": self._vectors_by})
-        return [DocumentRow(*row[:8], *map(bool, row[8:])) for row in rows]
+        asked = {"gists_by": self._gists_by, "vectors_by": self._vectors_by}
+        return self._rows(DocumentRow, ((*row[:8], *map(bool, row[8:])) for row in self._run(schema.DOCUMENTS, asked)))
 
     def skipped(self) -> list[Skipped]:
         """Return the files that are no documents, by path."""
         rows = self._run("SELECT path, sha256, reason FROM skipped ORDER BY path")
-        return [Skipped(path=path, sha256=sha256, reason=reason) for path, sha256, reason in rows]
+        return self._rows(lambda *row: Skipped(path=row[0], sha256=row[1], reason=row[2]), rows)
 
     def chunks(self, ids: Iterable[int]) -> list[ChunkRow]:
         """Return the chunks *ids*, in that order; gone and damaged ones are left out."""
@@ -303,15 +304,20 @@ class Store:
         with self.snapshot():
             rows = self._run(schema.VECTORS, {"after": after, "vectors_by": self._vectors_by})
             last_id = self.last_vector_id()
-        if len({len(row[2]) for row in rows}) > 1:
-            raise self._damaged("vectors of different lengths")
-        matrix = np.frombuffer(b"".join(row[2] for row in rows), "<f4").reshape(len(rows), -1 if rows else 0)
-        return VectorRows(np.array([row[1] for row in rows], np.int64), matrix, last_id)
+        if not all(isinstance(row[1], int) for row in rows):
+            raise self._damaged("a vector of no chunk")
+        return VectorRows(np.array([row[1] for row in rows], np.int64), self._matrix([row[2] for row in rows]), last_id)
 
     def vectors_of(self, chunk_id: int) -> npt.NDArray[np.float32]:
         """Return the vectors of one chunk, ``(parts, dim)``, whichever embedder made them."""
         rows = self._run("SELECT vector FROM vectors WHERE chunk_id = ? ORDER BY id", (chunk_id,))
-        return np.stack([np.frombuffer(row[0], "<f4") for row in rows]) if rows else np.empty((0, 0), np.float32)
+        return self._matrix([row[0] for row in rows])
+
+    def _matrix(self, blobs: Sequence[Any]) -> npt.NDArray[np.float32]:
+        lengths = {len(blob) if isinstance(blob, bytes) else -1 for blob in blobs}
+        if len(lengths) > 1 or any(length < 4 or length % 4 for length in lengths):
+            raise self._damaged("vectors of different lengths")
+        return np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), -1 if blobs else 0)
 
     def last_vector_id(self) -> int:
         """Return the id of the newest vector row, 0 where there is none."""
@@ -355,7 +361,9 @@ class Store:
         rows = self._run(schema.GIST, (key,))
         if not rows:
             raise GistNotFoundError(f"no gist {key} in {self.folder}; run gistrag build to make it")
-        row, path = GistRow(*rows[0]), self.gist_path(key)
+        path = self.gist_path(key)
+        if not _is_typed(row := GistRow(*rows[0])):
+            raise gistfile.corrupt(path, "a row in index.db", "a damaged one")
         data = self.gist_bytes(row)
         self.bytes_read += len(data)
         cache = gistfile.decode(data, path, key=key, fingerprint=self._gists_by)
@@ -378,7 +386,10 @@ class Store:
 
     def gist_rows(self) -> list[GistRow]:
         """Return what is recorded of every gist file, by key."""
-        return [GistRow(*row) for row in self._run(schema.GISTS)]
+        rows = self._rows(GistRow, self._run(schema.GISTS))
+        if strange := [row.key for row in rows if not re.fullmatch("[0-9a-f]{64}", row.key)]:
+            raise self._damaged(f"a gist of the name {strange[0]!r}")
+        return rows
 
     def unrecorded(self) -> set[str]:
         """Return the keys that chunks name and no gist row does; none in a sound index."""
@@ -660,6 +671,13 @@ class Store:
         with self._guard, self._explained():
             return self._connection.execute(statement, values).fetchall()
 
+    def _rows(self, kind: Callable[..., _Row], rows: Iterable[Sequence[Any]]) -> list[_Row]:
+        """Return rows as values; a damaged page may give a column another type, which SQLite does not notice."""
+        values = [kind(*row) for row in rows]
+        if not all(map(_is_typed, values)):
+            raise self._damaged("a row of other types than were put")
+        return values
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Make what is written inside one step: all of it joins the transaction, or nothing."""
@@ -799,8 +817,14 @@ def _strings(line: str) -> dict[str, str]:
     return values
 
 
+def _is_typed(row: Any) -> bool:
+    """Return whether the fields of a row are of the types its class names."""
+    types = {"str": str, "int": int, "bool": bool}
+    return all(isinstance(getattr(row, field.name), types[str(field.type)]) for field in fields(row))
+
+
 def _row_sha256(values: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(list(values), default=repr).encode()).hexdigest()
 
 
 def _is_whole(row: Sequence[Any]) -> bool:

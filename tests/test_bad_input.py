@@ -335,6 +335,7 @@ sys.exit(cli.main(["build", "docs", "--index", "index", "--quiet"]))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks on by means of /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_build_ends_at_once_while_a_file_is_parsed(number: signal.Signals, docs: Path, build: Build) -> None:
     """It ends within five seconds, with code 130 and one line, its parser worker too; the next build does the work."""

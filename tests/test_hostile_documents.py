@@ -15,6 +15,8 @@ from trial import Trial, Tripwire, escapes, listen, tried
 
 from gistrag.worker import Worker
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks on by means of /proc and inotify")
+
 SEED = 20261125
 MUTATIONS = 150
 

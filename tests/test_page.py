@@ -169,7 +169,7 @@ def test_ask(page: Any, say: Say) -> None:
     assert "#passage/manual/" in page.url
     page.keyboard.press("Escape")
     passage.wait_for(state="hidden")
-    assert "#" not in page.url
+    page.wait_for_function("!location.hash")
 
 
 def test_modes_and_documents(page: Any, say: Say) -> None:

@@ -52,9 +52,13 @@ def test_side_by_side_is_alone(any_model: GistModel, seed: int, monkeypatch: pyt
     monkeypatch.setitem(any_model.__dict__, "stop_ids", frozenset(range(0, 256, 16)))
     dice, batch, known = random.Random(seed), Together(), memories(any_model)
     asked = [
-        (known[number % 4], prompt(number), {"max_new_tokens": dice.randint(1, 24), "temperature": 0.7 * (number % 2), "seed": number})
+        (
+            known[number % 4],
+            prompt(number),
+            {"max_new_tokens": dice.randint(1, 24), "temperature": 0.7 * (number % 2), "seed": number},
+        )
         for number in range(12)
-    ]  # fmt: skip
+    ]
     expected = [list(generate(any_model, memory, ids, **options)) for memory, ids, options in asked]
     left_at = {number: dice.randint(0, 5) for number in (2, 7)}
 
@@ -122,7 +126,8 @@ def test_side_by_side_with_the_default_model(default_model: GistModel) -> None:
     memory = concatenate(
         [default_model.prefix, *compress(default_model, [text], tokens_per_gist=1)], default_model.rope
     )
-    asked = [default_model.encode_question(question) for question in ("How many cranes are there?", "When was the oldest built?")]  # fmt: skip
+    questions = ("How many cranes are there?", "When was the oldest built?")
+    asked = [default_model.encode_question(question) for question in questions]
     expected = [list(generate(default_model, memory, ids, max_new_tokens=6)) for ids in asked]
 
     batch = Together()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ class Trial:
         if skipped:
             raise DocumentError(skipped[0].reason)
         document = load(self.root, found[0])
-        assert Tripwire.SECRET not in document.text
+        assert self.tripwire.secret not in document.text
         if len(document.text) <= CUT_CHARS_MAX:
             require_whole(document, self._chunker.split(document))
         return Text(text=document.text, kind=document.kind, pages=document.pages)  # type: ignore[arg-type]
@@ -88,9 +89,11 @@ def tried(folder: Path, child: Worker) -> Iterator[Trial]:
         patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         patch.setattr(worker, "_worker", lambda _: child)
         trial = Trial(folder, child)
-        yield trial
-        child.close()
-        trial.tripwire.close()
+        try:
+            yield trial
+        finally:
+            child.close()
+            trial.tripwire.close()
     assert [] == escapes(log)
     assert 0 < trial.peak_bytes <= MEMORY_BYTES
 
@@ -99,16 +102,15 @@ class Tripwire:
     """Tells whether anybody, a C library included, opened a file of a folder; Linux only, https://man7.org inotify(7).
 
     Attributes:
-        canary: a file in the folder, for hostile documents to point at.
+        canary: a file in the folder, for hostile documents to point at; secret: what it says.
     """
 
-    SECRET = "canary: nobody may read this"
     OPENED = 0x20
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        self.canary = folder / "canary.txt"
-        self.canary.write_text(self.SECRET)
+        self.canary, self.secret = folder / "canary.txt", secrets.token_hex()
+        self.canary.write_text(self.secret)
         system = ctypes.CDLL(None, use_errno=True)
         self._queue: int = system.inotify_init1(os.O_NONBLOCK)
         if system.inotify_add_watch(self._queue, os.fsencode(folder), self.OPENED) < 0:

@@ -63,7 +63,8 @@ class Shelf:
         """Return how a reader takes a harmed index, and raise where it takes in what it should not.
 
         ``"refused"``: it does not open or answer. ``"text"``: chunks are read from their text.
-        ``"fewer"``: chunks are left out, or all where none can be found. ``"whole"``: every chunk is answered from its gist.
+        ``"fewer"``: chunks are left out, or all where none can be found.
+        ``"whole"``: every chunk is answered from its gist.
         """
         try:
             with GistRAG.open(index, engine=self.engine) as rag:
@@ -183,8 +184,6 @@ def harmed(shelf: Shelf, kind: str, harm: Callable[[Path, Randomness], None], ra
     """Harm an index and return how it was taken; what nobody noticed, or took wrongly, raises."""
     index = shelf.fresh()
     path = victim(index, kind, randomness)
-    if kind == "database" and harm is remove:
-        return "refused"
     before = path.read_bytes()
     harm(path, randomness)
     taken = shelf.outcome(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def corpus() -> Iterator[tuple[str, bytes]]:
 
 
 @pytest.mark.soak
+@pytest.mark.skipif(sys.platform != "linux", reason="looks on by means of /proc and inotify")
 def test_no_document_can_crash_hang_or_escape(tmp_path: Path, randomness: random.Random) -> None:
     """Corpus, bombs and mutations: a text or a reason each, within time and memory, and nothing else is opened."""
     outcomes: Counter[str] = Counter()
