@@ -21,7 +21,7 @@ from gistrag.shelf import Record, source_record
 
 MAX_TOKENS = 4096
 TOP_K_MAX = 64
-FILTER_CHARACTERS = 200
+SHORT_CHARACTERS, PATH_CHARACTERS, STOPS_MAX = 200, 4096, 16
 
 
 class Refusal(Exception):
@@ -47,7 +47,7 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-Pattern = Annotated[Text, Field(max_length=FILTER_CHARACTERS)]
+Short = Annotated[Text, Field(max_length=SHORT_CHARACTERS)]
 
 
 class Part(BaseModel):
@@ -77,8 +77,8 @@ class Search(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     top_k: int = Field(default=Options.top_k, ge=1, le=TOP_K_MAX)
-    scope: Text | None = None
-    filters: dict[Text, Pattern] | None = None
+    scope: Annotated[Text, Field(max_length=PATH_CHARACTERS)] | None = None
+    filters: Annotated[dict[Short, Short], Field(max_length=3)] | None = None
 
 
 class Reading(Search):
@@ -103,7 +103,7 @@ class ResponseFormat(BaseModel):
 class ChatRequest(BaseModel):
     """``POST /v1/chat/completions``."""
 
-    model: Text
+    model: Short
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -112,7 +112,7 @@ class ChatRequest(BaseModel):
     )
     temperature: float | None = Field(default=None, ge=0, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: Text | list[Text] | None = None
+    stop: Short | Annotated[list[Short], Field(max_length=STOPS_MAX)] | None = None
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -148,7 +148,7 @@ class ChatRequest(BaseModel):
 class RetrieveRequest(Search):
     """``POST /v1/retrieve``."""
 
-    model: Text
+    model: Short
     query: Text
 
 

@@ -52,6 +52,9 @@ from gistrag.settings import IndexSettings, digest
 if TYPE_CHECKING:
     from gistrag.chunking import Chunk
 
+BUSY_S = 5.0
+"""How long SQLite waits for others, seconds; readers take milliseconds."""
+
 CONNECTION_PRAGMAS = (
     "PRAGMA cell_size_check = ON",  # of pages that were damaged
     "PRAGMA temp_store = MEMORY",  # no word of a document gets on a disk outside the folder
@@ -634,7 +637,11 @@ class Store:
     def _connect_as(self, mode: str) -> None:
         with self._explained():
             self._connection = sqlite3.connect(
-                f"{self._database.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, check_same_thread=False
+                f"{self._database.absolute().as_uri()}?{mode}",
+                uri=True,
+                timeout=BUSY_S,
+                isolation_level=None,
+                check_same_thread=False,
             )
         try:
             self._prepare()

@@ -63,6 +63,8 @@ def test_content_may_come_in_parts() -> None:
         {"gistrag": {"mode": "both"}},
         {"gistrag": {"topk": 3}},
         {"gistrag": {"filters": {"path": "*" * 201}}},
+        {"stop": ["a"] * 17},
+        {"model": "a" * 201},
     ],
 )
 def test_what_cannot_be_done_is_refused(wrong: dict[str, Any]) -> None:

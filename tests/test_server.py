@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -204,6 +207,38 @@ def test_health_and_counters(client: Any) -> None:
     )
     assert "honey" not in after
     assert ("ok", 0) == (client.get("/healthz").json()["status"], client.get("/healthz").json()["waiting"])
+
+
+# The manual
+
+
+def blocks(language: str) -> list[str]:
+    """Return the examples of the manual's page that are in a language, meant for a server at its usual address."""
+    page = Path(__file__).parents[1] / "docs" / "server.md"
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_examples_in_python(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The examples run as they stand, with the address put in."""
+    for block in blocks("python"):
+        exec(block.replace("http://127.0.0.1:8000", url), {})
+
+    told = capsys.readouterr().out
+    assert "bees.md, Bees" in told
+    assert "slots stand for" in told
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_examples_with_curl(url: str) -> None:
+    """So do those with curl, each with an answer that is no error."""
+    (block,) = (block for block in blocks("bash") if block.startswith("curl"))
+    script = f'set -e\ncurl() {{ command curl -sS --fail-with-body "$@"; }}\n{block}'
+
+    ran = subprocess.run(["bash", "-c", script.replace("http://127.0.0.1:8000", url)], capture_output=True, text=True)
+
+    assert (0, "") == (ran.returncode, ran.stderr)
+    for told in ('"id":"manual"', '"chat.completion"', '"bees.md"', '"passage"', '"status":"ok"'):
+        assert told in ran.stdout
 
 
 # What is refused

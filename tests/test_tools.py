@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from gistrag.rag import Engine, GistRAG
 
 pytest.importorskip("mcp")
 
-from mcp import Client, StdioServerParameters
+from mcp import Client
 
 from gistrag import tools
 
@@ -42,6 +43,11 @@ def shelf(index: Path, engine: Engine) -> Iterator[dict[str, GistRAG]]:
     """That index twice, under two names."""
     with GistRAG.open(index, engine=engine) as manual, GistRAG.open(index, engine=engine) as notes:
         yield {"manual": manual, "notes": notes}
+
+
+def tiny_server(index: Path) -> str:
+    """Return the program of such a server."""
+    return TINY_SERVER.format(tests=str(Path(__file__).parent), index=index)
 
 
 def talk(server: Any, script: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
@@ -127,14 +133,15 @@ async def failure(client: Client, name: str, given: dict[str, Any]) -> Any:
     return told.content[0]
 
 
-def test_over_standard_input_and_output(index: Path) -> None:
-    """A client that starts the command talks to it, and nothing else is on its standard output."""
-    code = TINY_SERVER.format(tests=str(Path(__file__).parent), index=index)
+def test_over_standard_input_and_output(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The manual's example starts the command and talks to it; here with a tiny model in place of the real one."""
+    page = (Path(__file__).parents[1] / "docs" / "mcp.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    command = 'command="gistrag", args=["mcp", "--index", "manual=index/"]'
+    assert command in block
 
-    async def script(client: Client) -> None:
-        told = await client.call_tool("ask", {"question": "honey", "max_tokens": 3})
-        assert told.structured_content is not None
-        assert 3 == told.structured_content["usage"]["answer_tokens"]
-        assert "gistrag" == client.server_info.name
+    exec(block.replace(command, f"command={sys.executable!r}, args=['-c', {tiny_server(index)!r}]"), {})
 
-    talk(StdioServerParameters(command=sys.executable, args=["-c", code]), script)
+    told = capsys.readouterr().out
+    assert "search - Return the passages" in told
+    assert "bees.md ['Bees']" in told

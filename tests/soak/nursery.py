@@ -145,8 +145,10 @@ def read(tell: Callable[..., None], engine: Any, *, index: str, questions: int, 
     randomness, fallbacks, latencies_s, wrong = random.Random(seed), 0, [], 0
     with GistRAG.open(index, engine=engine) as rag:
         for number in range(questions):
-            if until and number % 20 == 0 and Path(until).exists():
-                break
+            if number % 20 == 0:
+                tell("asked", number)
+                if until and Path(until).exists():
+                    break
             question = randomness.choice(("rye and honey", "salt of the harbour", "part 2", "the lantern crane"))
             stream, started_s = rag.stream(question, top_k=4), time.perf_counter()
             passages = stream._retrieve()

@@ -1,0 +1,72 @@
+"""A small index of the current format, to be opened for ever after.
+
+    python -m soak.golden                    run in tests/, makes data/golden-index-<format>/
+
+It was made once, with the stand-in compressor and a random model of 45,000 parameters, and never again: the test of a
+later version reads the files of the earlier one. Beside the index lies what is in it, in ``expected.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gistrag.rag import GistRAG
+from gistrag.schema import FORMAT_VERSION
+from gistrag.store import Store
+from soak import stand_in
+
+DATA = Path(__file__).parents[1] / "data"
+DOCUMENTS = {
+    "mill.md": "# The mill\n\nThe mill grinds rye from Monday to Friday.\n\n## Prices\n\nA sack costs nine coins.\n",
+    "harbour.txt": "The harbour of Lund has three cranes. The oldest is red, the youngest is blue.",
+    "short.txt": "Salt.",
+}
+
+
+def contents(index: Path) -> dict[str, Any]:
+    """Return what is in an index, its numbers as hashes."""
+    with Store.open(index) as store, store.snapshot():
+        return {
+            "documents": [[row.path, row.sha256, row.kind, row.chunks, row.tokens] for row in store.documents()],
+            "chunks": [_chunk(store, chunk) for row in store.documents() for chunk in store.chunks_of(row.path)],
+            "skipped": [[row.path, row.reason] for row in store.skipped()],
+            "cranes": store.keyword_search(["cranes"], 3)[0][0],
+            "settings": json.loads(store.settings.to_json()),
+            "fingerprints": [store.gist_fingerprint, store.embedder_fingerprint],
+            "patterns": store.patterns,
+        }
+
+
+def _chunk(store: Store, chunk: Any) -> dict[str, Any]:
+    cache = store.load(chunk.gist_key) if chunk.gist_key else None
+    return {
+        "id": chunk.id,
+        "place": [chunk.path, chunk.ordinal, chunk.start, chunk.end, list(chunk.heading), chunk.page],
+        "text": chunk.text,
+        "gist": cache and [hashlib.sha256(cache.kv.numpy().tobytes()).hexdigest(), cache.positions.tolist()],
+        "vectors": hashlib.sha256(store.vectors_of(chunk.id).tobytes()).hexdigest(),
+    }
+
+
+def make(target: Path) -> None:
+    """Make the golden index of the current format."""
+    with tempfile.TemporaryDirectory() as folder, stand_in.standing_in():
+        docs, index = Path(folder, "docs"), Path(folder, "index")
+        docs.mkdir()
+        for name, text in DOCUMENTS.items():
+            (docs / name).write_text(text, "utf-8")
+        (docs / "scan.txt").write_bytes(b"\0\1\2")
+        settings = {"chunk_tokens": 96, "tokens_per_gist": stand_in.TOKENS_PER_GIST}
+        GistRAG.from_folder(docs, index=index, engine=stand_in.engine(), **settings).close()
+        unneeded = shutil.ignore_patterns("lock", "*-wal", "*-shm")  # the lock holds the name of a machine
+        shutil.copytree(index, target, ignore=unneeded)
+        (target / "expected.json").write_text(json.dumps(contents(index), indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    make(DATA / f"golden-index-{FORMAT_VERSION}")
