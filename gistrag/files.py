@@ -112,22 +112,27 @@ def make_private(path: Path) -> None:
 
 
 def read(path: Path, *, bytes_max: int | None = None) -> bytes:
-    """Return the bytes of a file; OSError as the system gives it, EFBIG for one that holds more than *bytes_max*.
+    """Return the bytes of a file; OSError as the system gives it, EFBIG for one that holds more than *bytes_max*."""
+    return read_stamped(path, bytes_max=bytes_max)[0]
+
+
+def read_stamped(path: Path, *, bytes_max: int | None = None) -> tuple[bytes, Stamp]:
+    """Return the bytes of a file and the stamp it had when opened; errors as for `read`.
 
     Read, never mapped: a file truncated under a mapping kills the process.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe of that name is not waited for
     try:
-        size = os.fstat(descriptor).st_size
-        if bytes_max is not None and size > bytes_max:  # a hole of a terabyte must not be read into memory
-            raise OSError(errno.EFBIG, f"holds {size:,} bytes, at most {bytes_max:,} expected")
+        status = os.fstat(descriptor)
+        if bytes_max is not None and status.st_size > bytes_max:  # a hole of a terabyte must not get into memory
+            raise OSError(errno.EFBIG, f"holds {status.st_size:,} bytes, at most {bytes_max:,} expected")
         pieces, offset = [], 0
-        while piece := os.pread(descriptor, max(size - offset, 1), offset):
+        while piece := os.pread(descriptor, max(status.st_size - offset, 1), offset):
             pieces.append(piece)
             offset += len(piece)
     finally:
         os.close(descriptor)
-    return b"".join(pieces)
+    return b"".join(pieces), _stamp(status)
 
 
 def sha256(path: Path) -> str:
@@ -138,7 +143,10 @@ def sha256(path: Path) -> str:
 
 def stamp(path: Path) -> Stamp:
     """Return what changes when the file does."""
-    status = path.stat()
+    return _stamp(path.stat())
+
+
+def _stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 

@@ -25,15 +25,15 @@ from gistrag.errors import CorruptGistError, GistNotFoundError
 FORMAT_VERSION = 1
 
 
-def read(path: Path, *, bytes_max: int | None = None) -> bytes:
-    """Return the bytes of a gist file.
+def read(path: Path, *, bytes_max: int | None = None) -> tuple[bytes, files.Stamp]:
+    """Return the bytes of a gist file and the stamp it had.
 
     Raises:
         GistNotFoundError: no such file.
         CorruptGistError: the system cannot read it, or it holds more than *bytes_max*.
     """
     try:
-        return files.read(path, bytes_max=bytes_max)
+        return files.read_stamped(path, bytes_max=bytes_max)
     except FileNotFoundError:
         raise GistNotFoundError(f"no file {path}; run gistrag build to make it") from None
     except (OSError, MemoryError) as error:

@@ -271,21 +271,14 @@ class Builder:
             placement=settings.placement,
             tokens_per_gist=settings.tokens_per_gist,
         )
-        made = {key for key, cache in zip(missing, caches, strict=True) if self._put(key, cache)}
+        made = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
+        self._store.put_gists(made)
         self.report.gists_found += len(found)
         self.report.gists_made += len(made)
+        self.report.gist_bytes += sum(cache.kv.nbytes for cache in made.values())
         self.report.tokens += sum(cache.source_tokens for cache in caches)
-        self.report.without_gist += sum(work.key not in found | made for work in batch)
-        return found | made
-
-    def _put(self, key: str, cache: GistCache) -> bool:
-        """Write a gist and return True, or False for one that is not finite and would poison an answer."""
-        if not torch.isfinite(cache.kv).all():
-            logger.warning("a gist is not finite; its chunk will be read as text")
-            return False
-        self._store.put_gist(key, cache)
-        self.report.gist_bytes += cache.kv.nbytes
-        return True
+        self.report.without_gist += sum(work.key not in found | made.keys() for work in batch)
+        return found | made.keys()
 
     def _finish(self) -> None:
         """Commit what is left, bring the vector snapshot up to date, and remove what nothing refers to."""
@@ -295,6 +288,14 @@ class Builder:
         write_snapshot(self._store)
         self._store.gc()
         manifest.write(self._store)
+
+
+def _is_finite(cache: GistCache) -> bool:
+    """Return whether a gist can be used; one number that is not finite would poison every answer."""
+    if torch.isfinite(cache.kv).all():
+        return True
+    logger.warning("a gist is not finite; its chunk will be read as text")
+    return False
 
 
 def _patterns(given: Sequence[str]) -> list[str]:

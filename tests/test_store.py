@@ -219,12 +219,33 @@ def test_every_flipped_bit_is_noticed_without_its_row(tmp_path: Path) -> None:
 
 
 def test_damage_after_a_good_read_is_noticed(tmp_path: Path) -> None:
-    """A file is hashed each time it is read, so bits that change while an index is open are noticed too."""
+    """A file is hashed again once it changed, and not before."""
     key = make(tmp_path)
     path = gist_file(tmp_path)
+    os.utime(path, ns=(1, 1))  # old enough to be remembered
+    with Store.open(tmp_path) as opened:
+        opened.load(key)
+        opened.load(key)
+        assert key in opened._verified
+        rewrite(path, DAMAGE["payload bit"](path.read_bytes()))
+        os.utime(path, ns=(1, 1))
+
+        with pytest.raises(CorruptGistError):
+            opened.load(key)
+
+
+def test_damage_that_leaves_no_trace_is_noticed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bits that change without the file system knowing are noticed when the hash has stood for ten minutes."""
+    key = make(tmp_path)
+    path = gist_file(tmp_path)
+    os.utime(path, ns=(1, 1))
+    real, stamp, now_s = files.read_stamped, files.stamp(path), time.monotonic()
+    monkeypatch.setattr(files, "read_stamped", lambda path, **options: (real(path, **options)[0], stamp))
     with Store.open(tmp_path) as opened:
         opened.load(key)
         rewrite(path, DAMAGE["payload bit"](path.read_bytes()))
+        opened.load(key)
+        monkeypatch.setattr(time, "monotonic", lambda: now_s + store.VERIFIED_S + 60)
 
         with pytest.raises(CorruptGistError):
             opened.load(key)

@@ -133,7 +133,9 @@ def _look_at_seals(index: Path) -> stand_in.Seen:
         for row in store.gist_rows():
             try:
                 store.load(row.key)
-                decode(read(store.gist_path(row.key)), index, key=row.key, fingerprint=store._gists_by, check_seal=True)
+                decode(
+                    read(store.gist_path(row.key))[0], index, key=row.key, fingerprint=store._gists_by, check_seal=True
+                )
             except Exception as error:
                 wrong.append(str(error))
     return stand_in.Seen(state, tuple(wrong))
