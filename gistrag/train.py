@@ -137,14 +137,18 @@ def _load(model: str, adapter: str, quantize: Any, device: str | None, recipe: R
     path = find(model).path
     found = find_adapter(adapter, path)
     loaded = GistModel.load(path, adapter=found, quantize=quantize, device=device or local_device())
+    dials: dict[str, Any] = {
+        "placement": recipe.placement,
+        "index_placement": recipe.placement,
+        "tokens_per_gist": recipe.tokens_per_gist,
+        "rates": tuple(sorted(recipe.mixture.rates)),
+        "everywhere": recipe.everywhere,
+    }
     if loaded.adapter is None:
         gists = -(-recipe.mixture.chunk_tokens // min(recipe.mixture.rates))
-        placement = recipe.placement
-        dials = {"placement": placement, "index_placement": placement, "tokens_per_gist": recipe.tokens_per_gist}
-        rates = tuple(sorted(recipe.mixture.rates))
-        loaded.new_adapter(
-            rank=recipe.rank, gists=gists, seed=recipe.seed, everywhere=recipe.everywhere, rates=rates, **dials
-        )
+        loaded.new_adapter(rank=recipe.rank, gists=gists, seed=recipe.seed, **dials)
+    else:
+        loaded.adapter.settings = replace(loaded.adapter.settings, **dials)
     return loaded
 
 

@@ -157,7 +157,7 @@ class Pass:
 
     def learn(self, weights: Weights, rows_together: int = 8) -> Losses:
         """Return the losses of all rows, and leave gradients at the adapter and the gist vectors."""
-        ends = [_leaf(cache) for cache in self._gists]
+        ends = [_leaf(cache) if cache.kv.requires_grad else cache for cache in self._gists]
         answers, continued = self._label_counts()
         for rows in _groups(self._batch.rows, rows_together):
             answer, distance, continuation = self._read_rows(rows, ends, has_teacher=weights.distillation > 0)
@@ -169,8 +169,9 @@ class Pass:
         wanted = [
             (cache.kv, end.kv.grad) for cache, end in zip(self._gists, ends, strict=True) if end.kv.grad is not None
         ]
-        with self._model.reading_as("gists"):
-            torch.autograd.backward([made for made, _ in wanted], [gradient for _, gradient in wanted])
+        if wanted:  # selected gists are the base model's own: only what reads them learns
+            with self._model.reading_as("gists"):
+                torch.autograd.backward([made for made, _ in wanted], [gradient for _, gradient in wanted])
         return self.losses
 
     def _label_counts(self) -> tuple[int, int]:
