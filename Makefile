@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INTEGRATIONS := integrations/llama-index-retrievers-gistrag integrations/langchain-gistrag
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test fast check format clean
+.PHONY: demo test fast check format clean browser
 
 demo: $(INSTALLED)
 	$(BIN)/gistrag build docs/ --index index/
@@ -16,6 +16,14 @@ test: check
 
 fast: check
 	$(BIN)/python -m pytest -m "not model"
+
+# A browser for the tests of the page, where there is none and this is root on a Debian; without one they are skipped.
+browser:
+	@for name in chromium chromium-browser google-chrome-stable google-chrome chrome; do \
+		if command -v $$name; then exit 0; fi; \
+	done; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium \
+		|| echo "no browser: the tests of the page are skipped"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -58,11 +58,19 @@ def connect(url: str, *, timeout_s: float = 60) -> socket.socket:
     return socket.create_connection((host, port), timeout=timeout_s)
 
 
-def exchange(url: str, data: bytes, *, timeout_s: float = 60) -> int | None:
-    """Return the status that some bytes are answered with, None where the connection is closed without a word."""
+def exchange(url: str, data: bytes, *, is_all: bool = False, timeout_s: float = 60) -> int | None:
+    """Return the status that some bytes are answered with, None where the connection is closed without a word.
+
+    Args:
+        url: address of the server.
+        data: a request, or what resembles one.
+        is_all: say that nothing follows, where the server might wait for more; an answer still to come may get lost.
+        timeout_s: how long to wait for an answer.
+    """
     with connect(url, timeout_s=timeout_s) as client, suppress(OSError):
         client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
+        if is_all:
+            client.shutdown(socket.SHUT_WR)
         return status_in(client.recv(65536))
     return None
 

@@ -338,20 +338,17 @@ sys.exit(cli.main(["build", "docs", "--index", "index", "--quiet"]))
 @pytest.mark.skipif(sys.platform != "linux", reason="looks on by means of /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_build_ends_at_once_while_a_file_is_parsed(number: signal.Signals, docs: Path, build: Build) -> None:
-    """It ends within five seconds, with code 130 and one line, its parser worker too; the next build does the work."""
+    """It waits for no parser, ends with code 130 and one line, its worker too; the next build does the work."""
     (docs / "bomb.html").write_bytes(b"<!--" * 400_000)  # more than half a minute for the parser
     code = BUSY.format(tests=str(Path(__file__).parent))
     building = subprocess.Popen([sys.executable, "-c", code], cwd=docs.parent, stderr=subprocess.PIPE, text=True)
     child = _busy_child(building.pid)
 
-    started_s = time.monotonic()
     building.send_signal(number)
-    _, told = building.communicate(timeout=60)
-    elapsed_s = time.monotonic() - started_s
+    _, told = building.communicate(timeout=worker.CPU_S / 2)  # the parser would go on until its limit
 
     assert (130, 1) == (building.returncode, told.count("\n"))
     assert "goes on where it stopped" in told
-    assert elapsed_s < 5
     assert not _is_running(child)
     (docs / "bomb.html").unlink()
     assert 1 == build().done["documents"]

@@ -89,11 +89,14 @@ def test_the_command_serves_and_ends(tmp_path: Path) -> None:
     subprocess.run([*run, "build", "docs", "--quiet"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     command = [sys.executable, "-m", "gistrag.serve", "--port", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
-        told = next(line for line in running.stderr if line.startswith("serving"))
-        url = re.findall(r"http://\S+:\d+", told)[0]
-        body = b'{"model": "index", "max_tokens": 8, "messages": [{"role": "user", "content": "How many cranes?"}]}'
+        try:
+            assert running.stderr is not None
+            told = next(line for line in running.stderr if line.startswith("serving"))
+            url = re.findall(r"http://\S+:\d+", told)[0]
+            body = b'{"model": "index", "max_tokens": 8, "messages": [{"role": "user", "content": "How many cranes?"}]}'
 
-        assert 200 == exchange(url, request("POST", "/v1/chat/completions", body))
-        running.send_signal(signal.SIGTERM)
-        assert 0 == running.wait(timeout=60)
+            assert 200 == exchange(url, request("POST", "/v1/chat/completions", body))
+            running.send_signal(signal.SIGTERM)
+            assert 0 == running.wait(timeout=60)
+        finally:
+            running.kill()  # the end of the block would wait for a server that nobody stops

@@ -181,7 +181,7 @@ def test_key_depends_on_tokens_model_and_index(tmp_path: Path) -> None:
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "first bit": lambda data: bytes([data[0] ^ 1]) + data[1:],
     "header bit": lambda data: data[:40] + bytes([data[40] ^ 4]) + data[41:],
-    "payload bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "payload bit": lambda data: data[:-100] + bytes([data[-100] ^ 1]) + data[-99:],
     "truncated": lambda data: data[:-7],
     "empty": lambda data: b"",
     "extended": lambda data: data + b"\0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import random
 from collections.abc import Iterator
 
@@ -19,6 +20,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     long = [item for item in items if item.get_closest_marker("soak")]
     config.hook.pytest_deselected(items=long)
     items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(autouse=True)
+def no_limit(request: pytest.FixtureRequest) -> None:
+    """Lift the limit on the time of a test, see `pyproject.toml`, from the long forms."""
+    if request.node.get_closest_marker("soak"):
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

@@ -189,12 +189,15 @@ def _load(models: str) -> Any:
 
 
 def _fork(request: dict[str, Any], engine: Any) -> int:
+    import torch
+
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        torch.set_num_threads(1)  # torch makes its pool anew after a fork, and two threads may not do so at once
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
         os.dup2(os.open(Path(request["log"]).with_suffix(".err"), os.O_WRONLY | os.O_CREAT, 0o600), 2)

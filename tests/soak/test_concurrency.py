@@ -72,7 +72,8 @@ def report(name: str, told: list[dict[str, Any]]) -> float:
 
 def prepare(nursery: Nursery, folder: Path) -> None:
     write_documents(folder / "docs", documents(0))
-    assert build(nursery, folder, 0.0).wait() == 0
+    builder = build(nursery, folder, 0.0)
+    assert builder.wait() == 0, builder.errors()
 
 
 def test_readers_during_builds(tmp_path: Path, nursery: Nursery) -> None:

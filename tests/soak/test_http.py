@@ -133,7 +133,7 @@ def abuse(url: str, dice: random.Random) -> int | None:
     if kind < 0.55:
         return exchange(url, request("POST", CHAT, wrong_json(dice)))
     if kind < 0.88:
-        return exchange(url, wrong_http(dice))
+        return exchange(url, wrong_http(dice), is_all=True)
     if kind < 0.9:
         return exchange(url, oversized(dice))
     hang_up(url, whole[: dice.randrange(len(whole))] if kind < 0.95 else whole, rudely=dice.random() < 0.5)
