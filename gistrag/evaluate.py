@@ -28,15 +28,16 @@ import typer
 
 from gistrag import __version__, command, files
 from gistrag.errors import FingerprintMismatchError, UsageError
-from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, Placement, require_same
+from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, KvCacheDtype, Placement, require_same
 
 if TYPE_CHECKING:
     from gistrag.cases import Case, Corpus, Plan
-    from gistrag.evaluation import Arm, Journal, Row
+    from gistrag.evaluation import Arm, Examiner, Journal, Row
     from gistrag.model import GistModel
     from gistrag.rag import Engine
     from gistrag.settings import IndexSettings
     from gistrag.tasks import Context
+    from gistrag.timing import Stopwatch
 
 DOCUMENT_TOKENS = 6000
 """Most tokens of an article that the full-context arm reads, where the model's window holds as many."""
@@ -80,6 +81,9 @@ def evaluate(
     quantize: Annotated[
         Literal["none", "nf4"], typer.Option("--quantize", help="Whether the base model is loaded in 4 bits.")
     ] = "none",
+    kv_cache_dtype: Annotated[
+        KvCacheDtype, typer.Option("--kv-cache-dtype", help="Numbers that gists are kept in, as in gistrag build.")
+    ] = "auto",
     arms: Annotated[
         str, typer.Option("--arms", metavar="A,B", help="Some of none, full, untuned, text, kv, gist and hybrid.")
     ] = "none,full,untuned,text,kv,gist,hybrid",
@@ -147,6 +151,7 @@ def evaluate(
                 "adapter": adapter,
                 "embedder": embedder,
                 "quantize": quantize,
+                "kv_cache_dtype": kv_cache_dtype,
                 "chunk_tokens": chunk_tokens,
             },
             placement=placement,
@@ -265,7 +270,8 @@ def _made_with(file: Path, plan: Plan, settings: IndexSettings, engine: Engine, 
     from gistrag.catalog import file_sha256
 
     embedder = {f"embedder_{name}": value for name, value in engine.embedder.fingerprint.items()}
-    dials = {"placement": settings.placement, "chunk_tokens": settings.chunk_tokens}
+    stored = {} if settings.kv_cache_dtype == "auto" else {"kv_cache_dtype": settings.kv_cache_dtype}
+    dials = {"placement": settings.placement, "chunk_tokens": settings.chunk_tokens, **stored}
     asked = {"seed": plan.seed, "probes": plan.probes, "top_k": plan.top_k[0], "max_new_tokens": plan.max_new_tokens}
     data = {"gistrag": __version__, "file": file_sha256(file), "held_out": is_held_out}
     return {
@@ -326,8 +332,9 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Answer what is not answered yet, measure times, and return all figures."""
     from gistrag.cases import passkeys
-    from gistrag.evaluation import Journal, answered, arms
+    from gistrag.evaluation import Examiner, Journal, answered, arms
     from gistrag.report import summarised, timed
+    from gistrag.timing import Stopwatch
 
     model = engine.model
     chosen = arms(
@@ -345,9 +352,11 @@ def _evaluated(
             command.say(f"the corpus is too small for contexts of {', '.join(map(str, too_long))} tokens; left out")
         main = [case for case in asked if case.part == "questions"]
         journal = held.enter_context(Journal(output / "rows.jsonl"))
-        _answer(model, asked, chosen, journal)
-        sweep = _swept(model, main, settings, wanted.sweep, journal) if wanted.sweep else None
-        samples = _timings(model, main[:TIMED_QUESTIONS], fillers, chosen, repeats=wanted.repeats)
+        examiner = Examiner(model, kv_cache_dtype=settings.kv_cache_dtype)
+        _answer(examiner, asked, chosen, journal)
+        sweep = _swept(examiner, main, settings, wanted.sweep, journal) if wanted.sweep else None
+        with Stopwatch(model, settings.kv_cache_dtype) as stopwatch:
+            samples = _timings(stopwatch, main[:TIMED_QUESTIONS], fillers, chosen, repeats=wanted.repeats)
         rows = answered(asked, chosen, journal)
     facts = {"questions": len(main), "contexts": len(contexts), **corpus.facts}
     return {"corpus": facts, **summarised(rows), "speed": timed(samples), "timings": samples, "sweep": sweep}
@@ -375,16 +384,16 @@ def _asked(
     return corpus, asked
 
 
-def _answer(model: GistModel, asked: Sequence[Case], chosen: Sequence[Arm], journal: Journal) -> None:
-    from gistrag.evaluation import Examiner, missing
+def _answer(examiner: Examiner, asked: Sequence[Case], chosen: Sequence[Arm], journal: Journal) -> None:
+    from gistrag.evaluation import missing
 
     pairs = missing(asked, chosen, journal)
-    for row in _watched(Examiner(model).rows(pairs), len(pairs)):
+    for row in _watched(examiner.rows(pairs), len(pairs)):
         journal.add(row)
 
 
 def _swept(
-    model: GistModel, main: Sequence[Case], settings: IndexSettings, floor: float, journal: Journal
+    examiner: Examiner, main: Sequence[Case], settings: IndexSettings, floor: float, journal: Journal
 ) -> dict[str, Any]:
     """Return the most tokens per gist that keep the share *floor* of text's F1, and what was tried."""
     from gistrag.evaluation import Arm, answered, gist_arm, largest
@@ -394,7 +403,7 @@ def _swept(
 
     def keeps(rate: int) -> bool:
         pair = [Arm("text", "text"), gist_arm(settings.placement, rate)]
-        _answer(model, main, pair, journal)
+        _answer(examiner, main, pair, journal)
         figures = summarised(answered(main, pair, journal))["parts"]["questions"][pair[1].name]
         points.append(
             {"tokens_per_gist": rate, **{name: figures[name] for name in ("f1_kept", "bytes_per_source_token")}}
@@ -405,17 +414,15 @@ def _swept(
 
 
 def _timings(
-    model: GistModel, main: Sequence[Case], fillers: Sequence[Case], chosen: Sequence[Arm], *, repeats: int
+    stopwatch: Stopwatch, main: Sequence[Case], fillers: Sequence[Case], chosen: Sequence[Arm], *, repeats: int
 ) -> list[Row]:
-    from gistrag.timing import Stopwatch
-
     if not repeats:
         return []
     if os.getloadavg()[0] > BUSY_SHARE * (os.cpu_count() or 1):
         command.say(f"this machine is busy (load {os.getloadavg()[0]:.1f}); times from a quiet one say more")
     contexts = {"question": main, **{f"{case.about['length']:,} tokens": [case] for case in fillers}}
     timed = [arm for arm in chosen if arm.is_tuned and arm.give != "document"]
-    with Stopwatch(model) as stopwatch, command.waiting("measuring"):
+    with command.waiting("measuring"):
         return list(stopwatch.samples(contexts, timed, repeats=repeats))
 
 
@@ -442,7 +449,8 @@ def _watched(rows: Iterable[Row], total: int) -> Iterator[Row]:
 
 def _title(settings: IndexSettings) -> str:
     adapter = f"adapter {Path(settings.adapter).name}" if settings.adapter != "none" else "no adapter"
-    return f"{Path(settings.model).name}, {adapter}"
+    stored = "" if settings.kv_cache_dtype == "auto" else f", gists in {settings.kv_cache_dtype}"
+    return f"{Path(settings.model).name}, {adapter}{stored}"
 
 
 def _machine(model: GistModel) -> dict[str, Any]:

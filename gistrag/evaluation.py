@@ -37,7 +37,8 @@ from gistrag.errors import UsageError
 from gistrag.generation import generate_together, read_text
 from gistrag.metrics import contains, exact_match, f1, hallucinated, is_refusal
 from gistrag.model import GistModel
-from gistrag.settings import Placement
+from gistrag.quantisation import BITS, dequantise, quantise, stored_bytes
+from gistrag.settings import KvCacheDtype, Placement
 
 ARMS = ("none", "full", "untuned", "text", "kv", "gist", "hybrid")
 """What can be asked for; `arms` makes them."""
@@ -150,10 +151,14 @@ def untuned(model: GistModel) -> Iterator[GistModel]:
 
 
 class Memories:
-    """Makes what cases are answered from. The tokens of passages and the last memory are kept until `forget`."""
+    """Makes what cases are answered from. The tokens of passages and the last memory are kept until `forget`.
 
-    def __init__(self, model: GistModel) -> None:
-        self._model = model
+    Args:
+        kv_cache_dtype: of the gist files that an answer would be made from.
+    """
+
+    def __init__(self, model: GistModel, kv_cache_dtype: KvCacheDtype = "auto") -> None:
+        self._model, self._kv_cache_dtype = model, kv_cache_dtype
         self._ids: dict[Passage, list[int]] = {}
         self._last: tuple[object, Memory] | None = None
 
@@ -191,7 +196,7 @@ class Memories:
     def _compressed(self, passages: Sequence[Passage], dials: Sequence[Dial]) -> Caches:
         text = TextPass(self._model, [self.encoded(passage) for passage in passages])
         return {
-            (passage, dial): cache
+            (passage, dial): as_stored(cache, self._kv_cache_dtype)
             for dial in dials
             for passage, cache in zip(passages, text.compress(*dial), strict=True)
         }
@@ -240,21 +245,34 @@ class Memories:
         return {
             "slots": sum(cache.gists for cache in held) + text_tokens,
             "source_tokens": sum(cache.source_tokens for cache in held) + text_tokens,
-            "stored_bytes": sum(map(_stored_bytes, held)) + sum(len(passage.text.encode()) for passage in texts),
+            "stored_bytes": sum(map(self._stored_bytes, held)) + sum(len(passage.text.encode()) for passage in texts),
         }
 
+    def _stored_bytes(self, cache: GistCache) -> int:
+        """Return what a cache takes in its file, but for the file's header: positions are kept in 16 bits."""
+        kv = stored_bytes(cache.kv.shape, self._kv_cache_dtype, itemsize=cache.kv.dtype.itemsize)
+        return kv + 2 * cache.positions.numel()
 
-def _stored_bytes(cache: GistCache) -> int:
-    """Return what a cache takes in its file, but for the file's header: positions are kept in 16 bits."""
-    return cache.kv.nbytes + 2 * cache.positions.numel()
+
+def as_stored(cache: GistCache, kv_cache_dtype: KvCacheDtype) -> GistCache:
+    """Return a cache as it comes back from its file."""
+    bits = BITS.get(kv_cache_dtype)
+    return replace(cache, kv=dequantise(quantise(cache.kv, bits), cache.kv.dtype)) if bits else cache
 
 
 class Examiner:
     """Lets a model answer cases, arm by arm, doing once what the arms share."""
 
-    def __init__(self, model: GistModel, *, group_bytes: int = GROUP_BYTES, batch_bytes: int = BATCH_BYTES) -> None:
+    def __init__(
+        self,
+        model: GistModel,
+        *,
+        kv_cache_dtype: KvCacheDtype = "auto",
+        group_bytes: int = GROUP_BYTES,
+        batch_bytes: int = BATCH_BYTES,
+    ) -> None:
         self._model = model
-        self._memories = Memories(model)
+        self._memories = Memories(model, kv_cache_dtype)
         self._group_bytes = group_bytes
         self._batch_slots = batch_bytes // model.kv_bytes_per_slot
 

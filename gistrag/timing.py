@@ -22,6 +22,7 @@ from gistrag.cases import Case, Passage
 from gistrag.evaluation import Arm, Dial, Memories, Pair, Row
 from gistrag.generation import read_text
 from gistrag.model import GistModel
+from gistrag.settings import KvCacheDtype
 
 TIMED_TOKENS = 16
 
@@ -29,8 +30,8 @@ TIMED_TOKENS = 16
 class Stopwatch:
     """Times answers; a context manager, whose folder of gist files goes when it ends."""
 
-    def __init__(self, model: GistModel) -> None:
-        self._model = model
+    def __init__(self, model: GistModel, kv_cache_dtype: KvCacheDtype = "auto") -> None:
+        self._model, self._kv_cache_dtype = model, kv_cache_dtype
         self._memories = Memories(model)
         self._folder = tempfile.TemporaryDirectory(prefix="gistrag-evaluate-")
         self._files: dict[tuple[Passage, Dial], Path] = {}
@@ -65,7 +66,7 @@ class Stopwatch:
         """Write the gists that the pairs need to files."""
         for (passage, dial), cache in self._memories.caches(pairs).items():
             path = Path(self._folder.name) / f"{len(self._files)}.safetensors"
-            path.write_bytes(gistfile.encode(cache, key="", fingerprint=""))
+            path.write_bytes(gistfile.encode(cache, key="", fingerprint="", kv_cache_dtype=self._kv_cache_dtype))
             self._files[passage, dial] = path
 
     def _measure(self, case: Case, arm: Arm) -> Row:

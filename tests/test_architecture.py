@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "gistrag"
 FLOORS = [
     {"errors"},
     {"files", "markup", "schema", "prompt", "settings", "progress", "tasks", "metrics", "turns"},
-    {"readers", "rope", "mask", "report"},
+    {"readers", "rope", "mask", "quantisation", "report"},
     {"worker"},
     {"documents", "cache", "catalog"},
     {"chunking", "gistfile", "embedder", "vectors", "adapter"},
