@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from gistrag import files, gistfile
 from gistrag.cache import GistCache, Layout, Memory, concatenate
 from gistrag.cases import WHOLE, Case, Passage
 from gistrag.compression import BATCH_TOKENS, TextPass, gist_count
@@ -155,10 +156,11 @@ class Memories:
 
     Args:
         kv_cache_dtype: of the gist files that an answer would be made from.
+        folder: where gists are kept that are asked for again after `forget`; None to make them again.
     """
 
-    def __init__(self, model: GistModel, kv_cache_dtype: KvCacheDtype = "auto") -> None:
-        self._model, self._kv_cache_dtype = model, kv_cache_dtype
+    def __init__(self, model: GistModel, kv_cache_dtype: KvCacheDtype = "auto", *, folder: Path | None = None) -> None:
+        self._model, self._kv_cache_dtype, self._folder = model, kv_cache_dtype, folder
         self._ids: dict[Passage, list[int]] = {}
         self._last: tuple[object, Memory] | None = None
 
@@ -180,23 +182,42 @@ class Memories:
 
     def caches(self, pairs: Sequence[Pair]) -> Caches:
         """Return all caches that the pairs need; every passage is read once for all its dials."""
+        wanted = dict.fromkeys((passage, arm.dial) for case, arm in pairs for passage in arm.shares(case)[0])
+        kept = {one: path for one in wanted if (path := self._path(*one)) and path.exists()}
+        made = self._made([one for one in wanted if one not in kept])
+        for one, cache in made.items():
+            if path := self._path(*one):
+                data = gistfile.encode(cache, key="", fingerprint="", kv_cache_dtype=self._kv_cache_dtype)
+                files.write_atomic(path, data)
+        return {
+            **{one: as_stored(cache, self._kv_cache_dtype) for one, cache in made.items()},
+            **{one: self._read(path) for one, path in kept.items()},
+        }
+
+    def _path(self, passage: Passage, dial: Dial) -> Path | None:
+        return self._folder and self._folder / f"{_number(passage)}-{dial[0]}-{dial[1]}.safetensors"
+
+    def _read(self, path: Path) -> GistCache:
+        return gistfile.decode(path.read_bytes(), path, key="", fingerprint="").to(self._model.device)
+
+    def _made(self, wanted: Sequence[tuple[Passage, Dial]]) -> dict[tuple[Passage, Dial], GistCache]:
+        """Return new caches."""
         dials: dict[Passage, set[Dial]] = {}
-        for case, arm in pairs:
-            for passage in arm.shares(case)[0]:
-                dials.setdefault(passage, set()).add(arm.dial)
+        for passage, dial in wanted:
+            dials.setdefault(passage, set()).add(dial)
         alike: dict[frozenset[Dial], list[Passage]] = {}
-        for passage, wanted in dials.items():
-            alike.setdefault(frozenset(wanted), []).append(passage)
+        for passage, its in dials.items():
+            alike.setdefault(frozenset(its), []).append(passage)
         made: dict[tuple[Passage, Dial], GistCache] = {}
-        for wanted_dials, passages in alike.items():
+        for shared, passages in alike.items():
             for rows in batches([len(self.encoded(passage)) for passage in passages], BATCH_TOKENS):
-                made.update(self._compressed([passages[row] for row in rows], sorted(wanted_dials)))
+                made.update(self._compressed([passages[row] for row in rows], sorted(shared)))
         return made
 
     def _compressed(self, passages: Sequence[Passage], dials: Sequence[Dial]) -> Caches:
         text = TextPass(self._model, [self.encoded(passage) for passage in passages])
         return {
-            (passage, dial): as_stored(cache, self._kv_cache_dtype)
+            (passage, dial): cache
             for dial in dials
             for passage, cache in zip(passages, text.compress(*dial), strict=True)
         }
@@ -261,18 +282,19 @@ def as_stored(cache: GistCache, kv_cache_dtype: KvCacheDtype) -> GistCache:
 
 
 class Examiner:
-    """Lets a model answer cases, arm by arm, doing once what the arms share."""
+    """Lets a model answer cases, arm by arm, doing once what the arms share; *folder* as for `Memories`."""
 
     def __init__(
         self,
         model: GistModel,
         *,
         kv_cache_dtype: KvCacheDtype = "auto",
+        folder: Path | None = None,
         group_bytes: int = GROUP_BYTES,
         batch_bytes: int = BATCH_BYTES,
     ) -> None:
         self._model = model
-        self._memories = Memories(model, kv_cache_dtype)
+        self._memories = Memories(model, kv_cache_dtype, folder=folder)
         self._group_bytes = group_bytes
         self._batch_slots = batch_bytes // model.kv_bytes_per_slot
 
@@ -431,18 +453,23 @@ class Journal:
 
 
 def missing(cases: Sequence[Case], arms: Sequence[Arm], journal: Journal) -> list[Pair]:
-    """Return what is still to be answered."""
-    return [
-        (case, arm)
-        for case in cases
-        for arm in arms
-        if arm.takes(case) and (case.part, case.name, arm.name) not in journal.rows
-    ]
+    """Return what every arm that takes a case has still to answer."""
+    return unanswered([(case, arm) for case in cases for arm in arms if arm.takes(case)], journal)
+
+
+def unanswered(pairs: Sequence[Pair], journal: Journal) -> list[Pair]:
+    """Return those of the pairs that are still to be answered."""
+    return [(case, arm) for case, arm in pairs if (case.part, case.name, arm.name) not in journal.rows]
 
 
 def answered(cases: Sequence[Case], arms: Sequence[Arm], journal: Journal) -> list[Row]:
     """Return the rows of these cases and arms, whatever else the journal holds."""
-    keys = ((case.part, case.name, arm.name) for case in cases for arm in arms)
+    return rows_of([(case, arm) for case in cases for arm in arms], journal)
+
+
+def rows_of(pairs: Sequence[Pair], journal: Journal) -> list[Row]:
+    """Return the rows of these pairs, as far as they are answered."""
+    keys = ((case.part, case.name, arm.name) for case, arm in pairs)
     return [journal.rows[key] for key in keys if key in journal.rows]
 
 

@@ -54,13 +54,17 @@ class Stopwatch:
         """
         for label, listed in cases.items():
             for case in listed:
-                taking = [arm for arm in arms if arm.takes(case) and not self._memories.overflow(case, arm)]
-                self._write([(case, arm) for arm in taking])
-                for repeat in range(repeats + 1):
-                    for arm in taking:
-                        measured = self._measure(case, arm)
-                        if repeat:
-                            yield {"context": label, "arm": arm.name, **measured}
+                yield from self.turns(label, [(case, arm) for arm in arms if arm.takes(case)], repeats=repeats)
+
+    def turns(self, label: str, pairs: Sequence[Pair], *, repeats: int) -> Iterator[Row]:
+        """Yield measurements of pairs that take turns; arguments as for `samples`."""
+        fitting = [(case, arm) for case, arm in pairs if not self._memories.overflow(case, arm)]
+        self._write(fitting)
+        for repeat in range(repeats + 1):
+            for case, arm in fitting:
+                measured = self._measure(case, arm)
+                if repeat:
+                    yield {"context": label, "arm": arm.name, **measured}
 
     def _write(self, pairs: Sequence[Pair]) -> None:
         """Write the gists that the pairs need to files."""

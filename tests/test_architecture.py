@@ -23,7 +23,7 @@ FLOORS = [
     {"manifest", "retrieval", "training", "together", "teacher"},
     {"indexing", "answering", "cases", "conversation", "run", "planner", "synthesis"},
     {"rag", "evaluation", "monitoring"},
-    {"shelf", "timing"},
+    {"shelf", "timing", "frontier"},
     {"openai_api", "tools"},
     {"guard"},
     {"listener", "server"},
