@@ -12,7 +12,7 @@ import typer
 
 from gistrag import command
 from gistrag.progress import Progress, Silence, Terminal, megabytes
-from gistrag.settings import Placement
+from gistrag.settings import KvCacheDtype, Placement
 
 if TYPE_CHECKING:
     from gistrag.rag import GistRAG
@@ -67,6 +67,10 @@ def build(
     quantize: Annotated[
         Literal["none", "nf4"] | None, typer.Option(help="Whether the base model is loaded in 4 bits; at first none.")
     ] = None,
+    kv_cache_dtype: Annotated[
+        KvCacheDtype | None,
+        typer.Option(help="Numbers in gist files: auto as in the model, int8 half the bytes; at first auto."),
+    ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make an index with other settings again.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Hash every gist file first, and try skipped files again.")
@@ -100,6 +104,7 @@ def build(
             tokens_per_gist=tokens_per_gist,
             chunk_tokens=chunk_tokens,
             quantize=quantize,
+            kv_cache_dtype=kv_cache_dtype,
         )
     with rag:
         done = summary(rag)

@@ -196,9 +196,9 @@ class Corpus:
         tokens = sum(passage.tokens for passage in self.chunks.values())
         return {"articles": len(self.of_article), "chunks": len(self.chunks), "tokens": tokens}
 
-    def search(self, question: str) -> list[int]:
-        """Return the ids of the `REACH` best chunks, best first."""
-        return [hit.chunk.id for hit in self._retriever.search(question, top_k=REACH)]
+    def search(self, question: str, *, top_k: int = REACH) -> list[int]:
+        """Return the ids of the *top_k* best chunks, best first."""
+        return [hit.chunk.id for hit in self._retriever.search(question, top_k=top_k)]
 
     def gold(self, number: int, answers: Sequence[str]) -> list[int]:
         """Return the ids of the chunks of a context that hold an answer, all of its chunks where none does."""
@@ -313,6 +313,11 @@ def _is_unanswerable(task: Task) -> bool:
     return all(map(is_refusal, task.answers))
 
 
+def asked_plainly(corpus: Corpus, plan: Plan) -> list[_Asked]:
+    """Return the main questions, with the number of the context that each is about."""
+    return sampled(corpus.contexts, plan.questions, plan.seed, _is_plain)
+
+
 def cases(corpus: Corpus, wholes: Sequence[Context], plan: Plan, *, document_tokens: int) -> list[Case]:
     """Return everything that is asked, the cases that share passages near each other.
 
@@ -320,10 +325,7 @@ def cases(corpus: Corpus, wholes: Sequence[Context], plan: Plan, *, document_tok
         corpus: of the contexts that are retrieved; wholes: whole documents.
         document_tokens: about the most of an article that is given as a whole.
     """
-    asked = [
-        (f"{number}", *pair)
-        for number, pair in enumerate(sampled(corpus.contexts, plan.questions, plan.seed, _is_plain))
-    ]
+    asked = [(f"{number}", *pair) for number, pair in enumerate(asked_plainly(corpus, plan))]
     probes = sampled(corpus.contexts, plan.probes, plan.seed, lambda task: task.kind.startswith(PROBE))
     grouped = sorted(asked, key=lambda one: (corpus.contexts[one[1]].article, one[1]))
     return [

@@ -15,12 +15,14 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,15 +30,16 @@ import typer
 
 from gistrag import __version__, command, files
 from gistrag.errors import FingerprintMismatchError, UsageError
-from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, Placement, require_same
+from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, KvCacheDtype, Placement, require_same
 
 if TYPE_CHECKING:
     from gistrag.cases import Case, Corpus, Plan
-    from gistrag.evaluation import Arm, Journal, Row
+    from gistrag.evaluation import Arm, Examiner, Journal, Pair, Row
     from gistrag.model import GistModel
     from gistrag.rag import Engine
     from gistrag.settings import IndexSettings
     from gistrag.tasks import Context
+    from gistrag.timing import Stopwatch
 
 DOCUMENT_TOKENS = 6000
 """Most tokens of an article that the full-context arm reads, where the model's window holds as many."""
@@ -53,6 +56,7 @@ app = command.application()
         "gistrag evaluate squad.jsonl.gz --held-out --questions 500 --seed 0",
         "gistrag evaluate qa.jsonl --adapter run/adapter --output run/evaluation",
         "gistrag evaluate qa.jsonl --arms text,gist --rates 4 --sweep 0.9",
+        "gistrag evaluate squad.jsonl.gz --held-out --questions 200 --frontier --rates 4,8",
         "gistrag evaluate qa.jsonl --questions 50 --probes 0 --passkey 0 --unanswerable 0 --orders 0 --repeats 0",
     ),
 )
@@ -80,6 +84,9 @@ def evaluate(
     quantize: Annotated[
         Literal["none", "nf4"], typer.Option("--quantize", help="Whether the base model is loaded in 4 bits.")
     ] = "none",
+    kv_cache_dtype: Annotated[
+        KvCacheDtype, typer.Option("--kv-cache-dtype", help="Numbers that gists are kept in, as in gistrag build.")
+    ] = "auto",
     arms: Annotated[
         str, typer.Option("--arms", metavar="A,B", help="Some of none, full, untuned, text, kv, gist and hybrid.")
     ] = "none,full,untuned,text,kv,gist,hybrid",
@@ -112,6 +119,12 @@ def evaluate(
         float | None,
         typer.Option("--sweep", metavar="X", help="Find the most tokens per gist that keep this share of text's F1."),
     ] = None,
+    frontier: Annotated[
+        bool, typer.Option("--frontier", help="Give text and gists the same number of slots instead, and nothing else.")
+    ] = False,
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="N,M", help="Slots for passages with --frontier.")
+    ] = "128,256,512,1024,2048",
     device: command.Device = None,
     as_json: command.Json = False,
     quiet: command.Quiet = False,
@@ -121,7 +134,13 @@ def evaluate(
 
     A run that was stopped goes on where it was. With --json the last line on standard output is the summary.
     """
-    wanted = Wanted(arms=_names(arms), rates=_numbers(rates, "rates"), repeats=repeats, sweep=sweep)
+    wanted = Wanted(
+        arms=_names(arms),
+        rates=_numbers(rates, "rates"),
+        repeats=repeats,
+        sweep=sweep,
+        budgets=tuple(sorted(_numbers(budgets, "budgets"))) if frontier else (),
+    )
     with command.waiting("reading"):
         from gistrag.cases import Plan
 
@@ -147,6 +166,7 @@ def evaluate(
                 "adapter": adapter,
                 "embedder": embedder,
                 "quantize": quantize,
+                "kv_cache_dtype": kv_cache_dtype,
                 "chunk_tokens": chunk_tokens,
             },
             placement=placement,
@@ -176,12 +196,14 @@ class Wanted:
     Attributes:
         arms: by the names of `gistrag.evaluation.ARMS`; rates: tokens per gist of the gist arms.
         repeats: timings of each kind; sweep: share of text's F1 to keep, None for no sweep.
+        budgets: slots that text and gists both may fill; where there are any, nothing else is asked.
     """
 
     arms: tuple[str, ...]
     rates: tuple[int, ...]
     repeats: int
     sweep: float | None
+    budgets: tuple[int, ...] = ()
 
     def require_sense(self) -> None:
         """Return if this can be done.
@@ -195,6 +217,10 @@ class Wanted:
             raise UsageError(f"--sweep must be a share above 0 and at most 1, got {self.sweep}")
         if self.sweep is not None and not {"text", "gist"} <= set(self.arms):
             raise UsageError("--sweep compares gists with text; add both to --arms")
+        if self.sweep is not None and self.budgets:
+            raise UsageError("--sweep and --frontier are two evaluations; ask for one after the other")
+        if min(self.budgets, default=1) < 1:
+            raise UsageError(f"--budgets must be at least 1, got {min(self.budgets)}")
         if not self.arms:
             raise UsageError("--arms names none; leave it out for all of them")
         arms(self.arms, rates=self.rates, placement="selected", main_rate=1, has_adapter=False)
@@ -265,7 +291,8 @@ def _made_with(file: Path, plan: Plan, settings: IndexSettings, engine: Engine, 
     from gistrag.catalog import file_sha256
 
     embedder = {f"embedder_{name}": value for name, value in engine.embedder.fingerprint.items()}
-    dials = {"placement": settings.placement, "chunk_tokens": settings.chunk_tokens}
+    stored = {} if settings.kv_cache_dtype == "auto" else {"kv_cache_dtype": settings.kv_cache_dtype}
+    dials = {"placement": settings.placement, "chunk_tokens": settings.chunk_tokens, **stored}
     asked = {"seed": plan.seed, "probes": plan.probes, "top_k": plan.top_k[0], "max_new_tokens": plan.max_new_tokens}
     data = {"gistrag": __version__, "file": file_sha256(file), "held_out": is_held_out}
     return {
@@ -312,9 +339,9 @@ def _print(summary: dict[str, Any], output: Path, *, as_json: bool) -> None:
     if as_json:
         command.print_json(summary)
         return
-    from gistrag.report import main_table
+    from gistrag.report import frontier_table, main_table
 
-    command.print_table(*main_table(summary))
+    command.print_table(*(frontier_table if summary["frontier"] else main_table)(summary))
     command.say(*summary["notes"], f"{output}: rows.jsonl, summary.json, table.md, figures/")
 
 
@@ -326,8 +353,9 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Answer what is not answered yet, measure times, and return all figures."""
     from gistrag.cases import passkeys
-    from gistrag.evaluation import Journal, answered, arms
+    from gistrag.evaluation import Examiner, Journal, answered, arms, missing
     from gistrag.report import summarised, timed
+    from gistrag.timing import Stopwatch
 
     model = engine.model
     chosen = arms(
@@ -345,12 +373,50 @@ def _evaluated(
             command.say(f"the corpus is too small for contexts of {', '.join(map(str, too_long))} tokens; left out")
         main = [case for case in asked if case.part == "questions"]
         journal = held.enter_context(Journal(output / "rows.jsonl"))
-        _answer(model, asked, chosen, journal)
-        sweep = _swept(model, main, settings, wanted.sweep, journal) if wanted.sweep else None
-        samples = _timings(model, main[:TIMED_QUESTIONS], fillers, chosen, repeats=wanted.repeats)
+        examiner = Examiner(model, kv_cache_dtype=settings.kv_cache_dtype)
+        sweep, samples, frontier = None, [], None
+        if wanted.budgets:
+            frontier = _frontier(corpus, plan, wanted, settings, model, journal, output / "gists")
+        else:
+            _answer(examiner, missing(asked, chosen, journal), journal)
+            sweep = _swept(examiner, main, settings, wanted.sweep, journal) if wanted.sweep else None
+            with Stopwatch(model, settings.kv_cache_dtype) as stopwatch:
+                samples = _timings(stopwatch, main[:TIMED_QUESTIONS], fillers, chosen, repeats=wanted.repeats)
         rows = answered(asked, chosen, journal)
     facts = {"questions": len(main), "contexts": len(contexts), **corpus.facts}
-    return {"corpus": facts, **summarised(rows), "speed": timed(samples), "timings": samples, "sweep": sweep}
+    figures = {**summarised(rows), "speed": timed(samples), "timings": samples, "sweep": sweep, "frontier": frontier}
+    return {"corpus": facts, **figures}
+
+
+def _frontier(
+    corpus: Corpus,
+    plan: Plan,
+    wanted: Wanted,
+    settings: IndexSettings,
+    model: GistModel,
+    journal: Journal,
+    folder: Path,
+) -> dict[str, Any]:
+    """Answer what text and gists do with the same slots, and return the figures; *folder* is for gists meanwhile."""
+    from gistrag.evaluation import Examiner, arms, rows_of, unanswered
+    from gistrag.frontier import frontier
+    from gistrag.report import frontier_figures
+    from gistrag.timing import Stopwatch
+
+    rivals = arms(("text", "gist"), rates=wanted.rates, placement=settings.placement, main_rate=1, has_adapter=False)
+    with command.waiting("retrieving"):
+        pairs = frontier(corpus, plan, model, rivals, wanted.budgets)
+    files.make_folder(folder)
+    examiner = Examiner(model, kv_cache_dtype=settings.kv_cache_dtype, folder=folder)
+    _answer(examiner, unanswered(pairs, journal), journal)
+    shutil.rmtree(folder)
+    timed = [pair for pair in pairs if int(pair[0].name) < TIMED_QUESTIONS]
+    samples: list[Row] = []
+    with Stopwatch(model, settings.kv_cache_dtype) as stopwatch, command.waiting("measuring"):
+        for (budget, _), listed in groupby(timed, key=lambda pair: (pair[0].about["budget"], pair[0].name)):
+            if wanted.repeats:
+                samples += stopwatch.turns(f"{budget}", list(listed), repeats=wanted.repeats)
+    return frontier_figures(rows_of(pairs, journal), samples)
 
 
 def _asked(
@@ -375,26 +441,23 @@ def _asked(
     return corpus, asked
 
 
-def _answer(model: GistModel, asked: Sequence[Case], chosen: Sequence[Arm], journal: Journal) -> None:
-    from gistrag.evaluation import Examiner, missing
-
-    pairs = missing(asked, chosen, journal)
-    for row in _watched(Examiner(model).rows(pairs), len(pairs)):
+def _answer(examiner: Examiner, pairs: Sequence[Pair], journal: Journal) -> None:
+    for row in _watched(examiner.rows(pairs), len(pairs)):
         journal.add(row)
 
 
 def _swept(
-    model: GistModel, main: Sequence[Case], settings: IndexSettings, floor: float, journal: Journal
+    examiner: Examiner, main: Sequence[Case], settings: IndexSettings, floor: float, journal: Journal
 ) -> dict[str, Any]:
     """Return the most tokens per gist that keep the share *floor* of text's F1, and what was tried."""
-    from gistrag.evaluation import Arm, answered, gist_arm, largest
+    from gistrag.evaluation import Arm, answered, gist_arm, largest, missing
     from gistrag.report import summarised
 
     points: list[dict[str, Any]] = []
 
     def keeps(rate: int) -> bool:
         pair = [Arm("text", "text"), gist_arm(settings.placement, rate)]
-        _answer(model, main, pair, journal)
+        _answer(examiner, missing(main, pair, journal), journal)
         figures = summarised(answered(main, pair, journal))["parts"]["questions"][pair[1].name]
         points.append(
             {"tokens_per_gist": rate, **{name: figures[name] for name in ("f1_kept", "bytes_per_source_token")}}
@@ -405,17 +468,15 @@ def _swept(
 
 
 def _timings(
-    model: GistModel, main: Sequence[Case], fillers: Sequence[Case], chosen: Sequence[Arm], *, repeats: int
+    stopwatch: Stopwatch, main: Sequence[Case], fillers: Sequence[Case], chosen: Sequence[Arm], *, repeats: int
 ) -> list[Row]:
-    from gistrag.timing import Stopwatch
-
     if not repeats:
         return []
     if os.getloadavg()[0] > BUSY_SHARE * (os.cpu_count() or 1):
         command.say(f"this machine is busy (load {os.getloadavg()[0]:.1f}); times from a quiet one say more")
     contexts = {"question": main, **{f"{case.about['length']:,} tokens": [case] for case in fillers}}
     timed = [arm for arm in chosen if arm.is_tuned and arm.give != "document"]
-    with Stopwatch(model) as stopwatch, command.waiting("measuring"):
+    with command.waiting("measuring"):
         return list(stopwatch.samples(contexts, timed, repeats=repeats))
 
 
@@ -442,7 +503,8 @@ def _watched(rows: Iterable[Row], total: int) -> Iterator[Row]:
 
 def _title(settings: IndexSettings) -> str:
     adapter = f"adapter {Path(settings.adapter).name}" if settings.adapter != "none" else "no adapter"
-    return f"{Path(settings.model).name}, {adapter}"
+    stored = "" if settings.kv_cache_dtype == "auto" else f", gists in {settings.kv_cache_dtype}"
+    return f"{Path(settings.model).name}, {adapter}{stored}"
 
 
 def _machine(model: GistModel) -> dict[str, Any]:

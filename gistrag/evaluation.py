@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from gistrag import files, gistfile
 from gistrag.cache import GistCache, Layout, Memory, concatenate
 from gistrag.cases import WHOLE, Case, Passage
 from gistrag.compression import BATCH_TOKENS, TextPass, gist_count
@@ -37,7 +38,8 @@ from gistrag.errors import UsageError
 from gistrag.generation import generate_together, read_text
 from gistrag.metrics import contains, exact_match, f1, hallucinated, is_refusal
 from gistrag.model import GistModel
-from gistrag.settings import Placement
+from gistrag.quantisation import BITS, dequantise, quantise, stored_bytes
+from gistrag.settings import KvCacheDtype, Placement
 
 ARMS = ("none", "full", "untuned", "text", "kv", "gist", "hybrid")
 """What can be asked for; `arms` makes them."""
@@ -150,10 +152,15 @@ def untuned(model: GistModel) -> Iterator[GistModel]:
 
 
 class Memories:
-    """Makes what cases are answered from. The tokens of passages and the last memory are kept until `forget`."""
+    """Makes what cases are answered from. The tokens of passages and the last memory are kept until `forget`.
 
-    def __init__(self, model: GistModel) -> None:
-        self._model = model
+    Args:
+        kv_cache_dtype: of the gist files that an answer would be made from.
+        folder: where gists are kept that are asked for again after `forget`; None to make them again.
+    """
+
+    def __init__(self, model: GistModel, kv_cache_dtype: KvCacheDtype = "auto", *, folder: Path | None = None) -> None:
+        self._model, self._kv_cache_dtype, self._folder = model, kv_cache_dtype, folder
         self._ids: dict[Passage, list[int]] = {}
         self._last: tuple[object, Memory] | None = None
 
@@ -175,17 +182,36 @@ class Memories:
 
     def caches(self, pairs: Sequence[Pair]) -> Caches:
         """Return all caches that the pairs need; every passage is read once for all its dials."""
+        wanted = dict.fromkeys((passage, arm.dial) for case, arm in pairs for passage in arm.shares(case)[0])
+        kept = {one: path for one in wanted if (path := self._path(*one)) and path.exists()}
+        made = self._made([one for one in wanted if one not in kept])
+        for one, cache in made.items():
+            if path := self._path(*one):
+                data = gistfile.encode(cache, key="", fingerprint="", kv_cache_dtype=self._kv_cache_dtype)
+                files.write_atomic(path, data)
+        return {
+            **{one: as_stored(cache, self._kv_cache_dtype) for one, cache in made.items()},
+            **{one: self._read(path) for one, path in kept.items()},
+        }
+
+    def _path(self, passage: Passage, dial: Dial) -> Path | None:
+        return self._folder and self._folder / f"{_number(passage)}-{dial[0]}-{dial[1]}.safetensors"
+
+    def _read(self, path: Path) -> GistCache:
+        return gistfile.decode(path.read_bytes(), path, key="", fingerprint="").to(self._model.device)
+
+    def _made(self, wanted: Sequence[tuple[Passage, Dial]]) -> dict[tuple[Passage, Dial], GistCache]:
+        """Return new caches."""
         dials: dict[Passage, set[Dial]] = {}
-        for case, arm in pairs:
-            for passage in arm.shares(case)[0]:
-                dials.setdefault(passage, set()).add(arm.dial)
+        for passage, dial in wanted:
+            dials.setdefault(passage, set()).add(dial)
         alike: dict[frozenset[Dial], list[Passage]] = {}
-        for passage, wanted in dials.items():
-            alike.setdefault(frozenset(wanted), []).append(passage)
+        for passage, its in dials.items():
+            alike.setdefault(frozenset(its), []).append(passage)
         made: dict[tuple[Passage, Dial], GistCache] = {}
-        for wanted_dials, passages in alike.items():
+        for shared, passages in alike.items():
             for rows in batches([len(self.encoded(passage)) for passage in passages], BATCH_TOKENS):
-                made.update(self._compressed([passages[row] for row in rows], sorted(wanted_dials)))
+                made.update(self._compressed([passages[row] for row in rows], sorted(shared)))
         return made
 
     def _compressed(self, passages: Sequence[Passage], dials: Sequence[Dial]) -> Caches:
@@ -240,21 +266,35 @@ class Memories:
         return {
             "slots": sum(cache.gists for cache in held) + text_tokens,
             "source_tokens": sum(cache.source_tokens for cache in held) + text_tokens,
-            "stored_bytes": sum(map(_stored_bytes, held)) + sum(len(passage.text.encode()) for passage in texts),
+            "stored_bytes": sum(map(self._stored_bytes, held)) + sum(len(passage.text.encode()) for passage in texts),
         }
 
+    def _stored_bytes(self, cache: GistCache) -> int:
+        """Return what a cache takes in its file, but for the file's header: positions are kept in 16 bits."""
+        kv = stored_bytes(cache.kv.shape, self._kv_cache_dtype, itemsize=cache.kv.dtype.itemsize)
+        return kv + 2 * cache.positions.numel()
 
-def _stored_bytes(cache: GistCache) -> int:
-    """Return what a cache takes in its file, but for the file's header: positions are kept in 16 bits."""
-    return cache.kv.nbytes + 2 * cache.positions.numel()
+
+def as_stored(cache: GistCache, kv_cache_dtype: KvCacheDtype) -> GistCache:
+    """Return a cache as it comes back from its file."""
+    bits = BITS.get(kv_cache_dtype)
+    return replace(cache, kv=dequantise(quantise(cache.kv, bits), cache.kv.dtype)) if bits else cache
 
 
 class Examiner:
-    """Lets a model answer cases, arm by arm, doing once what the arms share."""
+    """Lets a model answer cases, arm by arm, doing once what the arms share; *folder* as for `Memories`."""
 
-    def __init__(self, model: GistModel, *, group_bytes: int = GROUP_BYTES, batch_bytes: int = BATCH_BYTES) -> None:
+    def __init__(
+        self,
+        model: GistModel,
+        *,
+        kv_cache_dtype: KvCacheDtype = "auto",
+        folder: Path | None = None,
+        group_bytes: int = GROUP_BYTES,
+        batch_bytes: int = BATCH_BYTES,
+    ) -> None:
         self._model = model
-        self._memories = Memories(model)
+        self._memories = Memories(model, kv_cache_dtype, folder=folder)
         self._group_bytes = group_bytes
         self._batch_slots = batch_bytes // model.kv_bytes_per_slot
 
@@ -413,18 +453,23 @@ class Journal:
 
 
 def missing(cases: Sequence[Case], arms: Sequence[Arm], journal: Journal) -> list[Pair]:
-    """Return what is still to be answered."""
-    return [
-        (case, arm)
-        for case in cases
-        for arm in arms
-        if arm.takes(case) and (case.part, case.name, arm.name) not in journal.rows
-    ]
+    """Return what every arm that takes a case has still to answer."""
+    return unanswered([(case, arm) for case in cases for arm in arms if arm.takes(case)], journal)
+
+
+def unanswered(pairs: Sequence[Pair], journal: Journal) -> list[Pair]:
+    """Return those of the pairs that are still to be answered."""
+    return [(case, arm) for case, arm in pairs if (case.part, case.name, arm.name) not in journal.rows]
 
 
 def answered(cases: Sequence[Case], arms: Sequence[Arm], journal: Journal) -> list[Row]:
     """Return the rows of these cases and arms, whatever else the journal holds."""
-    keys = ((case.part, case.name, arm.name) for case in cases for arm in arms)
+    return rows_of([(case, arm) for case in cases for arm in arms], journal)
+
+
+def rows_of(pairs: Sequence[Pair], journal: Journal) -> list[Row]:
+    """Return the rows of these pairs, as far as they are answered."""
+    keys = ((case.part, case.name, arm.name) for case, arm in pairs)
     return [journal.rows[key] for key in keys if key in journal.rows]
 
 

@@ -1,7 +1,8 @@
-"""A gist cache as the bytes of one safetensors file, and back, bit by bit the same.
+"""A gist cache as the bytes of one safetensors file, and back, bit by bit the same unless it is quantised.
 
 The file holds ``kv`` and ``positions`` and explains itself without the database: format, key, fingerprint, source
 tokens, dtype and a seal over all of it. safetensors checks structure, not content, so `decode` compares the rest.
+In a quantised file ``kv`` is what `gistrag.quantisation` made of it, with its scales beside it: near, and smaller.
 
 It knows neither which file is recorded nor where it belongs; that is `gistrag.store`.
 """
@@ -18,11 +19,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gistrag import files
+from gistrag import files, quantisation
 from gistrag.cache import GistCache
 from gistrag.errors import CorruptGistError, GistNotFoundError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, QUANTISED_VERSION = "1", "2"
+DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
 
 
 def read(path: Path, *, bytes_max: int | None = None) -> tuple[bytes, files.Stamp]:
@@ -40,19 +42,27 @@ def read(path: Path, *, bytes_max: int | None = None) -> tuple[bytes, files.Stam
         raise corrupt(path, "a readable file", getattr(error, "strerror", "") or type(error).__name__) from error
 
 
-def encode(cache: GistCache, *, key: str, fingerprint: str) -> bytes:
-    """Return *cache* as a file that explains itself; positions in 16 bits where they fit."""
+def encode(cache: GistCache, *, key: str, fingerprint: str, kv_cache_dtype: str = "auto") -> bytes:
+    """Return *cache* as a file that explains itself; positions in 16 bits where they fit.
+
+    Args:
+        kv_cache_dtype: ``auto`` for keys and values as they are, ``int8`` or ``int4``.
+    """
+    if problem := _misshapen(cache):
+        raise CorruptGistError(f"a gist cache that cannot be stored: {problem}")
+    bits, kv = quantisation.BITS.get(kv_cache_dtype), cache.kv.detach().cpu()
     small = torch.int16 if cache.source_tokens <= torch.iinfo(torch.int16).max else torch.int32
-    tensors = {"kv": cache.kv.detach().cpu().contiguous(), "positions": cache.positions.cpu().to(small).contiguous()}
+    tensors = quantisation.quantise(kv, bits) if bits else {"kv": kv}
+    tensors = {
+        name: tensor.contiguous() for name, tensor in {**tensors, "positions": cache.positions.cpu().to(small)}.items()
+    }
     metadata = {
-        "format": str(FORMAT_VERSION),
+        "format": QUANTISED_VERSION if bits else FORMAT_VERSION,
         "key": key,
         "fingerprint": fingerprint,
         "source_tokens": str(cache.source_tokens),
         "dtype": str(cache.kv.dtype),
     }
-    if problem := _misshapen(cache):
-        raise CorruptGistError(f"a gist cache that cannot be stored: {problem}")
     return _ordered(safetensors.torch.save(tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
 
 
@@ -73,10 +83,13 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
         tensors = safetensors.torch.load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         seal = metadata.pop("sha256")
-        cache = GistCache(tensors["kv"], tensors["positions"].long(), int(metadata["source_tokens"]))
+        is_plain = tensors["kv"].is_floating_point()
+        kv = tensors["kv"] if is_plain else quantisation.dequantise(tensors, DTYPES[metadata["dtype"]])
+        cache = GistCache(kv, tensors["positions"].long(), int(metadata["source_tokens"]))
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise corrupt(path, "a gist file", f"{type(error).__name__}: {error}") from error
-    identity = {"format": str(FORMAT_VERSION), "key": key, "fingerprint": fingerprint, "dtype": str(cache.kv.dtype)}
+    version = FORMAT_VERSION if is_plain else QUANTISED_VERSION
+    identity = {"format": version, "key": key, "fingerprint": fingerprint, "dtype": str(cache.kv.dtype)}
     for name, expected in identity.items():
         if (found := metadata.get(name)) != expected:
             raise corrupt(path, f"{name} {expected}", str(found))

@@ -32,6 +32,7 @@ from gistrag.embedder import Embedder
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError
 from gistrag.model import GistModel
 from gistrag.progress import Progress, Silence, megabytes
+from gistrag.quantisation import stored_bytes
 from gistrag.retrieval import write_snapshot
 from gistrag.schema import DocumentRow, GistRow
 from gistrag.store import IndexedChunk, Store
@@ -234,14 +235,21 @@ class Builder:
         """Say what is ahead, and refuse work that the disk cannot hold."""
         lengths = {work.key: len(work.ids) for work in works if work.key}
         missing = (length for key, length in lengths.items() if not self._store.gist_path(key).exists())
-        slots = sum(gist_count(length, self._settings.tokens_per_gist) for length in missing)
-        needed, free = slots * self._model.kv_bytes_per_slot, files.free_bytes(self._store.folder)
+        counts = (gist_count(length, self._settings.tokens_per_gist) for length in missing)
+        needed, free = sum(map(self._stored_bytes, counts)), files.free_bytes(self._store.folder)
         self._progress.plan(chunks=len(works), tokens=sum(len(work.ids) for work in works), gist_bytes=needed)
         if needed > free:
             raise ResourceError(
                 f"the gists need {needed:,} bytes ({megabytes(needed)}), {self._store.folder} has {free:,} "
-                f"({megabytes(free)}) free; free some, put --index on another disk, or raise --tokens-per-gist"
+                f"({megabytes(free)}) free; free some, put --index on another disk, raise --tokens-per-gist, or store "
+                "them in 8 bits (--kv-cache-dtype int8)"
             )
+
+    def _stored_bytes(self, gists: int) -> int:
+        """Return the bytes of keys and values in the file of so many gists."""
+        model = self._model
+        shape = (model.layers, 2, model.kv_heads, gists, model.head_dim)
+        return stored_bytes(shape, self._settings.kv_cache_dtype, itemsize=model.dtype.itemsize)
 
     def _index(self, works: Sequence[_Work]) -> None:
         """Compress, embed and commit, batch by batch; a document is put when its last chunk is done."""
@@ -275,7 +283,7 @@ class Builder:
         self._store.put_gists(made)
         self.report.gists_found += len(found)
         self.report.gists_made += len(made)
-        self.report.gist_bytes += sum(cache.kv.nbytes for cache in made.values())
+        self.report.gist_bytes += sum(self._stored_bytes(cache.gists) for cache in made.values())
         self.report.tokens += sum(cache.source_tokens for cache in caches)
         self.report.without_gist += sum(work.key not in found | made.keys() for work in batch)
         return found | made.keys()

@@ -184,6 +184,7 @@ def gist_facts(store: Store, chunk: ChunkRow, cache: GistCache) -> dict[str, Any
         "source_tokens": row.source_tokens,
         "kv": "layers {}, 2, kv_heads {}, gists {}, head_dim {}".format(*(cache.kv.shape[i] for i in (0, 2, 3, 4))),
         "dtype": str(cache.kv.dtype).removeprefix("torch."),
+        "kv_cache_dtype": store.settings.kv_cache_dtype,
         "positions": "of every head" if cache.positions.ndim == 3 else "of all heads alike",
         "bytes": row.size,
         "key": row.key,

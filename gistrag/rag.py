@@ -51,7 +51,8 @@ class Engine:
     def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
         """Return all that a gist depends on."""
         dials = {name: str(getattr(settings, name)) for name in ("placement", "tokens_per_gist", "chunk_tokens")}
-        return {**self.model.fingerprint, **dials}
+        stored = {} if settings.kv_cache_dtype == "auto" else {"kv_cache_dtype": settings.kv_cache_dtype}
+        return {**self.model.fingerprint, **dials, **stored}
 
 
 class GistRAG:

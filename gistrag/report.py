@@ -132,6 +132,32 @@ def _grid(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
     }
 
 
+def frontier_figures(rows: Iterable[Row], samples: Sequence[Row]) -> dict[str, dict[str, Figures]]:
+    """Return for every budget of slots what each arm does with it; ``f1_more`` is beyond text, question by question."""
+    by_budget: dict[str, dict[str, dict[str, Row]]] = {}
+    for row in rows:
+        if "left_out" not in row:
+            by_budget.setdefault(f"{row['budget']}", {}).setdefault(row["arm"], {})[row["name"]] = row
+    speed = timed(samples)
+    return {
+        budget: {
+            arm: _filled(answers, arms.get(REFERENCE, {}))
+            | {"ttft_s": speed.get(budget, {}).get(arm, {}).get("ttft_s")}
+            for arm, answers in arms.items()
+        }
+        for budget, arms in by_budget.items()
+    }
+
+
+def _filled(answers: Answers, reference: Answers) -> Figures:
+    """Return what an arm answers with the slots it has, and what stands in them."""
+    rows = list(answers.values())
+    shares = {name: _mean(row[name] for row in rows) for name in ("em", "f1", "contains", "has_gold")}
+    more = _mean(row["f1"] - reference[name]["f1"] for name, row in answers.items() if name in reference)
+    held = {name: statistics.mean(row[name] for row in rows) for name in ("chunks", "slots", "source_tokens")}
+    return {"count": len(rows), **shares, "f1_more": more, **held}
+
+
 def timed(samples: Sequence[Row]) -> dict[str, dict[str, Figures]]:
     """Return the medians of each context and arm, and how many times sooner than text its first token comes."""
     medians: dict[str, dict[str, Figures]] = {}
@@ -203,6 +229,23 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "" if value is None else f"{value:{form}}{unit}"
 
 
+def frontier_table(summary: Figures) -> Table:
+    """Return headers and rows: what text and gists answer with the same slots."""
+    headers = ["slots", "arm", "chunks", "found", "EM", "F1", "F1 more than text", "TTFT"]
+    rows = [
+        [
+            f"{int(budget):,}",
+            arm,
+            _number(figures["chunks"], ".1f"),
+            *(_percent(figures[name]) for name in ("has_gold", "em", "f1", "f1_more")),
+            _number(figures["ttft_s"], ".3f", " s"),
+        ]
+        for budget, arms in (summary.get("frontier") or {}).items()
+        for arm, figures in arms.items()
+    ]
+    return headers, rows
+
+
 LEGEND = """\
 F1 kept: of the F1 of text. Retained: of the questions that text answers, those the arm answers too (an accepted answer
 stands in what is said). Not in passages: answers that no given passage has in these words. Refused wrongly: with the
@@ -226,10 +269,13 @@ def markdown(summary: Figures) -> str:
         ("Passkeys found, by depth", _depths(summary["passkey"])),
         ("Whole documents, F1", _by_part(parts, ["whole"], "f1")),
         ("The same passages in other orders", _ordered(summary["orders"])),
+        ("The same slots for text and gists", frontier_table(summary)),
         ("Speed", _speeds(summary["speed"])),
         ("Sweep over tokens per gist", _swept(summary["sweep"])),
     ]
-    written = [f"# Evaluation of {summary['title']}", *summary["notes"], _lines(main_table(summary), {}), LEGEND]
+    written = [f"# Evaluation of {summary['title']}", *summary["notes"]]
+    if summary["parts"].get("questions"):
+        written += [_lines(main_table(summary), {}), LEGEND]
     for title, table in sections:
         if table[1]:
             written += [f"## {title}", _lines(table, labels)]
@@ -317,7 +363,9 @@ def draw(summary: Figures, folder: Path) -> list[Path]:
         )
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    drawings = {"quality": _draw_quality, "ttft": _draw_ttft, "passkey": _draw_passkey}
+    drawings = {
+        "quality": _draw_quality, "ttft": _draw_ttft, "passkey": _draw_passkey, "frontier": _draw_frontier,
+    }  # fmt: skip
     drawn = []
     for name, drawing in drawings.items():
         figure = Figure(layout="constrained", dpi=150)
@@ -379,6 +427,35 @@ def _draw_ttft(figure: Any, summary: Figures) -> bool:
     axes.set(yscale="log", xlabel="tokens of context", ylabel="time to first token, s")
     axes.set_title(f"Time to first token, {summary['title']}", fontsize=9)
     axes.legend(fontsize=8, frameon=False)
+    return True
+
+
+def _draw_frontier(figure: Any, summary: Figures) -> bool:
+    """Draw F1 against the slots an answer may fill, and against the time to its first token where that was measured."""
+    lines: dict[str, list[Figures]] = {}
+    for budget, arms in (summary.get("frontier") or {}).items():
+        for arm, figures in arms.items():
+            lines.setdefault(arm, []).append({**figures, "budget": int(budget)})
+    if not lines:
+        return False
+    is_timed = all(point["ttft_s"] for points in lines.values() for point in points)
+    figure.set_size_inches(10.0 if is_timed else 5.6, 4.2)
+    panels = figure.subplots(1, 1 + is_timed, sharey=True, squeeze=False)[0]
+    for axes, across in zip(panels, ("budget", "ttft_s"), strict=False):
+        for arm, points in lines.items():
+            f1 = [100 * point["f1"]["value"] for point in points]
+            off = [[abs(100 * point["f1"][end] - value) for point, value in zip(points, f1, strict=True)]
+                   for end in ("low", "high")]  # fmt: skip
+            size = [point[across] for point in points]
+            axes.errorbar(size, f1, off, fmt="o-", markersize=4, capsize=3, color=_colour(arm), label=arm)
+        axes.set(xscale="log", xlabel={"budget": "slots for passages", "ttft_s": "time to first token, s"}[across])
+    budgets = [point["budget"] for point in max(lines.values(), key=len)]
+    panels[0].set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+    panels[0].minorticks_off()
+    panels[0].set(ylabel="F1, %")
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(fontsize=8, frameon=False)
+    figure.suptitle(f"The same slots for text and gists, {summary['title']}", fontsize=9)
     return True
 
 

@@ -17,6 +17,7 @@ from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageEr
 
 Placement = Literal["anchored", "learned", "selected"]
 Mode = Literal["gist", "text", "hybrid"]
+KvCacheDtype = Literal["auto", "int8", "int4"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
@@ -75,6 +76,8 @@ class IndexSettings:
         tokens_per_gist: source tokens one gist stands for, at least 1. 1 with ``selected`` keeps the full KV cache.
         chunk_tokens: most tokens of the model's own tokenizer in one chunk.
         quantize: ``"nf4"`` loads the model in 4 bits (bitsandbytes), ``"none"`` as it is stored.
+        kv_cache_dtype: numbers of gist files: ``"auto"`` for those of the model, ``"int8"`` for half, ``"int4"`` for a
+            quarter of the bytes.
 
     Raises:
         UsageError: a value outside its range.
@@ -90,6 +93,7 @@ class IndexSettings:
     tokens_per_gist: int = 2
     chunk_tokens: int = 256
     quantize: Literal["none", "nf4"] = "none"
+    kv_cache_dtype: KvCacheDtype = "auto"
 
     def __post_init__(self) -> None:
         if self.placement not in get_args(Placement):
@@ -100,6 +104,8 @@ class IndexSettings:
             raise UsageError(f"chunk_tokens must be at least 16, got {self.chunk_tokens}")
         if self.quantize not in ("none", "nf4"):
             raise UsageError(f"quantize must be none or nf4, got {self.quantize!r}")
+        if self.kv_cache_dtype not in get_args(KvCacheDtype):
+            raise UsageError(f"kv_cache_dtype must be auto, int8 or int4, got {self.kv_cache_dtype!r}")
 
     def to_json(self) -> str:
         """Return the settings as one line of JSON with sorted keys."""

@@ -363,7 +363,7 @@ class Store:
         return self.folder / "gists" / key[:2] / f"{key}.safetensors"
 
     def load(self, key: str) -> GistCache:
-        """Return a gist, exactly as it was put.
+        """Return a gist, exactly as it was put; from a quantised file, nearly.
 
         Raises:
             GistNotFoundError: no row or no file of that name.
@@ -424,7 +424,8 @@ class Store:
 
     def _write_gist(self, key: str, cache: GistCache) -> tuple[str, int]:
         """Write a gist and return hash and size of its file."""
-        data = gistfile.encode(cache, key=key, fingerprint=self._gists_by)
+        stored_as = self.settings.kv_cache_dtype
+        data = gistfile.encode(cache, key=key, fingerprint=self._gists_by, kv_cache_dtype=stored_as)
         files.make_folder(self.gist_path(key).parent)
         files.write_atomic(self.gist_path(key), data)
         return hashlib.sha256(data).hexdigest(), len(data)

@@ -22,6 +22,7 @@ from gistrag.cases import Case, Passage
 from gistrag.evaluation import Arm, Dial, Memories, Pair, Row
 from gistrag.generation import read_text
 from gistrag.model import GistModel
+from gistrag.settings import KvCacheDtype
 
 TIMED_TOKENS = 16
 
@@ -29,8 +30,8 @@ TIMED_TOKENS = 16
 class Stopwatch:
     """Times answers; a context manager, whose folder of gist files goes when it ends."""
 
-    def __init__(self, model: GistModel) -> None:
-        self._model = model
+    def __init__(self, model: GistModel, kv_cache_dtype: KvCacheDtype = "auto") -> None:
+        self._model, self._kv_cache_dtype = model, kv_cache_dtype
         self._memories = Memories(model)
         self._folder = tempfile.TemporaryDirectory(prefix="gistrag-evaluate-")
         self._files: dict[tuple[Passage, Dial], Path] = {}
@@ -53,19 +54,23 @@ class Stopwatch:
         """
         for label, listed in cases.items():
             for case in listed:
-                taking = [arm for arm in arms if arm.takes(case) and not self._memories.overflow(case, arm)]
-                self._write([(case, arm) for arm in taking])
-                for repeat in range(repeats + 1):
-                    for arm in taking:
-                        measured = self._measure(case, arm)
-                        if repeat:
-                            yield {"context": label, "arm": arm.name, **measured}
+                yield from self.turns(label, [(case, arm) for arm in arms if arm.takes(case)], repeats=repeats)
+
+    def turns(self, label: str, pairs: Sequence[Pair], *, repeats: int) -> Iterator[Row]:
+        """Yield measurements of pairs that take turns; arguments as for `samples`."""
+        fitting = [(case, arm) for case, arm in pairs if not self._memories.overflow(case, arm)]
+        self._write(fitting)
+        for repeat in range(repeats + 1):
+            for case, arm in fitting:
+                measured = self._measure(case, arm)
+                if repeat:
+                    yield {"context": label, "arm": arm.name, **measured}
 
     def _write(self, pairs: Sequence[Pair]) -> None:
         """Write the gists that the pairs need to files."""
         for (passage, dial), cache in self._memories.caches(pairs).items():
             path = Path(self._folder.name) / f"{len(self._files)}.safetensors"
-            path.write_bytes(gistfile.encode(cache, key="", fingerprint=""))
+            path.write_bytes(gistfile.encode(cache, key="", fingerprint="", kv_cache_dtype=self._kv_cache_dtype))
             self._files[passage, dial] = path
 
     def _measure(self, case: Case, arm: Arm) -> Row:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "gistrag"
 FLOORS = [
     {"errors"},
     {"files", "markup", "schema", "prompt", "settings", "progress", "tasks", "metrics", "turns"},
-    {"readers", "rope", "mask", "report"},
+    {"readers", "rope", "mask", "quantisation", "report"},
     {"worker"},
     {"documents", "cache", "catalog"},
     {"chunking", "gistfile", "embedder", "vectors", "adapter"},
@@ -23,7 +23,7 @@ FLOORS = [
     {"manifest", "retrieval", "training", "together", "teacher"},
     {"indexing", "answering", "cases", "conversation", "run", "planner", "synthesis"},
     {"rag", "evaluation", "monitoring"},
-    {"shelf", "timing"},
+    {"shelf", "timing", "frontier"},
     {"openai_api", "tools"},
     {"guard"},
     {"listener", "server"},

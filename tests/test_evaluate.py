@@ -92,6 +92,25 @@ def test_an_evaluation_is_a_folder(given: list[str], tmp_path: Path, capsys: pyt
     assert "3 questions of questions.jsonl" in printed.err
 
 
+def test_a_frontier_is_a_folder_too(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what fills the budgets is asked; table, summary and picture show both sides, and no gist is left."""
+    code = evaluate.main([*given, "--frontier", "--budgets", "60,30", "--rates", "2", "--questions", "2", "--probes",
+                          "0", "--max-new-tokens", "4", "--repeats", "1"])  # fmt: skip
+
+    printed = capsys.readouterr()
+    output = tmp_path / "out"
+    summary = json.loads((output / "summary.json").read_text("utf-8"))
+    assert 0 == code, printed.err
+    assert {"budget 30", "budget 60"} == {row["part"] for row in rows(output)}
+    assert ["30", "60"] == list(summary["frontier"])
+    assert ["text", "gist 2"] == list(summary["frontier"]["60"])
+    assert all(figures["ttft_s"] > 0 for arms in summary["frontier"].values() for figures in arms.values())
+    assert ["30", "30", "60", "60"] == [line.split()[0] for line in printed.out.splitlines()[1:]]
+    assert "## The same slots for text and gists" in (output / "table.md").read_text("utf-8")
+    assert ["frontier.png"] == [path.name for path in (output / "figures").iterdir()]
+    assert not (output / "gists").exists()
+
+
 def test_an_evaluation_goes_on(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is there is not answered again, what is missing is, and the figures are those of one go."""
     monkeypatch.setattr("gistrag.report.draw", lambda summary, folder: [])
@@ -225,6 +244,8 @@ def test_only_long_form_is_not_enough(given: list[str], file: Path, capsys: pyte
         (["--arms", ""], "--arms names none"),
         (["--sweep", "1.5"], "--sweep must be a share"),
         (["--sweep", "0.9", "--arms", "gist"], "add both to --arms"),
+        (["--sweep", "0.9", "--frontier"], "two evaluations"),
+        (["--frontier", "--budgets", "0,64"], "--budgets must be at least 1, got 0"),
         (["--adapter", "no/such/adapter"], "no adapter 'no/such/adapter'"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--placement", "random"], "selected"),

@@ -25,6 +25,7 @@ from gistrag.evaluation import (
     Row,
     answered,
     arms,
+    as_stored,
     batches,
     gist_arm,
     key_of,
@@ -34,6 +35,7 @@ from gistrag.evaluation import (
 )
 from gistrag.generation import generate, read_text
 from gistrag.model import GistModel
+from gistrag.quantisation import stored_bytes
 from gistrag.tasks import Context, Task
 
 TEXTS = ("The crane eats frogs.", "The mill has two wheels and a roof of straw.", "Nobody lives in the old tower.")
@@ -157,6 +159,21 @@ def test_all_arms_get_the_same_passages(tuned: GistModel) -> None:
     assert sum(len(text) for text in TEXTS) == by_arm["text"]["stored_bytes"]
     per_slot = tuned.kv_bytes_per_slot + 2  # and its position
     assert by_arm["gist 2"]["slots"] * per_slot == by_arm["gist 2"]["stored_bytes"]
+
+
+@pytest.mark.parametrize(("kind", "share"), [("int8", 2 / 3), ("int4", 2 / 3)])
+def test_gists_are_those_of_quantised_files(tuned: GistModel, kind: str, share: float) -> None:
+    """Answers come from what a file would give back, and cost the bytes it would take."""
+    arm = gist_arm("anchored", 2)
+    caches = compress(tuned, encoded(tuned, PASSAGES), placement="anchored", tokens_per_gist=2)
+    stored = [as_stored(cache, kind) for cache in caches]
+
+    (found,) = rows(tuned, [(case(), arm)], kv_cache_dtype=kind).values()
+
+    memory = concatenate([tuned.prefix, *stored], tuned.rope)
+    assert said_one_at_a_time(tuned, memory, "What about 0?") == found["said"]
+    planned = sum(stored_bytes(cache.kv.shape, kind, itemsize=8) + 2 * cache.gists for cache in caches)
+    assert planned == found["stored_bytes"] < share * sum(cache.kv.nbytes for cache in caches)
 
 
 def test_an_adapter_changes_tuned_arms_only(tuned: GistModel) -> None:

@@ -373,7 +373,8 @@ def test_gists_on_the_disk_are_not_planned_again(docs: Path, engine: Engine, mon
     assert 1 == build(docs, engine).gists_found
 
 
-def test_plan_counts_the_tokens_that_are_compressed(tmp_path: Path, engine: Engine) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8", "int4"])
+def test_plan_counts_the_tokens_that_are_compressed(tmp_path: Path, engine: Engine, kv_cache_dtype: str) -> None:
     """What is planned is what is done: tokens with the heading, bytes of the gists."""
     docs = fill(tmp_path / "docs", {"a.md": f"# A heading of some length\n\n{MILLS}\n\n## Another\n\n{BEES}"})
     planned: dict[str, int] = {}
@@ -387,7 +388,7 @@ def test_plan_counts_the_tokens_that_are_compressed(tmp_path: Path, engine: Engi
             for name, count in figures.items():
                 done[name] += count
 
-    report = build(docs, engine, progress=Watching(), tokens_per_gist=3)
+    report = build(docs, engine, progress=Watching(), tokens_per_gist=3, kv_cache_dtype=kv_cache_dtype)
 
     assert {**done, "gist_bytes": report.gist_bytes} == planned
     assert (report.chunks, report.tokens) == (done["chunks"], done["tokens"])

@@ -227,7 +227,10 @@ def test_other_embedder_is_refused(docs: Path, engine: Engine) -> None:
         GistRAG.open(docs.parent / "index", engine=other)
 
 
-@pytest.mark.parametrize("settings", [{"tokens_per_gist": 4}, {"placement": "anchored"}, {"chunk_tokens": 32}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"tokens_per_gist": 4}, {"placement": "anchored"}, {"chunk_tokens": 32}, {"kv_cache_dtype": "int8"}],
+)
 def test_rebuild_makes_everything_again(docs: Path, engine: Engine, settings: dict[str, Any]) -> None:
     """With other settings and rebuild every document is chunked and compressed anew, and no old gist stays."""
     build(docs, engine)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gistrag.report import draw, main_table, markdown, summarised, timed
+from gistrag.report import draw, frontier_figures, frontier_table, main_table, markdown, summarised, timed
 
 
 def row(arm: str, name: str, f1: float, *, part: str = "questions", **values: Any) -> dict[str, Any]:
@@ -140,6 +140,23 @@ def test_times_are_medians(summary: dict[str, Any]) -> None:
     assert 0.6 == speed["text"]["ttft_s"]
     assert pytest.approx(10) == speed["gist 4"]["times_sooner"]
     assert pytest.approx(0.05) == speed["gist 4"]["warm_ttft_s"]
+
+
+def test_arms_with_the_same_slots_are_compared() -> None:
+    """By budget: means, what is more than text with its interval, and median times; rows left out do not count."""
+    text = rows_of("text", (1, 0, 0, 0), part="budget 64", budget=64, chunks=1)
+    gists = rows_of("gist 4", (1, 1, 0, 0.4), part="budget 64", budget=64, chunks=3)
+    left_out = {"part": "budget 64", "name": "e", "arm": "text", "budget": 64, "left_out": "too long"}
+    samples = [{"context": "64", "arm": "gist 4", "ttft_s": seconds, "load_s": 0.0} for seconds in (1.0, 3.0, 2.0)]
+
+    found = frontier_figures([*text, *gists, left_out], samples)
+
+    assert (0.25, 0.6) == (found["64"]["text"]["f1"]["value"], found["64"]["gist 4"]["f1"]["value"])
+    assert (0.0, pytest.approx(0.35)) == tuple(found["64"][arm]["f1_more"]["value"] for arm in ("text", "gist 4"))
+    assert (None, 2.0) == tuple(found["64"][arm]["ttft_s"] for arm in ("text", "gist 4"))
+    assert (4, 3) == (found["64"]["gist 4"]["count"], found["64"]["gist 4"]["chunks"])
+    assert 0.75 == found["64"]["gist 4"]["has_gold"]["value"]
+    assert ["64", "gist 4", "3.0"] == frontier_table({"frontier": found})[1][1][:3]
 
 
 def test_no_rows_have_no_figures() -> None:

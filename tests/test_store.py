@@ -34,6 +34,7 @@ from gistrag.errors import (
     ResourceError,
     UsageError,
 )
+from gistrag.quantisation import BITS, dequantise, quantise, stored_bytes
 from gistrag.settings import IndexSettings
 from gistrag.store import IndexedChunk, Store
 
@@ -50,10 +51,10 @@ def cache(*, seed: int = 0, gists: int = 4, per_head: bool = False, dtype: torch
     return GistCache(kv, torch.randint(0, 10, shape, generator=random), 10)
 
 
-def configure(opened: Store, **changes: dict[str, str]) -> None:
+def configure(opened: Store, *, kv_cache_dtype: str = "auto", **changes: dict[str, str]) -> None:
     """Record the making of the test index."""
     values = {"gist_fingerprint": GISTS_BY, "embedder_fingerprint": VECTORS_BY, **changes}
-    opened.configure(IndexSettings(), source="docs", **values)
+    opened.configure(IndexSettings(kv_cache_dtype=kv_cache_dtype), source="docs", **values)
 
 
 def document(path: str = "a.md", *, kind: str = "markdown") -> Document:
@@ -69,10 +70,10 @@ def entries(texts: Iterable[str], *, key: str | None = None, heading: tuple[str,
     return [IndexedChunk(chunk=chunk, gist_key=key, vectors=np.full((2, DIM), 0.5, np.float32)) for chunk in chunks]
 
 
-def make(folder: Path, *texts: str) -> str:
+def make(folder: Path, *texts: str, kv_cache_dtype: str = "auto") -> str:
     """Make an index of one document with one gist, and return the gist's key."""
     with Store.build(folder) as opened:
-        configure(opened)
+        configure(opened, kv_cache_dtype=kv_cache_dtype)
         key = opened.gist_key([1, 2, 3])
         opened.put_gist(key, cache())
         opened.replace_document(document(), entries(texts or ["hello world"], key=key))
@@ -130,6 +131,30 @@ def test_gist_comes_back_bit_by_bit(tmp_path: Path, per_head: bool, dtype: torch
     assert torch.equal(put.kv.view(torch.uint8), got.kv.view(torch.uint8))
     assert (put.kv.dtype, torch.int64, 10) == (got.kv.dtype, got.positions.dtype, got.source_tokens)
     assert torch.equal(put.positions, got.positions)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_quantised_gist_comes_back_near(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    """In the numbers of the model, as its bits allow; positions exactly, and the file is smaller."""
+    put, bits = cache(per_head=True, dtype=dtype), BITS[kind]
+    with Store.build(tmp_path) as opened:
+        configure(opened, kv_cache_dtype=kind)
+        key = opened.gist_key([1])
+        opened.put_gist(key, put)
+        got, data = opened.load(key), opened.gist_path(key).read_bytes()
+
+    assert torch.equal(dequantise(quantise(put.kv, bits), dtype), got.kv)
+    assert torch.equal(put.positions, got.positions)
+    assert (b'"format":"2"' in data, dtype) == (True, got.kv.dtype)
+    assert stored_bytes(put.kv.shape, kind, itemsize=2) < put.kv.nbytes
+
+
+def test_plain_gist_has_the_format_it_always_had(tmp_path: Path) -> None:
+    """Whoever could read a file of an index that is not quantised still can."""
+    make(tmp_path)
+
+    assert b'"format":"1"' in gist_file(tmp_path).read_bytes()
 
 
 def test_positions_of_a_long_chunk_come_back(tmp_path: Path) -> None:
@@ -190,19 +215,21 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8", "int4"])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_noticed(tmp_path: Path, kind: str) -> None:
+def test_damage_is_noticed(tmp_path: Path, kind: str, kv_cache_dtype: str) -> None:
     """A gist file that changed in any way is refused."""
-    key = make(tmp_path)
+    key = make(tmp_path, kv_cache_dtype=kv_cache_dtype)
     rewrite(gist_file(tmp_path), DAMAGE[kind](gist_file(tmp_path).read_bytes()))
 
     with Store.open(tmp_path) as opened, pytest.raises(CorruptGistError, match=key):
         opened.load(key)
 
 
-def test_every_flipped_bit_is_noticed_without_its_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int4"])
+def test_every_flipped_bit_is_noticed_without_its_row(tmp_path: Path, kv_cache_dtype: str) -> None:
     """Adopting a file needs no row: its own seal finds any flipped bit that says something."""
-    make(tmp_path)
+    make(tmp_path, kv_cache_dtype=kv_cache_dtype)
     path = gist_file(tmp_path)
     data = path.read_bytes()
     adopted = []

@@ -1,0 +1,123 @@
+"""Keys and values in 8 or 4 bits, as a gist file holds them where an index is to be small.
+
+Some channels of a head's keys are large for every token, so keys have a scale for each channel; values have one for
+each token (KIVI, Liu et al. 2024, arXiv 2402.02750). The keys are un-rotated: rotation would spread a large channel
+over its pair (KVQuant, Hooper et al. 2024, arXiv 2401.18079). A scale is one byte, in eighths of a power of two, and
+rounded up, so nothing is clipped. In 4 bits the middle of each key channel is taken out first and kept with the scales.
+
+Pure functions on tensors: nothing here knows a file, a model or a position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+BITS = {"int8": 8, "int4": 4}
+
+_STEPS = 8  # of a scale within a power of two
+_ZERO = 144  # the byte of a scale of 1: bytes reach from 2**-18 to 2**13.8, beyond what 16 bits hold in 4
+
+
+def quantise(kv: Tensor, bits: int) -> dict[str, Tensor]:
+    """Return keys and values in *bits* bits, and what brings them back.
+
+    Every number comes back within half its scale, and a scale is at most 9 % larger than the largest number of its
+    channel or token needs.
+
+    Args:
+        kv: ``(layers, 2, kv_heads, gists, head_dim)``, un-rotated keys at 0, values at 1; finite.
+        bits: 8 or 4.
+
+    Returns:
+        ``kv`` int8 of the same shape, or uint8 ``(…, head_dim / 2)`` with two numbers a byte; ``key_scales``
+        ``(layers, kv_heads, head_dim)`` and ``value_scales`` ``(layers, kv_heads, gists)`` uint8; with 4 bits also
+        ``key_centres`` ``(layers, kv_heads, head_dim)`` bfloat16.
+    """
+    keys, values = kv.float().unbind(dim=1)  # (layers, kv_heads, gists, head_dim)
+    found: dict[str, Tensor] = {}
+    if bits == 4:
+        found["key_centres"] = ((keys.amax(dim=2) + keys.amin(dim=2)) / 2).to(torch.bfloat16)
+        keys = keys - found["key_centres"].float()[:, :, None]
+    most = 2 ** (bits - 1) - 1
+    found["key_scales"] = _scale_bytes(keys.abs().amax(dim=2) / most)
+    found["value_scales"] = _scale_bytes(values.abs().amax(dim=3) / most)
+    scaled = torch.stack((keys / _scales(found["key_scales"])[:, :, None],
+                          values / _scales(found["value_scales"])[..., None]), dim=1)  # fmt: skip
+    codes = scaled.round().clamp(-most, most).to(torch.int8)
+    return {"kv": codes if bits == 8 else _packed(codes), **found}
+
+
+def dequantise(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the keys and values that `quantise` took, nearly, as *dtype*.
+
+    Raises:
+        ValueError: shapes or types that `quantise` does not give; LookupError where something is missing.
+    """
+    codes = tensors["kv"]
+    if codes.dtype not in (torch.int8, torch.uint8):
+        raise ValueError(f"expected keys and values in 8 or 4 bits, got {codes.dtype}")
+    codes = codes if codes.dtype == torch.int8 else _unpacked(codes)
+    layers, _, kv_heads, gists, head_dim = codes.shape
+    shapes = {"key_scales": (layers, kv_heads, head_dim), "value_scales": (layers, kv_heads, gists)}
+    for name, expected in shapes.items():
+        if tuple(tensors[name].shape) != expected or tensors[name].dtype != torch.uint8:
+            raise ValueError(
+                f"expected {name} {expected} uint8, got {tuple(tensors[name].shape)} {tensors[name].dtype}"
+            )
+    keys = codes[:, 0] * _scales(tensors["key_scales"])[:, :, None]  # (layers, kv_heads, gists, head_dim)
+    if tensors["kv"].dtype == torch.uint8:
+        keys += tensors["key_centres"].float()[:, :, None]
+    values = codes[:, 1] * _scales(tensors["value_scales"])[..., None]
+    return torch.stack((keys.to(dtype), values.to(dtype)), dim=1)
+
+
+def stored_bytes(shape: Sequence[int], kv_cache_dtype: str, *, itemsize: int) -> int:
+    """Return the bytes that keys and values take in a file.
+
+    Args:
+        shape: ``(layers, 2, kv_heads, gists, head_dim)``.
+        kv_cache_dtype: ``int8``, ``int4``, or ``auto`` for numbers of *itemsize* bytes.
+
+    >>> stored_bytes((30, 2, 3, 16, 64), "auto", itemsize=2), stored_bytes((30, 2, 3, 16, 64), "int8", itemsize=2)
+    (368640, 191520)
+    """
+    if kv_cache_dtype not in BITS:
+        return math.prod(shape) * itemsize
+    layers, _, kv_heads, gists, head_dim = shape
+    scales = layers * kv_heads * (head_dim + gists)
+    centres = 2 * layers * kv_heads * head_dim if BITS[kv_cache_dtype] == 4 else 0
+    return math.prod(shape) * BITS[kv_cache_dtype] // 8 + scales + centres
+
+
+def _scale_bytes(least: Tensor) -> Tensor:
+    """Return the bytes of the smallest scales that are not below *least*."""
+    return (torch.log2(least) * _STEPS + _ZERO).ceil().clamp(0, 255).to(torch.uint8)
+
+
+def _scales(stored: Tensor) -> Tensor:
+    """Return scales as float32.
+
+    >>> _scales(torch.tensor([144, 152, 140], dtype=torch.uint8)).tolist()
+    [1.0, 2.0, 0.7071067690849304]
+    """
+    return torch.exp2((stored.float() - _ZERO) / _STEPS)
+
+
+def _packed(codes: Tensor) -> Tensor:
+    """Return codes from -7 to 7 two a byte, the first of a pair in the low half.
+
+    >>> _packed(torch.tensor([-7, 7], dtype=torch.int8)).tolist()
+    [241]
+    """
+    halves = (codes + 8).to(torch.uint8)
+    return halves[..., 0::2] | halves[..., 1::2] << 4
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    """Return the codes that `_packed` took."""
+    halves = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+    return halves.to(torch.int8) - 8
