@@ -9,6 +9,8 @@ one text pass serves anchors, gists, teacher and text fallback alike::
 
 An adapter folder holds ``adapter_model.safetensors`` and ``adapter_config.json`` as peft writes them,
 ``gist_vectors.safetensors``, ``gist_settings.json`` (`AdapterSettings`) and a card, ``README.md``.
+
+peft's other kind of adapter that matters here, the CARTRIDGE, is a KV cache; `cartridge_files` writes one.
 """
 
 from __future__ import annotations
@@ -130,6 +132,32 @@ class Adapter:
         for name, weights in self._wrapped.named_parameters():
             if "lora_" in name:
                 yield name, weights
+
+
+def cartridge_files(kv: Tensor, *, base: str) -> dict[str, bytes]:
+    """Return the files, by name, of an adapter with which peft puts a KV cache in front of every prompt.
+
+    Args:
+        kv: ``(layers, 2, kv_heads, slots, head_dim)``, keys rotated as seen from a prompt that begins at position
+            *slots*, where peft will let it begin.
+        base: how the base model is called.
+    """
+    layers, _, kv_heads, slots, head_dim = kv.shape
+    config = peft.CartridgeConfig(
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        base_model_name_or_path=base,
+        num_virtual_tokens=slots,
+        num_layers=layers,
+        num_attention_heads=kv_heads,  # of the cache
+        token_dim=kv_heads * head_dim,
+        num_transformer_submodules=1,
+    )
+    flat = kv.permute(3, 0, 1, 2, 4).reshape(slots, -1)  # (slots, layers · 2 · kv_heads · head_dim)
+    return {
+        "adapter_model.safetensors": safetensors.torch.save({"prompt_embeddings": flat.detach().cpu().contiguous()}),
+        "adapter_config.json": (json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n").encode(),
+    }
 
 
 @contextmanager

@@ -82,18 +82,21 @@ def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spr
     return torch.stack((keys.to(cache.kv.dtype), cache.kv[:, 1]), dim=1)
 
 
-def concatenate(caches: Sequence[GistCache], rope: Rope, *, layout: Layout = "spread") -> Memory:
+def concatenate(caches: Sequence[GistCache], rope: Rope, *, layout: Layout = "spread", start: int = 0) -> Memory:
     """Return the caches side by side, in the order given, as one memory.
 
     Each cache stands alone: any order and any subset is valid, and one cache concatenated is that cache relocated
-    to position 0.
+    to position *start*.
+
+    Args:
+        start: position of the first cache; it may be negative, since only the distance to what is read later counts.
 
     Raises:
         ValueError: no cache, or caches of different models.
     """
     if not caches or len({cache.kv.shape[:3] + cache.kv.shape[4:] for cache in caches}) != 1:
         raise ValueError(f"expected caches of one model, got shapes {[tuple(cache.kv.shape) for cache in caches]}")
-    placed, offset = [], 0
+    placed, offset = [], start
     for cache in caches:
         placed.append(relocate(cache, offset, rope=rope, layout=layout))
         offset += cache.span(layout)

@@ -16,6 +16,7 @@ from gistrag import (
     chat,
     command,
     evaluate,
+    export,
     gc,
     inspect,
     mcp,
@@ -27,7 +28,9 @@ from gistrag import (
     verify,
 )
 
-VERBS = (build, query, chat, serve, mcp, inspect, verify, gc, backup, models, synthesize, train, evaluate, bench)
+VERBS = (
+    build, query, chat, serve, mcp, inspect, verify, gc, backup, models, synthesize, train, evaluate, export, bench,
+)  # fmt: skip
 
 app = command.application()
 for _verb in VERBS:
