@@ -7,7 +7,8 @@ keys once in float32, and returns the `Memory` a model answers from::
     spread   prefix 0…P   first chunk P…P+n₁   second chunk P+n₁…P+n₁+n₂   question
     packed   prefix 0…P   first gists P…P+g₁   second gists P+g₁…P+g₁+g₂   question
 
-*Spread* keeps the distances of the text (EPL, arXiv 2409.14364); *packed* lets many chunks fit a short window.
+*Spread* keeps the distances of the text (EPL, arXiv 2409.14364); *packed* lets many chunks fit a short window. Heads
+may keep different numbers of tokens; what a head did not fill is a hole, which nothing looks at.
 This module knows no model, no file and no tokenizer.
 """
 
@@ -19,6 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gistrag.rope import Rope
 
@@ -30,9 +32,9 @@ class GistCache:
     """Keys and values that stand for one chunk of text.
 
     Attributes:
-        kv: ``(layers, 2, kv_heads, gists, head_dim)``; un-rotated keys at 0, values at 1.
-        positions: position of each gist inside its chunk, ``(gists,)``, or ``(layers, kv_heads, gists)`` where
-            every head kept its own tokens; int64, each in ``[0, source_tokens)``.
+        kv: ``(layers, 2, kv_heads, slots, head_dim)``; un-rotated keys at 0, values at 1.
+        positions: position of each gist inside its chunk, ``(gists,)``, or ``(layers, kv_heads, slots)`` where
+            every head kept its own tokens; int64, each in ``[0, source_tokens)``, or -1 for a hole.
         source_tokens: tokens of text the cache stands for; the span it takes in a spread prompt.
     """
 
@@ -42,8 +44,20 @@ class GistCache:
 
     @property
     def gists(self) -> int:
-        """Slots the cache takes."""
-        return self.kv.shape[3]
+        """Tokens that a head keeps, in the mean over heads."""
+        if self.positions.ndim == 1:
+            return self.kv.shape[3]
+        return int((self.positions >= 0).sum()) // (self.kv.shape[0] * self.kv.shape[2])
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether heads keep different numbers of tokens."""
+        return self.positions.ndim == 3 and bool((self.positions < 0).any())
+
+    @property
+    def visible(self) -> Tensor:
+        """Slots that are no holes, ``(layers, kv_heads, slots)`` bool."""
+        return (self.positions >= 0).expand(self.kv.shape[0], *self.kv.shape[2:4])
 
     def to(self, device: torch.device) -> GistCache:
         """Return the cache on *device*."""
@@ -61,10 +75,12 @@ class Memory:
     Attributes:
         kv: ``(layers, 2, kv_heads, slots, head_dim)``; rotated keys at 0, values at 1.
         next_position: position of the first token read after the memory.
+        visible: slots that are no holes, ``(layers, kv_heads, slots)`` bool; None where all are.
     """
 
     kv: Tensor
     next_position: int
+    visible: Tensor | None = None
 
     @property
     def slots(self) -> int:
@@ -75,9 +91,14 @@ class Memory:
 def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spread") -> Tensor:
     """Return the keys and values of *cache* with its keys rotated to stand from position *offset* on.
 
-    Rotation is in float32 and rounded once to the dtype of the cache. Shape as `GistCache.kv`.
+    Rotation is in float32 and rounded once to the dtype of the cache. Shape as `GistCache.kv`. Packed gists stand one
+    behind the other, and with holes where the text would have them if it were as short as they are.
     """
-    local = cache.positions if layout == "spread" else torch.arange(cache.gists, device=cache.kv.device)
+    local = cache.positions
+    if layout == "packed" and cache.has_holes:
+        local = local * cache.gists // cache.source_tokens
+    elif layout == "packed":
+        local = torch.arange(cache.gists, device=cache.kv.device)
     keys = rope.rotate(cache.kv[:, 0], local + offset)  # (layers, kv_heads, gists, head_dim)
     return torch.stack((keys.to(cache.kv.dtype), cache.kv[:, 1]), dim=1)
 
@@ -100,15 +121,40 @@ def concatenate(caches: Sequence[GistCache], rope: Rope, *, layout: Layout = "sp
     for cache in caches:
         placed.append(relocate(cache, offset, rope=rope, layout=layout))
         offset += cache.span(layout)
-    return Memory(kv=torch.cat(placed, dim=3), next_position=offset)
+    has_holes = any(cache.has_holes for cache in caches)
+    visible = torch.cat([cache.visible for cache in caches], dim=2) if has_holes else None
+    return Memory(torch.cat(placed, dim=3), offset, visible)
 
 
-def side_by_side(memories: Sequence[Memory]) -> tuple[Tensor, Tensor]:
-    """Return memories as one batch, padded on the left: keys and values, and which slots are real.
+@dataclass(frozen=True, eq=False)
+class Memories:
+    """Memories as one batch, padded on the left.
 
-    Shapes ``(layers, 2, batch, kv_heads, slots, head_dim)`` and ``(batch, slots)`` bool.
+    Attributes:
+        kv: ``(layers, 2, batch, kv_heads, slots, head_dim)``.
+        real: ``(batch, slots)`` bool, slots that are no padding.
+        visible: ``(layers, batch, kv_heads, slots)`` bool, slots that are no holes; None where all are.
     """
+
+    kv: Tensor
+    real: Tensor
+    visible: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        """Cache slots of the longest memory."""
+        return self.kv.shape[4]
+
+
+def side_by_side(memories: Sequence[Memory]) -> Memories:
+    """Return memories as one batch."""
     slots = max(memory.slots for memory in memories)
-    padded = [torch.nn.functional.pad(memory.kv, (0, 0, slots - memory.slots, 0)) for memory in memories]
-    empty = torch.tensor([slots - memory.slots for memory in memories])
-    return torch.stack(padded, dim=2), torch.arange(slots) >= empty[:, None]
+    pads = [slots - memory.slots for memory in memories]
+    kv = [functional.pad(memory.kv, (0, 0, pad, 0)) for memory, pad in zip(memories, pads, strict=True)]
+    real = torch.arange(slots) >= torch.tensor(pads)[:, None]
+    visible = None
+    if any(memory.visible is not None for memory in memories):
+        seen = [memory.kv.new_ones(memory.kv[:, 0, ..., 0].shape, dtype=torch.bool) if memory.visible is None
+                else memory.visible for memory in memories]  # fmt: skip
+        visible = torch.stack([functional.pad(one, (pad, 0)) for one, pad in zip(seen, pads, strict=True)], dim=1)
+    return Memories(torch.stack(kv, dim=2), real, visible)

@@ -78,9 +78,15 @@ def assemble(store: Store, model: GistModel, chunks: Sequence[ChunkRow]) -> Cart
 
     Raises:
         ContextOverflowError: the window holds them in neither layout.
+        UsageError: their heads keep different numbers of tokens.
     """
     gists = {chunk.id: cache for chunk in chunks if (cache := _gists(store, chunk)) is not None}
     texts = {chunk.id: model.encode_passage(chunk.text, chunk.heading) for chunk in chunks if chunk.id not in gists}
+    if any(cache.has_holes for cache in gists.values()):
+        raise UsageError(
+            "a cartridge has the same slots for every head, and adaptive gists have not; build an index with "
+            "--placement selected to export from"
+        )
     caches = [model.prefix, *(cache.to(model.device) for cache in gists.values())]
     ids = [token for text in texts.values() for token in text]
     layout = _layout(model, caches, len(ids))

@@ -1,9 +1,10 @@
-"""From the tokens of a chunk to its gist cache: the three placements.
+"""From the tokens of a chunk to its gist cache: the four placements.
 
 ==========  ==================================================================================================
-selected    the chunk's own keys and values at the tokens each head needs to repeat the chunk (KVzip, Kim et al.
-            2025, arXiv 2505.23416, with the same budget for every head). No training; at one token per gist it
-            is the full cache of the chunk.
+adaptive    the chunk's own keys and values at the tokens its heads need to repeat the chunk (KVzip, Kim et al. 2025,
+            arXiv 2505.23416): heads share one budget, and those that look things up keep most of it (Ada-KV, Feng
+            et al. 2024, arXiv 2407.11550). No training; at one token per gist it is the full cache of the chunk.
+selected    the same with an equal budget for every head.
 anchored    the chunk's most surprising tokens, read a second time behind it, so that each sees the whole chunk; what
             adapters are trained for.
 learned     learned tokens ``<GIST_0> <GIST_1> …`` read behind the chunk (Mu et al. 2023, arXiv 2304.08467).
@@ -27,6 +28,8 @@ from gistrag.settings import Placement
 
 BATCH_TOKENS = 2048
 REPEAT = "Repeat the passage."
+SURE = 0.25
+"""Of its equal share, what an adaptive head keeps for sure."""
 
 
 def compress(
@@ -143,6 +146,43 @@ def _selected(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
         yield GistCache(cache.kv.gather(3, index), kept, cache.source_tokens)
 
 
+def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
+    """Yield of each chunk's cache what its heads need to repeat the chunk, out of one budget."""
+    if tokens_per_gist == 1:
+        yield from _full(batch)
+        return
+    need = _need(batch)  # (layers, batch, kv_heads, n)
+    for row, cache in enumerate(_full(batch)):
+        places = shared_out(need[:, row, :, : cache.source_tokens], gist_count(cache.source_tokens, tokens_per_gist))
+        held = torch.where(places < 0, places[..., :1], places)  # a hole repeats the first gist of its head
+        index = held[:, None, :, :, None].expand(-1, 2, -1, -1, batch.model.head_dim)
+        yield GistCache(cache.kv.gather(3, index), places, cache.source_tokens)
+
+
+def shared_out(need: Tensor, gists: int) -> Tensor:
+    """Return the tokens that each head keeps when all share *gists* for each, ``(layers, kv_heads, slots)``.
+
+    Every head gets a quarter of its part for sure, and what is left goes where the need is greatest. In text order,
+    -1 behind the last one.
+
+    Args:
+        need: ``(layers, kv_heads, n)``.
+
+    >>> shared_out(torch.tensor([[[0.9, 0.1, 0.8, 0.7], [0.2, 0.1, 0.1, 0.1]]]), 2).tolist()
+    [[[0, 2, 3], [0, -1, -1]]]
+    """
+    layers, kv_heads, count = need.shape
+    sure = need.topk(max(1, round(SURE * gists)), dim=-1).indices
+    ranked = need.scatter(-1, sure, torch.inf)
+    kept = torch.zeros(need.numel(), dtype=torch.bool, device=need.device)
+    kept[ranked.flatten().topk(gists * layers * kv_heads).indices] = True
+    kept = kept.view_as(need)
+    slots = int(kept.sum(dim=-1).max())
+    places = torch.arange(count, device=need.device).expand_as(need).masked_fill(~kept, count)
+    places = places.sort(dim=-1).values[..., :slots]
+    return places.masked_fill(places == count, -1)
+
+
 def _need(batch: TextPass) -> Tensor:
     """Return the most attention each token receives while the model repeats the chunk.
 
@@ -226,7 +266,7 @@ def _read_gists(batch: TextPass, embedded: Sequence[Tensor], places: Sequence[Te
         yield batch.model.unrotated(taken, place.to(kv.device), start=batch.start, source_tokens=length)
 
 
-_PLACE = {"selected": _selected, "anchored": _anchored, "learned": _learned}
+_PLACE = {"adaptive": _adaptive, "selected": _selected, "anchored": _anchored, "learned": _learned}
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

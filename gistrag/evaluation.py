@@ -271,8 +271,10 @@ class Memories:
 
     def _stored_bytes(self, cache: GistCache) -> int:
         """Return what a cache takes in its file, but for the file's header: positions are kept in 16 bits."""
-        kv = stored_bytes(cache.kv.shape, self._kv_cache_dtype, itemsize=cache.kv.dtype.itemsize)
-        return kv + 2 * cache.positions.numel()
+        layers, both, kv_heads, _, head_dim = cache.kv.shape
+        shape = (layers, both, kv_heads, cache.gists, head_dim)
+        kv = stored_bytes(shape, self._kv_cache_dtype, itemsize=cache.kv.dtype.itemsize)
+        return kv + 2 * int((cache.positions >= 0).sum())
 
 
 def as_stored(cache: GistCache, kv_cache_dtype: KvCacheDtype) -> GistCache:

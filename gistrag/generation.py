@@ -63,7 +63,7 @@ def read_text(model: GistModel, memory: Memory, ids: Sequence[int]) -> Memory:
     require_room(model, begin + len(ids))
     reading = model.read(memory)
     reading.feed(torch.tensor([list(ids)]), positions=begin + torch.arange(len(ids)))
-    return Memory(reading.kv()[:, :, 0], begin + len(ids))
+    return reading.memory(begin + len(ids))
 
 
 def generate_together(
@@ -73,18 +73,18 @@ def generate_together(
 
     Rows are padded on the left, so that all end at the same column; padding is never looked at.
     """
-    kv, visible = side_by_side(memories)
+    behind = side_by_side(memories)
     ids, real = _padded_left(prompts)
     count = ids.shape[1]
     begins = torch.tensor([memory.next_position for memory in memories])[:, None]
     positions = (begins + real.cumsum(dim=1) - 1).clamp(min=0)  # (batch, n)
-    visible = torch.cat((visible, real), dim=1)  # (batch, slots + n)
-    causal = torch.ones(count, visible.shape[1], dtype=torch.bool).tril(kv.shape[4])
+    visible = torch.cat((behind.real, real), dim=1)  # (batch, slots + n)
+    causal = torch.ones(count, visible.shape[1], dtype=torch.bool).tril(behind.slots)
     itself = torch.eye(count, dtype=torch.bool)  # a padding row must look somewhere, or its softmax is not a number
     mask = causal & visible[:, None]
-    mask[:, :, kv.shape[4] :] |= itself
+    mask[:, :, behind.slots :] |= itself
 
-    reading = model.read_behind(kv)
+    reading = model.read_behind(behind)
     hidden = reading.feed(ids, positions=positions, mask=mask, role="answers")
     said: list[list[int]] = [[] for _ in prompts]
     talking = set(range(len(prompts)))

@@ -3,6 +3,8 @@
 The file holds ``kv`` and ``positions`` and explains itself without the database: format, key, fingerprint, source
 tokens, dtype and a seal over all of it. safetensors checks structure, not content, so `decode` compares the rest.
 In a quantised file ``kv`` is what `gistrag.quantisation` made of it, with its scales beside it: near, and smaller.
+Where heads keep different numbers of tokens no hole is stored: ``counts`` says how many each head keeps, and what it
+keeps stands in one row behind what the head before keeps.
 
 It knows neither which file is recorded nor where it belongs; that is `gistrag.store`.
 """
@@ -23,7 +25,7 @@ from gistrag import files, quantisation
 from gistrag.cache import GistCache
 from gistrag.errors import CorruptGistError, GistNotFoundError
 
-FORMAT_VERSION, QUANTISED_VERSION = "1", "2"
+FORMAT_VERSION, QUANTISED_VERSION, RAGGED_VERSION = "1", "2", "3"
 DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
 
 
@@ -53,11 +55,13 @@ def encode(cache: GistCache, *, key: str, fingerprint: str, kv_cache_dtype: str 
     bits, kv = quantisation.BITS.get(kv_cache_dtype), cache.kv.detach().cpu()
     small = torch.int16 if cache.source_tokens <= torch.iinfo(torch.int16).max else torch.int32
     tensors = quantisation.quantise(kv, bits) if bits else {"kv": kv}
-    tensors = {
-        name: tensor.contiguous() for name, tensor in {**tensors, "positions": cache.positions.cpu().to(small)}.items()
-    }
+    tensors["positions"] = cache.positions.cpu().to(small)
+    is_ragged = cache.has_holes
+    if is_ragged:
+        tensors = _without_holes(tensors)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {
-        "format": QUANTISED_VERSION if bits else FORMAT_VERSION,
+        "format": _version(is_ragged=is_ragged, is_plain=not bits),
         "key": key,
         "fingerprint": fingerprint,
         "source_tokens": str(cache.source_tokens),
@@ -83,12 +87,13 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
         tensors = safetensors.torch.load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         seal = metadata.pop("sha256")
-        is_plain = tensors["kv"].is_floating_point()
-        kv = tensors["kv"] if is_plain else quantisation.dequantise(tensors, DTYPES[metadata["dtype"]])
-        cache = GistCache(kv, tensors["positions"].long(), int(metadata["source_tokens"]))
+        is_plain, is_ragged = tensors["kv"].is_floating_point(), "counts" in tensors
+        whole = _with_holes(tensors) if is_ragged else tensors
+        kv = whole["kv"] if is_plain else quantisation.dequantise(whole, DTYPES[metadata["dtype"]])
+        cache = GistCache(kv, whole["positions"].long(), int(metadata["source_tokens"]))
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise corrupt(path, "a gist file", f"{type(error).__name__}: {error}") from error
-    version = FORMAT_VERSION if is_plain else QUANTISED_VERSION
+    version = _version(is_ragged=is_ragged, is_plain=is_plain)
     identity = {"format": version, "key": key, "fingerprint": fingerprint, "dtype": str(cache.kv.dtype)}
     for name, expected in identity.items():
         if (found := metadata.get(name)) != expected:
@@ -98,6 +103,41 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
     if check_seal and seal != _seal(tensors, metadata):
         raise corrupt(path, f"content of sha256 {seal}", "another")
     return cache
+
+
+def _version(*, is_ragged: bool, is_plain: bool) -> str:
+    if is_ragged:
+        return RAGGED_VERSION
+    return FORMAT_VERSION if is_plain else QUANTISED_VERSION
+
+
+_BY_SLOT = ("positions", "value_scales")
+
+
+def _without_holes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a cache with all that is kept in one row, ``(kept, …)``, and how much each head keeps."""
+    kept = tensors["positions"] >= 0  # (layers, kv_heads, slots)
+    rows = {name: tensors[name][kept] for name in _BY_SLOT if name in tensors}
+    kv = tensors["kv"].permute(0, 2, 3, 1, 4)[kept]  # (kept, 2, head_dim)
+    return {**tensors, **rows, "kv": kv, "counts": kept.sum(dim=-1).to(torch.int32)}
+
+
+def _with_holes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that `_without_holes` took; a hole repeats the first that its head keeps.
+
+    Raises:
+        ValueError: the counts are not those of the rows.
+    """
+    counts = tensors["counts"].long()  # (layers, kv_heads)
+    if counts.ndim != 2 or int(counts.min()) < 1 or int(counts.sum()) != len(tensors["positions"]):
+        raise ValueError(f"{tuple(counts.shape)} counts for {len(tensors['positions'])} positions")
+    ends = counts.flatten().cumsum(0).view_as(counts)[..., None]  # (layers, kv_heads, 1)
+    slots = torch.arange(int(counts.max()))
+    is_hole = slots >= counts[..., None]  # (layers, kv_heads, slots)
+    index = ends - counts[..., None] + slots.masked_fill(is_hole, 0)
+    rows = {name: tensors[name][index] for name in _BY_SLOT if name in tensors}
+    rows["positions"] = rows["positions"].masked_fill(is_hole, -1)
+    return {**tensors, **rows, "kv": tensors["kv"][index].permute(0, 3, 1, 2, 4)}
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -117,7 +157,8 @@ def _misshapen(cache: GistCache) -> str:
     layers, _, kv_heads, gists, _ = kv.shape
     if tuple(positions.shape) not in {(gists,), (layers, kv_heads, gists)}:
         return f"positions are {tuple(positions.shape)} for kv {tuple(kv.shape)}"
-    if int(positions.min()) < 0 or int(positions.max()) >= cache.source_tokens:
+    least = -1 if positions.ndim == 3 and not bool((positions[..., 0] < 0).any()) else 0  # no head is all holes
+    if int(positions.min()) < least or int(positions.max()) >= cache.source_tokens:
         return f"positions {int(positions.min())} to {int(positions.max())} in {cache.source_tokens} tokens"
     return ""
 

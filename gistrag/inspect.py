@@ -209,8 +209,9 @@ def _kept_pieces(store: Store, chunk: ChunkRow, cache: GistCache) -> list[Piece]
 
 def kept_fractions(cache: GistCache) -> list[float]:
     """Return for each source token the fraction of heads that keep it."""
-    counts = cache.positions.flatten().bincount(minlength=cache.source_tokens)
-    heads = cache.positions.numel() // cache.gists
+    kept = cache.positions[cache.positions >= 0]
+    counts = kept.bincount(minlength=cache.source_tokens)
+    heads = kept.numel() // cache.gists
     return [count / heads for count in counts.tolist()]
 
 

@@ -23,12 +23,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gistrag.adapter import Adapter, Role
-from gistrag.cache import GistCache, Memory
+from gistrag.cache import GistCache, Memories, Memory
 from gistrag.catalog import cache_folder, file_sha256, folder_sha256, quiet, weights_sha256
 from gistrag.errors import UnsupportedModelError, UsageError
 from gistrag.prompt import Prompt, chat_prompt
@@ -276,15 +277,15 @@ class GistModel:
 
     def read(self, memory: Memory | None = None, *, batch: int = 1) -> Reading:
         """Return a reading that starts behind *memory*, shared by *batch* rows."""
-        return Reading(self, None if memory is None else memory.kv[:, :, None].expand(-1, -1, batch, -1, -1, -1))
+        if memory is None:
+            return Reading(self, None)
+        kv = memory.kv[:, :, None].expand(-1, -1, batch, -1, -1, -1)
+        visible = None if memory.visible is None else memory.visible[:, None].expand(-1, batch, -1, -1)
+        return Reading(self, kv, visible)
 
-    def read_behind(self, kv: Tensor) -> Reading:
-        """Return a reading that starts behind a memory for each row.
-
-        Args:
-            kv: ``(layers, 2, batch, kv_heads, slots, head_dim)``, keys rotated.
-        """
-        return Reading(self, kv)
+    def read_behind(self, memories: Memories) -> Reading:
+        """Return a reading that starts behind a memory for each row."""
+        return Reading(self, memories.kv, memories.visible)
 
     def unrotated(self, kv: Tensor, positions: Tensor, *, start: int, source_tokens: int) -> GistCache:
         """Return keys and values that the model rotated as a cache that can stand anywhere.
@@ -304,9 +305,10 @@ class Reading:
         slots: cache slots filled so far.
     """
 
-    def __init__(self, model: GistModel, kv: Tensor | None) -> None:
+    def __init__(self, model: GistModel, kv: Tensor | None, visible: Tensor | None = None) -> None:
         layers = None if kv is None else [(keys, values) for keys, values in kv]  # (batch, kv_heads, slots, head_dim)
         self._model = model
+        self._visible = visible  # (layers, batch, kv_heads, slots) bool of what it started behind
         self._cache = transformers.DynamicCache(layers, config=model.network.config)
         self.slots = 0 if kv is None else kv.shape[4]
 
@@ -342,6 +344,7 @@ class Reading:
                 past_key_values=self._cache,
                 use_cache=True,
                 observer=observer,
+                visible=self._visible,
             )
         self.slots += count
         hidden: Tensor = output.last_hidden_state
@@ -349,7 +352,7 @@ class Reading:
 
     def fork(self) -> Reading:
         """Return a reading of its own that has read the same; the tensors so far are shared, none is copied."""
-        twin = Reading(self._model, None)
+        twin = Reading(self._model, None, self._visible)
         twin._cache = transformers.DynamicCache(
             [(layer.keys, layer.values) for layer in self._cache.layers], config=self._model.network.config
         )
@@ -361,6 +364,15 @@ class Reading:
         return torch.stack(
             [torch.stack((layer.keys[:, :, start:], layer.values[:, :, start:])) for layer in self._cache.layers]
         )
+
+    def memory(self, next_position: int, *, row: int = 0, slots: int | None = None) -> Memory:
+        """Return what a row has read so far, or the last *slots* of it."""
+        kv, visible = self.kv()[:, :, row], None
+        start = 0 if slots is None else self.slots - slots
+        if self._visible is not None:
+            began = self._visible[:, row]
+            visible = functional.pad(began, (0, self.slots - began.shape[-1]), value=True)[..., start:]
+        return Memory(kv[:, :, :, start:], next_position, visible)
 
 
 def require_supported(config: Any) -> None:
@@ -429,12 +441,21 @@ _ATTENTION = "gistrag_sdpa"
 def _observed_sdpa(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Return scaled-dot-product attention as transformers computes it, after showing queries and keys."""
+    """Return scaled-dot-product attention as transformers computes it, after showing queries and keys.
+
+    Nothing looks at the holes of a memory, which are other ones for every layer and head.
+    """
     observer: Observer | None = kwargs.pop("observer", None)
+    visible: Tensor | None = kwargs.pop("visible", None)
     if observer is not None:
         observer(module.layer_idx, query, key)
+    if visible is not None:  # (batch, kv_heads, 1, slots)
+        seen = functional.pad(visible[module.layer_idx], (0, key.shape[2] - visible.shape[3]), value=True)[:, :, None]
+        mask = seen if mask is None else mask & seen
     if query.requires_grad and query.device.type == "cpu" and mask is not None:
         return _grouped_attention(query, key, value, mask), None
+    if visible is not None and mask is not None:
+        mask = mask.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (batch, heads, n, slots)
     output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     return output
 
@@ -446,7 +467,7 @@ def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) 
 
     Args:
         query: ``(batch, heads, n, head_dim)``; key, value: ``(batch, kv_heads, slots, head_dim)``.
-        mask: ``(batch or 1, 1, n, slots)`` bool.
+        mask: ``(batch or 1, kv_heads or 1, n or 1, slots)`` bool.
     """
     batch, heads, count, width = query.shape
     kv_heads, slots = key.shape[1:3]

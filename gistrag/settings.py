@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageError
 
-Placement = Literal["anchored", "learned", "selected"]
+Placement = Literal["adaptive", "selected", "anchored", "learned"]
 Mode = Literal["gist", "text", "hybrid"]
 KvCacheDtype = Literal["auto", "int8", "int4"]
 
@@ -121,7 +121,7 @@ class IndexSettings:
         if adapter is None:
             return cls(**given)
         settings = cls(**{"placement": adapter.index_placement, "tokens_per_gist": adapter.tokens_per_gist, **given})
-        if settings.placement not in ("selected", adapter.placement):
+        if settings.placement not in ("adaptive", "selected", adapter.placement):
             raise UsageError(
                 f"the adapter {settings.adapter} makes {adapter.placement} gists, asked were {settings.placement} "
                 "ones; leave the placement out, or name --adapter none"

@@ -383,8 +383,9 @@ class Store:
             if stamp[1] < time.time_ns() - SETTLED_NS:
                 self._verified[key] = row.sha256, stamp, time.monotonic() + VERIFIED_S
         cache = gistfile.decode(data, path, key=key, fingerprint=self._gists_by)
-        if (cache.kv.shape[3], cache.source_tokens) != (row.gists, row.source_tokens):
-            raise gistfile.corrupt(path, f"{row.gists} gists of {row.source_tokens} tokens", str(tuple(cache.kv.shape)))
+        if (cache.gists, cache.source_tokens) != (row.gists, row.source_tokens):
+            found = f"{cache.gists} of {cache.source_tokens}"
+            raise gistfile.corrupt(path, f"{row.gists} gists of {row.source_tokens} tokens", found)
         return cache
 
     def gist_bytes(self, row: GistRow) -> bytes:
@@ -444,7 +445,7 @@ class Store:
         return False
 
     def _record(self, key: str, cache: GistCache, sha256: str, size: int) -> None:
-        row = (key, sha256, size, cache.kv.shape[3], cache.source_tokens)
+        row = (key, sha256, size, cache.gists, cache.source_tokens)
         with self._writing():
             self._run(schema.PUT_GIST, row)
 

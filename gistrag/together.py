@@ -155,16 +155,16 @@ class _Batch:
         """Return the reading of exactly these rows, made anew where somebody came, left or ended."""
         if self._reading is None or rows != self._seated:
             memories = self._memories()
-            kv, self._visible = side_by_side([memories[row] for row in rows])
-            self._seated, self._reading = rows, self._model.read_behind(kv)
+            behind = side_by_side([memories[row] for row in rows])
+            self._visible = behind.real
+            self._seated, self._reading = rows, self._model.read_behind(behind)
         return self._reading
 
     def _memories(self) -> dict[_Row, Memory]:
         """Return what each row has read, of those seated and those that have just arrived."""
-        memories = {row: Memory(reading.kv()[:, :, 0], row.position) for row, reading in self._arrived.items()}
+        memories = {row: reading.memory(row.position) for row, reading in self._arrived.items()}
         self._arrived.clear()
         if self._reading is not None:
-            kv = self._reading.kv()  # (layers, 2, batch, kv_heads, slots, head_dim)
             for at, row in enumerate(self._seated):
-                memories[row] = Memory(kv[:, :, at, :, -row.slots :], row.position)
+                memories[row] = self._reading.memory(row.position, row=at, slots=row.slots)
         return memories

@@ -214,10 +214,10 @@ class Pass:
 
     def _scores(self, memories: Sequence[Memory], questions: Questions, wanted: Tensor) -> Tensor:
         """Return log-probabilities of the next token where *wanted*, ``(labels, vocabulary)`` float32."""
-        kv, visible = memories_side_by_side(memories)
+        behind = memories_side_by_side(memories)
         begins = torch.tensor([memory.next_position for memory in memories])[:, None]
-        hidden = self._model.read_behind(kv).feed(
-            questions.ids, positions=begins + questions.positions, mask=questions.mask(visible), role="answers"
+        hidden = self._model.read_behind(behind).feed(
+            questions.ids, positions=begins + questions.positions, mask=questions.mask(behind.real), role="answers"
         )
         return self._model.logits(hidden[wanted.to(hidden.device)]).float().log_softmax(dim=-1)
 
