@@ -32,7 +32,7 @@ VERBS = (
     build, query, chat, serve, mcp, inspect, verify, gc, backup, models, synthesize, train, evaluate, export, bench,
 )  # fmt: skip
 
-app = command.application()
+app = command.application(completes=True)
 for _verb in VERBS:
     app.registered_commands += _verb.app.registered_commands
 
@@ -61,7 +61,8 @@ def program(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    return command.run(app, argv, program="gistrag")
+    code = command.completed(app, program="gistrag")
+    return command.run(app, argv, program="gistrag") if code is None else code
 
 
 def run() -> None:

@@ -75,9 +75,13 @@ RerankerName = Annotated[
 ]
 
 
-def application() -> typer.Typer:
-    """Return an empty typer application that leaves errors to `run`."""
-    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+def application(*, completes: bool = False) -> typer.Typer:
+    """Return an empty typer application that leaves errors to `run`.
+
+    Args:
+        completes: it can teach a shell to complete its commands, see `completed`.
+    """
+    return typer.Typer(add_completion=completes, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def examples(*lines: str) -> str:
@@ -102,6 +106,19 @@ def run(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> int:
             return code or 0
         except BaseException as error:
             return _explained(error)
+
+
+def completed(app: typer.Typer, *, program: str) -> int | None:
+    """Answer a shell that completes a line, and return the exit code; None where no shell asks.
+
+    A shell that was taught with ``--install-completion`` runs the program with a variable set.
+    """
+    variable = f"_{program.upper()}_COMPLETE"
+    if not (instruction := os.environ.get(variable)):
+        return None
+    from typer.completion import shell_complete
+
+    return shell_complete(typer.main.get_command(app), {}, program, variable, instruction)
 
 
 def say(*lines: str) -> None:
@@ -195,6 +212,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
             return error.exit_code, str(error)
         case KeyboardInterrupt() | SystemExit(code=130) | typer.Abort():
             return INTERRUPTED, "interrupted; a build that is run again goes on where it stopped"
+        case SystemExit(code=0):  # how typer ends when it has taught a shell
+            return 0, ""
         case SystemExit():  # how rich takes it when the reader is gone
             return READER_GONE, ""
         case BrokenPipeError():

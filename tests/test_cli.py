@@ -31,7 +31,7 @@ from gistrag.prompt import Prompt
 from gistrag.settings import IndexSettings
 from gistrag.store import IndexedChunk, Store
 
-VERBS = ("build", "query", "chat", "inspect", "verify", "models", "bench")
+VERBS = tuple(verb.__name__.partition(".")[2] for verb in cli.VERBS)
 TEXT = "The harbour has three cranes."
 
 
@@ -166,6 +166,47 @@ def test_the_question_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch)
     for argument in (None, "-"):
         monkeypatch.setattr(sys, "stdin", io.StringIO(" Why?\n"))
         assert "Why?" == question_from(argument)
+
+
+# Completion
+
+
+def _completed(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return what a bash is told when Tab is pressed behind *words*."""
+    monkeypatch.setenv("_GISTRAG_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+
+    assert 0 == cli.main([])
+    return capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("gistrag ev", ["evaluate"]),
+        ("gistrag query --mo", ["--mode"]),
+        ("gistrag query --mode h", ["hybrid"]),
+        ("gistrag nothing-like-it", []),
+    ],
+)
+def test_a_shell_is_told_how_a_line_goes_on(
+    words: str, told: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands, options and their values are completed."""
+    assert told == _completed(words, monkeypatch, capsys)
+
+
+def test_a_bash_learns_to_complete(tmp_path: Path) -> None:
+    """`--install-completion` ends well, and the next bash of this home knows the program."""
+    learn = f"{sys.executable} -m gistrag --install-completion && source $HOME/.bashrc && complete -p gistrag"
+    told = subprocess.run(
+        ["bash", "-c", learn], env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+
+    assert "bash completion installed" in told.stdout
+    assert "gistrag" in told.stdout.splitlines()[-1]
+    assert "_GISTRAG_COMPLETE" in "".join(path.read_text("utf-8") for path in tmp_path.rglob("*.sh"))
 
 
 # Errors

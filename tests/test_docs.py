@@ -132,9 +132,16 @@ def command_lines(page: Path) -> Iterator[list[str]]:
             yield words[1 : stops[0] if stops else None]
 
 
+def program_options() -> set[str]:
+    """Return the options of the program itself."""
+    return {option for parameter in PROGRAM.params for option in spelt(parameter)}
+
+
 def parse(words: list[str]) -> None:
     """Parse a command line as the program does, without running it."""
     name, *rest = words
+    if name in program_options() and not rest:
+        return
     with PROGRAM.commands[name].make_context(name, rest):
         pass
 
@@ -180,7 +187,7 @@ def test_wrong_command_lines_do_not_parse(wrong: str) -> None:
 @page
 def test_sentences_name_options_that_exist(page: Path) -> None:
     """`gistrag build --rebuild` in a sentence, and a bare `--rebuild`, exist."""
-    of_no_verb = {"--help", "--version", "--no-deps"}  # the last is of pip
+    of_no_verb = {"--help", "--no-deps", *program_options()}  # the second is of pip
     of_any_verb = set().union(*map(options_of, PROGRAM.commands))
     for span in spans(page):
         words = span.split()
