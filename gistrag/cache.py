@@ -45,6 +45,11 @@ class GistCache:
         """Slots the cache takes."""
         return self.kv.shape[3]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the cache can be used; one number that is not finite poisons every answer."""
+        return bool(torch.isfinite(self.kv).all())
+
     def to(self, device: torch.device) -> GistCache:
         """Return the cache on *device*."""
         return GistCache(self.kv.to(device), self.positions.to(device), self.source_tokens)
