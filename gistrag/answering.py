@@ -431,7 +431,7 @@ class GivenTexts:
             cache = self._kept[key]
             while sum(kept.kv.nbytes for kept in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
-        return (cache if torch.isfinite(cache.kv).all() else None), known is None
+        return (cache if cache.is_finite else None), known is None
 
     def _made(self, ids: Sequence[int]) -> GistCache:
         settings = self.store.settings

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 DAMAGED = 4
 ATTEMPTS = 5
+UNFINISHED = frozenset({"lock", "gists", "index.db", "index.db-journal", "index.db-wal", "index.db-shm"})
+"""Names in a first copy that was stopped, besides those that a build gives."""
 
 app = command.application()
 
@@ -173,20 +175,21 @@ def _require_place(store: Store, target: Path) -> None:
     Raises:
         UsageError: it holds something else, or lies in the index itself.
     """
-    from gistrag.store import Store
+    from gistrag.store import Store, is_by_a_build
 
     if target.resolve().is_relative_to(store.folder.resolve()):
         raise UsageError(f"expected a folder outside {store.folder} for the copy, got {target}")
     if not target.exists():
         return
     found = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
-    if found <= {"lock", "gists", "index.db"} and not (target / "index.db").is_file():
+    is_unfinished = all(name in UNFINISHED or is_by_a_build(name) for name in found)
+    if is_unfinished and not (target / "index.db").is_file():
         return  # empty, or a first copy that was stopped
     try:
         with Store.open(target) as copied:
             is_same = copied.salt == store.salt
     except IncompleteIndexError:
-        is_same = found <= {"lock", "gists", "index.db", "index.db-journal"}
+        is_same = is_unfinished
     if not is_same:
         raise UsageError(f"expected nothing or an earlier copy of {store.folder} at {target}, found something else")
 

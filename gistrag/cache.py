@@ -59,6 +59,11 @@ class GistCache:
         """Slots that are no holes, ``(layers, kv_heads, slots)`` bool."""
         return (self.positions >= 0).expand(self.kv.shape[0], *self.kv.shape[2:4])
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the cache can be used; one number that is not finite poisons every answer."""
+        return bool(torch.isfinite(self.kv).all())
+
     def to(self, device: torch.device) -> GistCache:
         """Return the cache on *device*."""
         return GistCache(self.kv.to(device), self.positions.to(device), self.source_tokens)

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,9 +45,25 @@ def compress(
     Args:
         chunks: token ids of each chunk, as `GistModel.encode_passage` gives them; none of them empty.
 
+    A gist that is not finite is made again in float32, where the model can; it may still not be finite afterwards.
+
     Raises:
         torch.OutOfMemoryError: on a GPU, not even one chunk at a time fits; larger batches are halved.
     """
+    caches = _compress_all(chunks, model, placement, tokens_per_gist)
+    broken = [row for row, cache in enumerate(caches) if not cache.is_finite]
+    if broken and model.can_widen:
+        with suppress(torch.OutOfMemoryError), model.in_float32():
+            wide = _compress_all([chunks[row] for row in broken], model, placement, tokens_per_gist)
+            for row, cache in zip(broken, wide, strict=True):
+                caches[row] = replace(cache, kv=cache.kv.to(caches[row].kv.dtype))
+    return caches
+
+
+def _compress_all(
+    chunks: Sequence[Sequence[int]], model: GistModel, placement: Placement, tokens_per_gist: int
+) -> list[GistCache]:
+    """Return the gist cache of each chunk, as the model computes them; batches that do not fit are halved."""
     caches: dict[int, GistCache] = {}
     waiting = list(_batches([len(chunk) for chunk in chunks]))
     while waiting:

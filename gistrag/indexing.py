@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-import torch
-
 from gistrag import files, manifest
 from gistrag.cache import GistCache
 from gistrag.chunking import Chunk, Chunker
@@ -299,8 +297,8 @@ class Builder:
 
 
 def _is_finite(cache: GistCache) -> bool:
-    """Return whether a gist can be used; one number that is not finite would poison every answer."""
-    if torch.isfinite(cache.kv).all():
+    """Return whether a gist can be used, and say so where it cannot."""
+    if cache.is_finite:
         return True
     logger.warning("a gist is not finite; its chunk will be read as text")
     return False

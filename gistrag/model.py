@@ -249,7 +249,7 @@ class GistModel:
         Without training they are the mean embedding of the vocabulary plus seeded noise of its spread.
         """
         if self.adapter and self.adapter.settings.placement == "learned" and len(self.adapter.gist_vectors) >= count:
-            return self.adapter.gist_vectors[:count]
+            return self.adapter.gist_vectors[:count].to(self._table.dtype)
         table = self._table
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(count, table.shape[1], generator=generator).to(table)
@@ -269,6 +269,28 @@ class GistModel:
                 self.adapter.switch(role)
             with torch.set_grad_enabled(self.is_training and acts):
                 yield
+
+    @property
+    def can_widen(self) -> bool:
+        """Whether float32 holds more than the weights do, which 4-bit ones cannot be turned into."""
+        return self._quantize == "none" and self.dtype.itemsize < torch.float32.itemsize
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32 for the length of the block; afterwards every weight is what it was, bit by bit."""
+        narrow = [(weights, weights.data) for weights in self.network.parameters()]
+        with self._turn:
+            dtype, self.dtype = self.dtype, torch.float32
+            self.__dict__.pop("_read_prefix", None)  # read again in either dtype
+            try:
+                for weights, values in narrow:
+                    weights.data = values.float()
+                yield
+            finally:
+                for weights, values in narrow:
+                    weights.data = values
+                self.dtype = dtype
+                self.__dict__.pop("_read_prefix", None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the next-token logits of final hidden states, ``(..., vocabulary)``."""

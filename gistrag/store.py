@@ -545,6 +545,7 @@ class Store:
         with self._guard, self._explained(), closing(sqlite3.connect(folder / "index.db")) as copied:
             copied.execute("PRAGMA synchronous = FULL")
             self._connection.backup(copied)
+        files.sync_folder(folder)  # SQLite does not wait for its journal to be gone
 
     @property
     def checked_ns(self) -> int:
@@ -627,7 +628,7 @@ class Store:
             kept.add(self._snapshot_path(record.sha256))
         with self._explained():
             found = [*self.folder.iterdir(), *self.folder.glob("gists/??/*")]
-        return sorted(path for path in found if _LEFT_BY_A_BUILD.fullmatch(path.name) and path not in kept)
+        return sorted(path for path in found if is_by_a_build(path.name) and path not in kept)
 
     def damaged_documents(self) -> list[str]:
         """Return the paths of documents of which a chunk is damaged; a build replaces them."""
@@ -649,6 +650,8 @@ class Store:
             if not self._database.is_file():
                 raise _nothing_built(self.folder)
             _require_trust(self.folder)
+            if not self._is_builder and _is_half_made(self.folder):
+                raise _nothing_built(self.folder)
             self._opened = files.stamp(self._database)
             is_quiet = not self._is_builder and _is_quiet(self.folder)
             self._is_immutable = is_quiet and not os.access(self.folder, os.W_OK)
@@ -799,6 +802,15 @@ class Store:
         return [ChunkRow(*value) for value in values]
 
 
+def is_by_a_build(name: str) -> bool:
+    """Return whether a build gives a file this name: a gist, a vector file, or something half written.
+
+    >>> is_by_a_build(f"faiss-{'0' * 64}.idx"), is_by_a_build("notes.txt")
+    (True, False)
+    """
+    return bool(_LEFT_BY_A_BUILD.fullmatch(name))
+
+
 def _is_quiet(folder: Path) -> bool:
     """Return whether SQLite may be told that nobody writes: it then needs no ``-shm``, which it could not make.
 
@@ -806,6 +818,17 @@ def _is_quiet(folder: Path) -> bool:
     """
     wal, shm = folder / "index.db-wal", folder / "index.db-shm"
     return not wal.exists() or (not wal.stat().st_size and not shm.exists())
+
+
+def _is_half_made(folder: Path) -> bool:
+    """Return whether SQLite was stopped while it made index.db; only then does it need a journal, later the log.
+
+    Its first byte is no zero while it counts. A builder rolls it back; a reader may not, and would read what is half
+    written if it were told that nobody writes.
+    """
+    with suppress(FileNotFoundError):
+        return files.read(folder / "index.db-journal")[:1] not in (b"", b"\0")
+    return False
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -156,3 +157,22 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(threads if request.node.get_closest_marker("model") else 1)
     yield
     torch.set_num_threads(threads)
+
+
+_unpickled: list[str] = []
+
+
+def _listen(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "pickle.find_class":
+        _unpickled.append(".".join(map(str, arguments)))
+
+
+sys.addaudithook(_listen)  # cannot be taken back: it listens for as long as the process lives
+
+
+@pytest.fixture(autouse=True)
+def nothing_unpickled() -> Iterator[None]:
+    """Let no test load a class or function by a name that stands in data, as pickle does."""
+    _unpickled.clear()
+    yield
+    assert [] == _unpickled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 from hostile import SEEDS, bombs
 
@@ -157,6 +159,14 @@ def test_what_is_banned_would_be_found(line: str) -> None:
 def test_what_is_harmless_is_not(line: str) -> None:
     """What looks alike and turns nothing into code stays allowed."""
     assert [] == list(banned(line, "gistfile.py"))
+
+
+def test_every_test_listens_for_pickles() -> None:
+    """What is unpickled in this process is heard, and would fail the test it happens in."""
+    pickle.loads(pickle.dumps(Path))
+
+    assert any("Path" in name for name in conftest._unpickled)
+    conftest._unpickled.clear()
 
 
 # What a run does

@@ -134,3 +134,38 @@ def test_compression_works_in_bf16() -> None:
         cache = compress(model, TEXTS, placement=placement)[0]
         assert cache.kv.dtype == torch.bfloat16
         assert cache.kv.isfinite().all()
+
+
+def overflowing(scale_down: float) -> GistModel:
+    """Return a float16 model whose middle layer leaves the range of float16 and comes back by *scale_down*."""
+    model = tiny_model(dtype=torch.float16)
+    mlp = model.network.model.layers[1].mlp
+    mlp.gate_proj.weight.mul_(3e4)
+    mlp.up_proj.weight.mul_(3e4)
+    mlp.down_proj.weight.mul_(scale_down)
+    return model
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_gist_that_is_not_finite_is_made_again_in_float32(placement: str) -> None:
+    """What overflows float16 on the way is computed in float32; the model is then what it was, bit by bit."""
+    model = overflowing(1e-4)
+    before = [weights.clone() for weights in model.network.parameters()]
+    assert not any(cache.is_finite for cache in compression._compress_all(TEXTS, model, placement, 2))
+
+    caches = compress(model, TEXTS, placement=placement)
+
+    assert all(cache.is_finite and cache.kv.dtype == torch.float16 for cache in caches)
+    assert all(torch.equal(old, new) for old, new in zip(before, model.network.parameters(), strict=True))
+    assert (torch.float16, torch.float16) == (model.dtype, model.prefix.kv.dtype)
+
+
+def test_a_gist_that_float32_cannot_save_stays_as_it_is(model: GistModel) -> None:
+    """Values that no float16 holds, and weights that cannot be widened, are left to the caller to refuse."""
+    too_large, four_bits = overflowing(1e-4), overflowing(1e-4)
+    too_large.network.model.layers[0].self_attn.v_proj.weight.fill_(6e4)
+    four_bits._quantize = "nf4"
+
+    assert not any(cache.is_finite for cache in compress(too_large, TEXTS))
+    assert not any(cache.is_finite for cache in compress(four_bits, TEXTS))
+    assert not model.can_widen

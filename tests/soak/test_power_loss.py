@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from gistrag import files, schema
+from gistrag import backup, files, schema
 from gistrag.rag import GistRAG
+from gistrag.retrieval import write_snapshot
 from gistrag.store import Store
 from soak import stand_in
 from soak.disk import CHOICES, Disk, Image, write_image
@@ -36,17 +37,24 @@ Log = list[Operation | Commit]
 def recorded(folder: Path) -> Iterator[Log]:
     """Give the log of all operations in *folder*, with the commits among them."""
     log: Log = []
-    real = Store.commit
+    real, real_copy = Store.commit, Store.copy_to
 
     def commit(self: Store) -> None:
-        if not self._connection.in_transaction:
-            return
+        if self.folder != folder:
+            real(self)
+        elif self._connection.in_transaction:
+            log.append(Commit(state_of(self), is_done=False))
+            real(self)
+            log.append(Commit(state_of(self), is_done=True))
+
+    def copy_to(self: Store, target: Path) -> None:
         log.append(Commit(state_of(self), is_done=False))
-        real(self)
+        real_copy(self, target)
         log.append(Commit(state_of(self), is_done=True))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "commit", commit)
+        patch.setattr(Store, "copy_to", copy_to)
         with watched(Watch(folder, after=lambda operation: log.append(operation) if operation.changes else None)):
             yield log
 
@@ -78,6 +86,32 @@ def builds_of_a_folder(folder: Path) -> None:
             GistRAG.from_folder(docs, index=folder, engine=engine, **settings).close()
 
 
+def copies_of_an_index(folder: Path) -> None:
+    """Two backups into one folder, of an index that changed in between."""
+    for texts in (["the first of a", "the second of a"], ["the first of a", "the second of a, changed"]):
+        with Store.build(folder.with_name("source")) as store:
+            if store.is_new:
+                stand_in.configure(store)
+            put(store, "a.txt", texts)
+            write_snapshot(store)
+            store.gc()
+        copy_again(folder)
+
+
+def copy_again(folder: Path) -> None:
+    """Back the index up into *folder*."""
+    with Store.open(folder.with_name("source")) as store:
+        backup.copy(store, folder)
+
+
+def build_again(folder: Path) -> None:
+    """Take up an index as a build does."""
+    with Store.build(folder) as store:
+        if store.is_new:
+            stand_in.configure(store)
+        store.gc()
+
+
 def crashes(log: Log, moments: Iterable[int]) -> Iterator[tuple[str, Image, list[State | None]]]:
     """Yield every folder that a crash can leave, each once, with the states that may be found in it."""
     disk, safe = Disk(), 0
@@ -101,32 +135,42 @@ def crashes(log: Log, moments: Iterable[int]) -> Iterator[tuple[str, Image, list
                 yield f"after {moment} {entry} with bytes and names {choice}", image, states[safe:]
 
 
-def problem(image: Image, folder: Path, allowed: list[State | None], *, then_build: bool) -> str:
-    """Return what is wrong with a crashed folder, nothing if a reader and a builder are well served by it."""
+def problem(image: Image, folder: Path, allowed: list[State | None], again: Callable[[Path], None] | None) -> str:
+    """Return what is wrong with a crashed folder, nothing if a reader and a builder are well served by it.
+
+    Args:
+        again: the command that is run on it next; a build leaves the state as it is, a backup brings the newest one.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     write_image(image, folder)
     try:
         seen = look_into(folder)
         if seen.wrong or seen.state not in allowed:
             return f"{seen}, expected one of {allowed}"
-        if then_build:
-            with Store.build(folder) as store:
-                if store.is_new:
-                    stand_in.configure(store)
-                store.gc()
-                again = state_of(store)
-            if again != (seen.state or {}) or look_into(folder).wrong:
-                return f"after the next build {again}, expected {seen.state}"
+        if again:
+            again(folder)
+            after, expected = look_into(folder), seen.state or {}
+            if again is copy_again:
+                expected = look_into(folder.with_name("source")).state or {}
+            if after.wrong or after.state != expected:
+                return f"after the next command {after}, expected {expected}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def violations(log: Log, folder: Path, *, moments: Iterable[int], builds_every: int) -> Iterator[str]:
-    """Yield what is wrong with each crashed folder that is wrong; a builder takes up one in *builds_every*."""
+def violations(
+    log: Log,
+    folder: Path,
+    *,
+    moments: Iterable[int],
+    builds_every: int,
+    again: Callable[[Path], None] = build_again,
+) -> Iterator[str]:
+    """Yield what is wrong with each crashed folder that is wrong; the next command takes up one in *builds_every*."""
     count = 0
     for count, (moment, image, allowed) in enumerate(crashes(log, moments), 1):
-        if told := problem(image, folder, allowed, then_build=count % builds_every == 0):
+        if told := problem(image, folder, allowed, None if count % builds_every else again):
             yield f"{moment}: {told}"
     print(f"{len(log)} operations and commits, {count} different crashes")
 
@@ -170,6 +214,15 @@ def test_power_loss_leaves_the_last_commit(tmp_path: Path, randomness: random.Ra
     assert [] == list(violations(log, tmp_path / "crashed", moments=moments, builds_every=10))
 
 
+def test_power_loss_during_a_backup(tmp_path: Path, randomness: random.Random) -> None:
+    """A backup is the index of one moment or none yet, an earlier one stands, and the next goes on without hands."""
+    log = record(tmp_path / "index", copies_of_an_index)
+
+    moments = some(log, randomness, 0.1)
+    found = violations(log, tmp_path / "crashed", moments=moments, builds_every=5, again=copy_again)
+    assert [] == list(found)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("life", [life_of_an_index, builds_of_a_folder])
 def test_power_loss_at_every_moment(tmp_path: Path, life: Callable[[Path], None]) -> None:
@@ -177,6 +230,15 @@ def test_power_loss_at_every_moment(tmp_path: Path, life: Callable[[Path], None]
     log = record(tmp_path / "index", life)
 
     found = violations(log, tmp_path / "crashed", moments=range(len(log)), builds_every=4)
+    assert [] == list(found)
+
+
+@pytest.mark.soak
+def test_power_loss_at_every_moment_of_a_backup(tmp_path: Path) -> None:
+    """The same for two backups into one folder, each crash followed by another backup."""
+    log = record(tmp_path / "index", copies_of_an_index)
+
+    found = violations(log, tmp_path / "crashed", moments=range(len(log)), builds_every=1, again=copy_again)
     assert [] == list(found)
 
 
