@@ -62,6 +62,7 @@ def encode(cache: GistCache, *, key: str, fingerprint: str, kv_cache_dtype: str 
         "fingerprint": fingerprint,
         "source_tokens": str(cache.source_tokens),
         "dtype": str(cache.kv.dtype),
+        **({} if cache.fidelity is None else {"fidelity": f"{cache.fidelity:.4f}"}),
     }
     return _ordered(safetensors.torch.save(tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
 
@@ -85,7 +86,8 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
         seal = metadata.pop("sha256")
         is_plain = tensors["kv"].is_floating_point()
         kv = tensors["kv"] if is_plain else quantisation.dequantise(tensors, DTYPES[metadata["dtype"]])
-        cache = GistCache(kv, tensors["positions"].long(), int(metadata["source_tokens"]))
+        fidelity = float(metadata["fidelity"]) if "fidelity" in metadata else None
+        cache = GistCache(kv, tensors["positions"].long(), int(metadata["source_tokens"]), fidelity)
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise corrupt(path, "a gist file", f"{type(error).__name__}: {error}") from error
     version = FORMAT_VERSION if is_plain else QUANTISED_VERSION
