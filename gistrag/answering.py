@@ -24,6 +24,7 @@ import torch
 from gistrag.cache import GistCache, Layout, Memory, concatenate
 from gistrag.compression import compress
 from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundError, ResourceError, UsageError
+from gistrag.fidelity import compress_to, is_faithful
 from gistrag.generation import decode_stream, generate, read_text
 from gistrag.model import GistModel
 from gistrag.retrieval import Hit
@@ -48,7 +49,7 @@ class Options:
     Attributes:
         top_k: chunks to answer from.
         mode: ``gist`` loads their gist caches, ``text`` reads their text, ``hybrid`` reads the best one as text and
-            loads the rest.
+            loads the rest, ``auto`` reads those as text whose gists are below the index's floor of quality.
         scope: path of one document, of which *all* chunks are taken instead of the best *top_k*.
         filters: see `gistrag.store.Store.select`.
         max_new_tokens: where an answer is cut; temperature: 0 takes the likeliest token, above it draws with *seed*.
@@ -320,7 +321,8 @@ class Stream(Iterator[str]):
     def _passage(self, hit: Hit, *, is_best: bool) -> Passage:
         mode, chunk = self._options.mode, hit.chunk
         wants_text = mode == "text" or (mode == "hybrid" and is_best)
-        if not wants_text and (gists := self._gists(chunk)):
+        gists = None if wants_text else self._gists(chunk)
+        if gists and (mode != "auto" or is_faithful(gists, self._store.settings.min_quality)):
             return Passage(hit, gists.to(self._model.device))
         return Passage(hit, self._model.encode_passage(chunk.text, chunk.heading))
 
@@ -435,8 +437,10 @@ class GivenTexts:
 
     def _made(self, ids: Sequence[int]) -> GistCache:
         settings = self.store.settings
-        (cache,) = compress(self.model, [ids], placement=settings.placement, tokens_per_gist=settings.tokens_per_gist)
-        return cache
+        placement, rate, floor = settings.placement, settings.tokens_per_gist, settings.min_quality
+        if floor:
+            return compress_to(self.model, [ids], placement=placement, tokens_per_gist=rate, min_quality=floor)[0]
+        return compress(self.model, [ids], placement=placement, tokens_per_gist=rate)[0]
 
 
 def is_compressible(model: GistModel, ids: Sequence[int], *, tokens_per_gist: int) -> bool:

@@ -71,6 +71,15 @@ def build(
         KvCacheDtype | None,
         typer.Option(help="Numbers in gist files: auto as in the model, int8 half the bytes; at first auto."),
     ] = None,
+    min_quality: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="X",
+            help="Fidelity that gists must have, else a chunk gets more; at first 0, none.",
+        ),
+    ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make an index with other settings again.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Hash every gist file first, and try skipped files again.")
@@ -105,6 +114,7 @@ def build(
             chunk_tokens=chunk_tokens,
             quantize=quantize,
             kv_cache_dtype=kv_cache_dtype,
+            min_quality=min_quality,
         )
     with rag:
         done = summary(rag)
@@ -137,6 +147,8 @@ def summary(rag: GistRAG) -> dict[str, Any]:
         "gists_made": report.gists_made,
         "gists_found": report.gists_found,
         "without_gist": report.without_gist,
+        "refined": report.refined,
+        "below_quality": report.below,
         "seconds": round(report.seconds, 3),
         "tokens_per_s": round(report.tokens / report.seconds, 1) if report.seconds else 0.0,
     }
@@ -162,7 +174,15 @@ def _lines(done: dict[str, Any]) -> list[str]:
 def _gists(done: dict[str, Any]) -> str:
     made = f"{done['gists_made']:,} gists made ({megabytes(done['new_gist_bytes'])})"
     found = f", {done['gists_found']:,} found" if done["gists_found"] else ""
-    return made + found + (f", {done['without_gist']:,} chunks stay text" if done["without_gist"] else "")
+    refined = f", {done['refined']:,} with more gists" if done["refined"] else ""
+    below = f", {done['below_quality']:,} below the floor of quality" if done["below_quality"] else ""
+    return (
+        made
+        + found
+        + refined
+        + below
+        + (f", {done['without_gist']:,} chunks stay text" if done["without_gist"] else "")
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

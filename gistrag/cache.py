@@ -15,14 +15,16 @@ This module knows no model, no file and no tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gistrag.quantisation import BITS, dequantise, quantise
 from gistrag.rope import Rope
+from gistrag.settings import KvCacheDtype
 
 Layout = Literal["spread", "packed"]
 
@@ -36,11 +38,13 @@ class GistCache:
         positions: position of each gist inside its chunk, ``(gists,)``, or ``(layers, kv_heads, slots)`` where
             every head kept its own tokens; int64, each in ``[0, source_tokens)``, or -1 for a hole.
         source_tokens: tokens of text the cache stands for; the span it takes in a spread prompt.
+        fidelity: how much of the chunk it keeps, 0 to 1, see `gistrag.fidelity`; None where nobody measured.
     """
 
     kv: Tensor
     positions: Tensor
     source_tokens: int
+    fidelity: float | None = None
 
     @property
     def gists(self) -> int:
@@ -66,7 +70,7 @@ class GistCache:
 
     def to(self, device: torch.device) -> GistCache:
         """Return the cache on *device*."""
-        return GistCache(self.kv.to(device), self.positions.to(device), self.source_tokens)
+        return replace(self, kv=self.kv.to(device), positions=self.positions.to(device))
 
     def span(self, layout: Layout) -> int:
         """Return the positions the cache takes in a prompt."""
@@ -91,6 +95,12 @@ class Memory:
     def slots(self) -> int:
         """Cache slots the memory takes."""
         return self.kv.shape[3]
+
+
+def as_stored(cache: GistCache, kv_cache_dtype: KvCacheDtype) -> GistCache:
+    """Return a cache as it comes back from its file."""
+    bits = BITS.get(kv_cache_dtype)
+    return replace(cache, kv=dequantise(quantise(cache.kv, bits), cache.kv.dtype)) if bits else cache
 
 
 def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spread") -> Tensor:

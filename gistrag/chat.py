@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from gistrag.rag import GistRAG
 
 HELP = """\
-/mode gist|text|hybrid   how passages are read      /sources   what the last answer rests on
-/top-k N                 how many passages          /help      this
-/scope PATH              one document; /scope off   /quit      end, as Ctrl-D does
-Ctrl-C stops an answer."""
+/mode gist|text|hybrid|auto   how passages are read
+/top-k N                 how many passages          /sources   what the last answer rests on
+/scope PATH              one document; /scope off   /help      this
+Ctrl-C stops an answer                              /quit      end, as Ctrl-D does"""
 
 app = command.application()
 

@@ -63,7 +63,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", callback=_silence, help="Print r
 Debug = Annotated[bool, typer.Option("--debug", callback=_explain_all, help="Show the traceback of an error.")]
 TopK = Annotated[int, typer.Option("--top-k", min=1, metavar="N", help="Chunks to answer from.")]
 AnswerMode = Annotated[
-    Mode, typer.Option("--mode", help="gist loads gist caches, text reads text, hybrid reads only the best chunk.")
+    Mode,
+    typer.Option(
+        "--mode", help="gist loads gist caches, text reads text, hybrid the best chunk, auto those of low fidelity."
+    ),
 ]
 Scope = Annotated[
     str | None, typer.Option("--scope", metavar="PATH", help="One document, taken whole instead of the best chunks.")

@@ -35,7 +35,7 @@ SURE = 0.25
 
 
 def compress(
-    model: GistModel, chunks: Sequence[Sequence[int]], *, placement: Placement = "selected", tokens_per_gist: int = 2
+    model: GistModel, chunks: Sequence[Sequence[int]], *, placement: Placement = "adaptive", tokens_per_gist: int = 4
 ) -> list[GistCache]:
     """Return the gist cache of each chunk, in the order given.
 

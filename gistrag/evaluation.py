@@ -31,14 +31,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 from gistrag import files, gistfile
-from gistrag.cache import GistCache, Layout, Memory, concatenate
+from gistrag.cache import GistCache, Layout, Memory, as_stored, concatenate
 from gistrag.cases import WHOLE, Case, Passage
 from gistrag.compression import BATCH_TOKENS, TextPass, gist_count
 from gistrag.errors import UsageError
 from gistrag.generation import generate_together, read_text
 from gistrag.metrics import contains, exact_match, f1, hallucinated, is_refusal
 from gistrag.model import GistModel
-from gistrag.quantisation import BITS, dequantise, quantise, stored_bytes
+from gistrag.quantisation import stored_bytes
 from gistrag.settings import KvCacheDtype, Placement
 
 ARMS = ("none", "full", "untuned", "text", "kv", "gist", "hybrid")
@@ -275,12 +275,6 @@ class Memories:
         shape = (layers, both, kv_heads, cache.gists, head_dim)
         kv = stored_bytes(shape, self._kv_cache_dtype, itemsize=cache.kv.dtype.itemsize)
         return kv + 2 * int((cache.positions >= 0).sum())
-
-
-def as_stored(cache: GistCache, kv_cache_dtype: KvCacheDtype) -> GistCache:
-    """Return a cache as it comes back from its file."""
-    bits = BITS.get(kv_cache_dtype)
-    return replace(cache, kv=dequantise(quantise(cache.kv, bits), cache.kv.dtype)) if bits else cache
 
 
 class Examiner:

@@ -66,6 +66,7 @@ def encode(cache: GistCache, *, key: str, fingerprint: str, kv_cache_dtype: str 
         "fingerprint": fingerprint,
         "source_tokens": str(cache.source_tokens),
         "dtype": str(cache.kv.dtype),
+        **({} if cache.fidelity is None else {"fidelity": f"{cache.fidelity:.4f}"}),
     }
     return _ordered(safetensors.torch.save(tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
 
@@ -90,7 +91,8 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
         is_plain, is_ragged = tensors["kv"].is_floating_point(), "counts" in tensors
         whole = _with_holes(tensors) if is_ragged else tensors
         kv = whole["kv"] if is_plain else quantisation.dequantise(whole, DTYPES[metadata["dtype"]])
-        cache = GistCache(kv, whole["positions"].long(), int(metadata["source_tokens"]))
+        fidelity = float(metadata["fidelity"]) if "fidelity" in metadata else None
+        cache = GistCache(kv, whole["positions"].long(), int(metadata["source_tokens"]), fidelity)
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise corrupt(path, "a gist file", f"{type(error).__name__}: {error}") from error
     version = _version(is_ragged=is_ragged, is_plain=is_plain)

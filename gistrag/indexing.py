@@ -28,6 +28,7 @@ from gistrag.compression import compress, gist_count
 from gistrag.documents import Document, FoundFile, Skipped, find, load
 from gistrag.embedder import Embedder
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError
+from gistrag.fidelity import compress_to, is_faithful
 from gistrag.model import GistModel
 from gistrag.progress import Progress, Silence, megabytes
 from gistrag.quantisation import stored_bytes
@@ -50,6 +51,8 @@ class SyncReport:
         renamed: ``old → new``, these are not among the other paths; unchanged: how many documents were left alone.
         gists_made, gists_found: gist files computed now, and found from an earlier build or an equal chunk.
         without_gist: chunks that are read as text, being too short or not finite.
+        refined: gists made now with more tokens than the index has for others, to reach its floor of quality; below:
+            gists made now that are below it all the same.
         tokens: source tokens compressed now; gist_bytes: written for them.
     """
 
@@ -64,6 +67,8 @@ class SyncReport:
     gists_made: int = 0
     gists_found: int = 0
     without_gist: int = 0
+    refined: int = 0
+    below: int = 0
     gist_bytes: int = 0
     seconds: float = 0.0
 
@@ -232,10 +237,11 @@ class Builder:
     def _plan(self, works: Sequence[_Work]) -> None:
         """Say what is ahead, and refuse work that the disk cannot hold."""
         lengths = {work.key: len(work.ids) for work in works if work.key}
-        missing = (length for key, length in lengths.items() if not self._store.gist_path(key).exists())
-        counts = (gist_count(length, self._settings.tokens_per_gist) for length in missing)
+        missing = [length for key, length in lengths.items() if not self._store.gist_path(key).exists()]
+        counts = [gist_count(length, self._settings.tokens_per_gist) for length in missing]
         needed, free = sum(map(self._stored_bytes, counts)), files.free_bytes(self._store.folder)
-        self._progress.plan(chunks=len(works), tokens=sum(len(work.ids) for work in works), gist_bytes=needed)
+        most = sum(map(self._stored_bytes, missing if self._settings.min_quality else counts))
+        self._progress.plan(chunks=len(works), tokens=sum(len(work.ids) for work in works), gist_bytes=most)
         if needed > free:
             raise ResourceError(
                 f"the gists need {needed:,} bytes ({megabytes(needed)}), {self._store.folder} has {free:,} "
@@ -271,20 +277,31 @@ class Builder:
         found = {key for key in wanted if self._store.adopt(key)}
         missing = {key: ids for key, ids in wanted.items() if key not in found}
         settings = self._settings
-        caches = compress(
-            self._model,
-            list(missing.values()),
-            placement=settings.placement,
-            tokens_per_gist=settings.tokens_per_gist,
-        )
+        chunks, placement, rate = list(missing.values()), settings.placement, settings.tokens_per_gist
+        if settings.min_quality:
+            caches = compress_to(
+                self._model,
+                chunks,
+                placement=placement,
+                tokens_per_gist=rate,
+                min_quality=settings.min_quality,
+                kv_cache_dtype=settings.kv_cache_dtype,
+            )
+        else:
+            caches = compress(self._model, chunks, placement=placement, tokens_per_gist=rate)
         made = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
         self._store.put_gists(made)
         self.report.gists_found += len(found)
         self.report.gists_made += len(made)
         self.report.gist_bytes += sum(self._stored_bytes(cache.gists) for cache in made.values())
         self.report.tokens += sum(cache.source_tokens for cache in caches)
+        self.report.refined += sum(self._is_refined(cache) for cache in made.values())
+        self.report.below += sum(not is_faithful(cache, settings.min_quality) for cache in made.values())
         self.report.without_gist += sum(work.key not in found | made.keys() for work in batch)
         return found | made.keys()
+
+    def _is_refined(self, cache: GistCache) -> bool:
+        return cache.gists > gist_count(cache.source_tokens, self._settings.tokens_per_gist)
 
     def _finish(self) -> None:
         """Commit what is left, bring the vector snapshot up to date, and remove what nothing refers to."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gistrag import command
-from gistrag.errors import ModelNotFoundError, UsageError
+from gistrag.errors import CorruptGistError, GistNotFoundError, ModelNotFoundError, UsageError
 from gistrag.progress import megabytes
 from gistrag.prompt import Prompt
 
@@ -136,12 +136,26 @@ def _show_document(store: Store, path: str, *, as_json: bool) -> None:
     if as_json:
         command.print_json({"document": path, "chunks": [asdict(chunk) for chunk in chunks]})
         return
+    has_floor = store.settings.min_quality > 0
     rows = [
         (chunk.id, _place(chunk), f"{chunk.start}-{chunk.end}", chunk.tokens, gists.get(chunk.gist_key or "", "text"),
-         " ".join(chunk.text.split())[:SNIPPET_CHARACTERS])
+         *([_fidelity(store, chunk)] if has_floor else []), " ".join(chunk.text.split())[:SNIPPET_CHARACTERS])
         for chunk in chunks
     ]  # fmt: skip
-    command.print_table(["chunk", "where", "characters", "tokens", "gists", "begins"], rows)
+    measured = ["fidelity"] if has_floor else []
+    command.print_table(["chunk", "where", "characters", "tokens", "gists", *measured, "begins"], rows)
+
+
+def _fidelity(store: Store, chunk: ChunkRow) -> str:
+    """Return the fidelity of a chunk's gists, and whether mode ``auto`` reads it as text; else nothing."""
+    if chunk.gist_key is None:
+        return ""
+    try:
+        fidelity = store.load(chunk.gist_key).fidelity
+    except (CorruptGistError, GistNotFoundError):
+        return ""
+    is_below = fidelity is not None and fidelity < store.settings.min_quality
+    return "" if fidelity is None else f"{fidelity:.2f}{' text' if is_below else ''}"
 
 
 def _place(chunk: ChunkRow) -> str:
@@ -185,6 +199,7 @@ def gist_facts(store: Store, chunk: ChunkRow, cache: GistCache) -> dict[str, Any
         "kv": "layers {}, 2, kv_heads {}, gists {}, head_dim {}".format(*(cache.kv.shape[i] for i in (0, 2, 3, 4))),
         "dtype": str(cache.kv.dtype).removeprefix("torch."),
         "kv_cache_dtype": store.settings.kv_cache_dtype,
+        "fidelity": "not measured" if cache.fidelity is None else cache.fidelity,
         "positions": "of every head" if cache.positions.ndim == 3 else "of all heads alike",
         "bytes": row.size,
         "key": row.key,

@@ -51,8 +51,9 @@ class Engine:
     def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
         """Return all that a gist depends on."""
         dials = {name: str(getattr(settings, name)) for name in ("placement", "tokens_per_gist", "chunk_tokens")}
-        stored = {} if settings.kv_cache_dtype == "auto" else {"kv_cache_dtype": settings.kv_cache_dtype}
-        return {**self.model.fingerprint, **dials, **stored}
+        chosen = {"kv_cache_dtype": settings.kv_cache_dtype, "min_quality": settings.min_quality}
+        dials |= {name: str(value) for name, value in chosen.items() if value not in ("auto", 0.0)}
+        return {**self.model.fingerprint, **dials}
 
 
 class GistRAG:

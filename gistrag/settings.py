@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageError
 
 Placement = Literal["adaptive", "selected", "anchored", "learned"]
-Mode = Literal["gist", "text", "hybrid"]
+Mode = Literal["gist", "text", "hybrid", "auto"]
 KvCacheDtype = Literal["auto", "int8", "int4"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -73,27 +73,30 @@ class IndexSettings:
         embedder: hub id, local folder or catalogue name of the sentence-embedding model.
         adapter: folder or catalogue name of the trained adapter, or ``"none"``.
         placement: where a chunk's gists come from; see `gistrag.compression`.
-        tokens_per_gist: source tokens one gist stands for, at least 1. 1 with ``selected`` keeps the full KV cache.
+        tokens_per_gist: source tokens one gist stands for, at least 1. 1 keeps the full KV cache.
         chunk_tokens: most tokens of the model's own tokenizer in one chunk.
         quantize: ``"nf4"`` loads the model in 4 bits (bitsandbytes), ``"none"`` as it is stored.
         kv_cache_dtype: numbers of gist files: ``"auto"`` for those of the model, ``"int8"`` for half, ``"int4"`` for a
             quarter of the bytes.
+        min_quality: fidelity that the gists of a chunk are to have, 0 to 1; chunks below get more gists, and are read
+            as text by mode ``auto`` where that does not help. 0 measures none.
 
     Raises:
         UsageError: a value outside its range.
 
     >>> IndexSettings().tokens_per_gist
-    2
+    4
     """
 
     model: str = DEFAULT_MODEL
     embedder: str = DEFAULT_EMBEDDER
     adapter: str = "none"
-    placement: Placement = "selected"
-    tokens_per_gist: int = 2
+    placement: Placement = "adaptive"
+    tokens_per_gist: int = 4
     chunk_tokens: int = 256
     quantize: Literal["none", "nf4"] = "none"
     kv_cache_dtype: KvCacheDtype = "auto"
+    min_quality: float = 0.0
 
     def __post_init__(self) -> None:
         if self.placement not in get_args(Placement):
@@ -106,6 +109,8 @@ class IndexSettings:
             raise UsageError(f"quantize must be none or nf4, got {self.quantize!r}")
         if self.kv_cache_dtype not in get_args(KvCacheDtype):
             raise UsageError(f"kv_cache_dtype must be auto, int8 or int4, got {self.kv_cache_dtype!r}")
+        if not 0 <= self.min_quality <= 1:
+            raise UsageError(f"min_quality must be from 0 to 1, got {self.min_quality}")
 
     def to_json(self) -> str:
         """Return the settings as one line of JSON with sorted keys."""

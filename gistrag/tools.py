@@ -36,7 +36,10 @@ Document = Annotated[str | None, Field(description="Path of one document to stay
 TopK = Annotated[int, Field(ge=1, le=64, description="How many passages.")]
 Length = Annotated[int, Field(ge=1, le=4096, description="Longest answer, in tokens.")]
 Reading = Annotated[
-    Mode, Field(description="gist is quick, text reads the passages in full, hybrid reads the best one in full.")
+    Mode,
+    Field(
+        description="gist is quick, text reads the passages in full, hybrid the best one, auto those of low fidelity."
+    ),
 ]
 
 

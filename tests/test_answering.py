@@ -216,7 +216,7 @@ def test_nothing_passes_the_filters(rag: GistRAG) -> None:
     ("options", "message"),
     [
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"mode": "fast"}, "mode must be one of gist, text, hybrid, got 'fast'"),
+        ({"mode": "fast"}, "mode must be one of gist, text, hybrid, auto, got 'fast'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be at least 0 and finite, got -1.0"),
         ({"temperature": float("nan")}, "temperature must be at least 0 and finite, got nan"),

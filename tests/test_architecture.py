@@ -20,7 +20,7 @@ FLOORS = [
     {"chunking", "gistfile", "embedder", "vectors", "adapter"},
     {"model"},
     {"store", "compression", "generation", "examples"},
-    {"manifest", "retrieval", "training", "together", "teacher"},
+    {"manifest", "retrieval", "training", "together", "teacher", "fidelity"},
     {"indexing", "answering", "cartridge", "cases", "conversation", "run", "planner", "synthesis"},
     {"rag", "evaluation", "monitoring"},
     {"shelf", "timing", "frontier"},

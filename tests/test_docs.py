@@ -176,7 +176,7 @@ def test_command_lines_parse(page: Path) -> None:
         parse(words)
 
 
-@pytest.mark.parametrize("wrong", ["build docs/ --fast", "query a --mode auto", "ask a", "build nowhere/"])
+@pytest.mark.parametrize("wrong", ["build docs/ --fast", "query a --mode fast", "ask a", "build nowhere/"])
 @pytest.mark.usefixtures("shell")
 def test_wrong_command_lines_do_not_parse(wrong: str) -> None:
     """A verb, option or value that does not exist is noticed, so the test above means something."""
