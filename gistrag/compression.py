@@ -190,6 +190,7 @@ def shared_out(need: Tensor, gists: int) -> Tensor:
     [[[0, 2, 3], [0, -1, -1]]]
     """
     layers, kv_heads, count = need.shape
+    need = need.nan_to_num(nan=0.0)  # what cannot be compared takes nothing from others
     sure = need.topk(max(1, round(SURE * gists)), dim=-1).indices
     ranked = need.scatter(-1, sure, torch.inf)
     kept = torch.zeros(need.numel(), dtype=torch.bool, device=need.device)

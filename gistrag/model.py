@@ -8,6 +8,7 @@ elsewhere.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import logging
@@ -330,9 +331,16 @@ class Reading:
     def __init__(self, model: GistModel, kv: Tensor | None, visible: Tensor | None = None) -> None:
         layers = None if kv is None else [(keys, values) for keys, values in kv]  # (batch, kv_heads, slots, head_dim)
         self._model = model
-        self._visible = visible  # (layers, batch, kv_heads, slots) bool of what it started behind
+        self._began = 0 if kv is None else kv.shape[4]
+        self._columns: list[Tensor] | None = None
+        self._visible: list[Tensor] | None = None
+        if layers is not None and visible is not None:  # a slot that no head of a layer filled is not even carried
+            self._columns = [layer.any(dim=(0, 1)).nonzero()[:, 0] for layer in visible]
+            self._visible = [layer[..., at] for layer, at in zip(visible, self._columns, strict=True)]
+            layers = [(keys[:, :, at], values[:, :, at])
+                      for (keys, values), at in zip(layers, self._columns, strict=True)]  # fmt: skip
         self._cache = transformers.DynamicCache(layers, config=model.network.config)
-        self.slots = 0 if kv is None else kv.shape[4]
+        self.slots = self._began
 
     def feed(
         self,
@@ -374,26 +382,37 @@ class Reading:
 
     def fork(self) -> Reading:
         """Return a reading of its own that has read the same; the tensors so far are shared, none is copied."""
-        twin = Reading(self._model, None, self._visible)
+        twin = copy.copy(self)
         twin._cache = transformers.DynamicCache(
             [(layer.keys, layer.values) for layer in self._cache.layers], config=self._model.network.config
         )
-        twin.slots = self.slots
         return twin
 
     def kv(self, start: int = 0) -> Tensor:
         """Return keys (rotated) and values from slot *start* on, ``(layers, 2, batch, kv_heads, n, head_dim)``."""
-        return torch.stack(
-            [torch.stack((layer.keys[:, :, start:], layer.values[:, :, start:])) for layer in self._cache.layers]
-        )
+        layers = [(layer.keys, layer.values) for layer in self._cache.layers]
+        if self._columns is not None:
+            layers = [(self._spread(keys, at), self._spread(values, at))
+                      for (keys, values), at in zip(layers, self._columns, strict=True)]  # fmt: skip
+        return torch.stack([torch.stack((keys[:, :, start:], values[:, :, start:])) for keys, values in layers])
+
+    def _spread(self, carried: Tensor, columns: Tensor) -> Tensor:
+        """Return what a layer carries with every slot in its place, ``(batch, kv_heads, slots, head_dim)``."""
+        whole = carried.new_zeros(*carried.shape[:2], self.slots, carried.shape[3])
+        whole[:, :, columns] = carried[:, :, : len(columns)]
+        whole[:, :, self._began :] = carried[:, :, len(columns) :]
+        return whole
 
     def memory(self, next_position: int, *, row: int = 0, slots: int | None = None) -> Memory:
         """Return what a row has read so far, or the last *slots* of it."""
         kv, visible = self.kv()[:, :, row], None
         start = 0 if slots is None else self.slots - slots
-        if self._visible is not None:
-            began = self._visible[:, row]
-            visible = functional.pad(began, (0, self.slots - began.shape[-1]), value=True)[..., start:]
+        if self._visible is not None and self._columns is not None:
+            visible = kv.new_zeros(kv[:, 0, ..., 0].shape, dtype=torch.bool)  # (layers, kv_heads, slots)
+            visible[..., self._began :] = True
+            for layer, at, seen in zip(visible, self._columns, self._visible, strict=True):
+                layer[:, at] = seen[row]
+            visible = visible[..., start:]
         return Memory(kv[:, :, :, start:], next_position, visible)
 
 
@@ -465,21 +484,38 @@ def _observed_sdpa(
 ) -> tuple[Tensor, None]:
     """Return scaled-dot-product attention as transformers computes it, after showing queries and keys.
 
-    Nothing looks at the holes of a memory, which are other ones for every layer and head.
+    Nothing looks at the holes of a memory, which are other ones for every layer and head, nor at its padding.
+
+    Args:
+        visible: for each layer, slots of the memory that are none, ``(batch, kv_heads, slots)`` bool.
     """
     observer: Observer | None = kwargs.pop("observer", None)
-    visible: Tensor | None = kwargs.pop("visible", None)
+    visible: list[Tensor] | None = kwargs.pop("visible", None)
     if observer is not None:
         observer(module.layer_idx, query, key)
-    if visible is not None:  # (batch, kv_heads, 1, slots)
-        seen = functional.pad(visible[module.layer_idx], (0, key.shape[2] - visible.shape[3]), value=True)[:, :, None]
-        mask = seen if mask is None else mask & seen
+    if visible is not None:
+        mask = _seen(visible[module.layer_idx], mask, key.shape[2])
     if query.requires_grad and query.device.type == "cpu" and mask is not None:
         return _grouped_attention(query, key, value, mask), None
     if visible is not None and mask is not None:
         mask = mask.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (batch, heads, n, slots)
     output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     return output
+
+
+def _seen(visible: Tensor, mask: Tensor | None, slots: int) -> Tensor:
+    """Return who looks where, ``(batch, kv_heads, n, slots)`` bool: into the memory, and at what was read behind it.
+
+    Args:
+        visible: ``(batch, kv_heads, …)`` bool, of the memory.
+        mask: its last columns are what was read behind; None lets every token look at all of that.
+    """
+    memory = visible[:, :, None]
+    if mask is None:
+        return functional.pad(memory, (0, slots - memory.shape[3]), value=True)
+    behind = mask[..., mask.shape[3] - (slots - memory.shape[3]) :]
+    shape = (*visible.shape[:2], mask.shape[2], -1)
+    return torch.cat((memory.expand(shape), behind.expand(shape)), dim=3)
 
 
 def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -489,7 +525,7 @@ def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) 
 
     Args:
         query: ``(batch, heads, n, head_dim)``; key, value: ``(batch, kv_heads, slots, head_dim)``.
-        mask: ``(batch or 1, kv_heads or 1, n or 1, slots)`` bool.
+        mask: ``(batch or 1, kv_heads or 1, n, slots)`` bool.
     """
     batch, heads, count, width = query.shape
     kv_heads, slots = key.shape[1:3]

@@ -36,7 +36,7 @@ def index(tmp_path: Path, model: GistModel, **settings: Any) -> GistRAG:
     docs.mkdir()
     for name, text in TEXTS.items():
         (docs / name).write_text(text, "utf-8")
-    dials = {"tokens_per_gist": 6, "chunk_tokens": 96, **settings}
+    dials = {"placement": "selected", "tokens_per_gist": 6, "chunk_tokens": 96, **settings}
     return GistRAG.from_folder(docs, index=tmp_path / "index", engine=Engine(model, HashEmbedder()), **dials)
 
 
@@ -115,6 +115,14 @@ def test_generate_of_peft_says_the_same(tmp_path: Path) -> None:
     assert expected == [token for token in new if token not in made.model.stop_ids]
 
 
+def test_heads_of_different_budgets_are_refused(tmp_path: Path) -> None:
+    """A cartridge has as many slots for every head; what to do instead is said."""
+    made = index(tmp_path, tiny_model(), placement="adaptive")
+
+    with pytest.raises(UsageError, match="--placement selected"):
+        exported(made, tmp_path / "out", "mills.md")
+
+
 def test_with_an_adapter_merged_into_the_base(tmp_path: Path) -> None:
     """Where questions are read with an adapter, the logits are equal once it is merged into the base."""
     model = tiny_model()
@@ -125,7 +133,7 @@ def test_with_an_adapter_merged_into_the_base(tmp_path: Path) -> None:
         if name != "gist_vectors":
             weights.data = torch.randn_like(weights) * 0.1
     model.adapter.save(tmp_path / "adapter")
-    made = index(tmp_path, model, placement="selected")
+    made = index(tmp_path, model)
     ids = model.encode_question(QUESTION)
     chunks = exported(made, tmp_path / "out", "mills.md")
 

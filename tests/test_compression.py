@@ -1,4 +1,4 @@
-"""From tokens to gists: three placements, alone or in batches."""
+"""From tokens to gists: placements, alone or in batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_gists_have_the_promised_shape(model: GistModel, placement: str, rate: i
         assert cache.positions.max() < len(text)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", ["adaptive", *PLACEMENTS])
 def test_batched_equals_single(any_model: GistModel, placement: str) -> None:
     """Chunks compressed together are what each is alone: padding is never seen."""
     together = compress(any_model, TEXTS, placement=placement, tokens_per_gist=2)
@@ -58,7 +58,7 @@ def test_selected_at_one_is_the_full_cache(model: GistModel) -> None:
 def test_selected_keeps_entries_of_the_full_cache(model: GistModel) -> None:
     """Every kept key and value is one of the chunk's own, untouched."""
     full = compress(model, [TEXTS[0]], tokens_per_gist=1)[0]
-    kept = compress(model, [TEXTS[0]], tokens_per_gist=4)[0]
+    kept = compress(model, [TEXTS[0]], placement="selected", tokens_per_gist=4)[0]
 
     for layer in range(model.layers):
         for head in range(model.kv_heads):
@@ -68,7 +68,7 @@ def test_selected_keeps_entries_of_the_full_cache(model: GistModel) -> None:
 def test_selected_keeps_what_repeating_attends_to(any_model: GistModel) -> None:
     """Each head keeps the tokens with the highest attention of a naive repetition, computed by transformers itself."""
     text = TEXTS[0]
-    kept = compress(any_model, [text], tokens_per_gist=4)[0].positions
+    kept = compress(any_model, [text], placement="selected", tokens_per_gist=4)[0].positions
     prefix = any_model.encode_template(any_model.prompt.prefix)
     ask = any_model.encode(compression.REPEAT) + any_model.encode_template(any_model.prompt.after_question)
     network = any_model.network
@@ -91,7 +91,7 @@ def test_anchors_are_the_most_surprising_tokens() -> None:
     assert [1, 2, 4] == anchors(torch.tensor([1.0, 5.0, 5.0, 2.0, 9.0, 5.0]), 3).tolist()
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", ["adaptive", *PLACEMENTS])
 def test_another_chunk_in_the_batch_changes_nothing(model: GistModel, placement: str) -> None:
     """The gists of chunk A are the same whatever chunk B says."""
     with_b = compress(model, [TEXTS[0], list(b"something else entirely ....")], placement=placement)[0]
@@ -130,7 +130,7 @@ def test_compression_works_in_bf16() -> None:
     """In the dtype models are stored in, gists have that dtype and are finite."""
     model = tiny_model(dtype=torch.bfloat16)
 
-    for placement in PLACEMENTS:
+    for placement in ("adaptive", *PLACEMENTS):
         cache = compress(model, TEXTS, placement=placement)[0]
         assert cache.kv.dtype == torch.bfloat16
         assert cache.kv.isfinite().all()
@@ -146,7 +146,7 @@ def overflowing(scale_down: float) -> GistModel:
     return model
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", ["adaptive", *PLACEMENTS])
 def test_a_gist_that_is_not_finite_is_made_again_in_float32(placement: str) -> None:
     """What overflows float16 on the way is computed in float32; the model is then what it was, bit by bit."""
     model = overflowing(1e-4)

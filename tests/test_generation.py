@@ -18,7 +18,9 @@ QUESTION = list(b"what does it say?")
 
 def memory_of(model: GistModel) -> Memory:
     """Return two chunks at a quarter of their length behind the prefix: fewer slots than positions."""
-    caches = compress(model, [list(b"a chunk to answer from"), list(b"and another one")], tokens_per_gist=4)
+    caches = compress(
+        model, [list(b"a chunk to answer from"), list(b"and another one")], placement="selected", tokens_per_gist=4
+    )
     return concatenate([model.prefix, *caches], model.rope)
 
 
