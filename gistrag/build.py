@@ -51,7 +51,8 @@ def build(
         str | None, typer.Option(metavar="ADAPTER", help="Trained adapter: folder, name, none; at first auto.")
     ] = None,
     placement: Annotated[
-        Placement | None, typer.Option(help="Where gists come from; at first as the adapter makes them, else selected.")
+        Placement | None,
+        typer.Option(help="Where gists come from; at first what the adapter reads best, else adaptive."),
     ] = None,
     tokens_per_gist: Annotated[
         int | None,

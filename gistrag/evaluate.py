@@ -94,7 +94,7 @@ def evaluate(
         str, typer.Option("--rates", metavar="R,S", help="Tokens per gist of the gist arms.")
     ] = "2,4,8,16",
     placement: Annotated[
-        Placement | None, typer.Option("--placement", help="Where gists come from; else as the adapter makes them.")
+        Placement | None, typer.Option("--placement", help="Where gists come from; else what the adapter reads best.")
     ] = None,
     chunk_tokens: Annotated[int, typer.Option("--chunk-tokens", min=16, metavar="N", help="Most of a chunk.")] = 256,
     top_k: Annotated[
@@ -223,7 +223,7 @@ class Wanted:
             raise UsageError(f"--budgets must be at least 1, got {min(self.budgets)}")
         if not self.arms:
             raise UsageError("--arms names none; leave it out for all of them")
-        arms(self.arms, rates=self.rates, placement="selected", main_rate=1, has_adapter=False)
+        arms(self.arms, rates=self.rates, placement="adaptive", main_rate=1, has_adapter=False)
 
 
 def _names(line: str) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ from typing import Any
 from gistrag.examples import Mixture
 from gistrag.training import Recipe
 
+MADE = ("anchored", "learned")
+"""Placements whose gists are made by the adapter, and must remember how for their gradient."""
+
 NF4_BYTES = 0.5625  # four bits, and one doubly quantised scale for 64 weights
 
 
@@ -90,7 +93,7 @@ def plan(shape: Shape, recipe: Recipe, *, quantize: str = "none") -> Plan:
     """
     mixture = recipe.mixture
     text_tokens = mixture.contexts * mixture.chunk_tokens
-    gist_tokens = text_tokens / min(mixture.rates)
+    gist_tokens = text_tokens / min(mixture.rates) if recipe.placement in MADE else 0.0
     row_tokens = recipe.rows_together * mixture.question_tokens
     slots = recipe.rows_together * len(mixture.chunks) * mixture.chunk_tokens
     kv_bytes = 2 * shape.layers * 2 * shape.kv_heads * shape.head_dim

@@ -77,6 +77,21 @@ def test_a_run_leaves_an_adapter_that_loads(
     assert (out / "curve.png").exists()
 
 
+def test_a_trained_adapter_learns_another_placement(
+    model_folder: Path, questions: Path, recipe: Path, tmp_path: Path
+) -> None:
+    """A run that starts from an adapter leaves one that says what it was trained for last."""
+    given = [str(questions), "--model", str(model_folder), "--recipe", str(recipe)]
+    assert 0 == train.main([*given, "-o", str(tmp_path / "first"), "--steps", "1"])
+    then = ["--adapter", str(tmp_path / "first/adapter"), "--placement", "adaptive", "-o", str(tmp_path / "second")]
+
+    assert 0 == train.main([*given, *then, "--steps", "1"])
+
+    first, second = (AdapterSettings.read(tmp_path / name / "adapter") for name in ("first", "second"))
+    assert ("anchored", "anchored") == (first.placement, first.index_placement)
+    assert ("adaptive", "adaptive") == (second.placement, second.index_placement)
+
+
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_any_base_learns_a_few_steps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,20 @@ def test_learned_gist_vectors_are_trained() -> None:
     reached = learn(model, sampler(model).batch(0))
 
     assert 1 < (reached["gist_vectors"].abs().sum(dim=1) > 0).sum()
+
+
+@pytest.mark.parametrize("placement", ["adaptive", "selected"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_gists_of_the_base_teach_only_their_reader(family: str, placement: str) -> None:
+    """What the base model made has no gradient; the adapter that reads it has."""
+    model = trainee(family, placement=placement)
+    batch = sampler(model).batch(0)
+
+    reached = learn(model, batch, Weights(distillation=1.0, continuation=0.5))
+
+    assert "gist_vectors" not in reached
+    assert any("lora_B" in name and gradient.abs().sum() > 0 for name, gradient in reached.items())
+    assert math.isfinite(Pass(model, batch).measure().answer)
 
 
 def test_rows_read_apart_leave_the_same_gradients() -> None:
