@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,14 +157,13 @@ def test_free_bytes_of_a_folder_to_be(tmp_path: Path) -> None:
 
 
 def test_second_holder_is_told_who_has_it(tmp_path: Path) -> None:
-    """A held lock is refused within a second, naming process and command."""
+    """A held lock is refused while it is held, naming process and command."""
     holder = hold(tmp_path / "lock")
     try:
-        started_s = time.monotonic()
         refused = pytest.raises(IndexLockedError, match=rf"process {holder.pid} on .*gistrag build docs")
         with refused, files.lock(tmp_path / "lock", command="other"):
             pass
-        assert time.monotonic() - started_s < 1
+        assert holder.poll() is None
     finally:
         release(holder)
 
