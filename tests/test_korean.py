@@ -1,4 +1,7 @@
-"""The Korean README keeps in step with the English one: same code, same figures, same shape."""
+"""The Korean README keeps in step with the English one: same code, same figures, same shape.
+
+``python tests/test_korean.py`` copies the blocks of code; the sentences are for a person to translate.
+"""
 
 from __future__ import annotations
 
@@ -72,3 +75,13 @@ def test_another_figure_is_found(wrong: str) -> None:
     changed = KOREAN.replace(wrong, "7", 1)
 
     assert [figures(str(table)) for table in tables(ENGLISH)] != [figures(str(table)) for table in tables(changed)]
+
+
+def copy_blocks() -> None:
+    """Put the code of the English page into the Korean one."""
+    blocks = iter(FENCE.findall(ENGLISH))
+    (ROOT / "README.ko.md").write_text(FENCE.sub(lambda _: next(blocks), KOREAN), "utf-8")
+
+
+if __name__ == "__main__":
+    copy_blocks()
