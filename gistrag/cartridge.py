@@ -23,6 +23,7 @@ from typing import Any
 from gistrag import files
 from gistrag.adapter import cartridge_files
 from gistrag.cache import GistCache, Layout, Memory, concatenate
+from gistrag.compression import compress
 from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundError, ResourceError, UsageError
 from gistrag.generation import read_text
 from gistrag.model import GistModel
@@ -41,13 +42,15 @@ class Cartridge:
 
     Attributes:
         memory: prefix and chunks; ``next_position`` is the number of its slots.
-        chunks: in the order of the memory; texts: ids of those that were read as text, which stand last.
+        chunks: in the order of the memory; texts: ids of those that were read as text, which stand last; again: of
+            those that were compressed again, because their heads keep different numbers of tokens.
         source_tokens: tokens the chunks have; layout: of the gists.
     """
 
     memory: Memory
     chunks: tuple[ChunkRow, ...]
     texts: tuple[int, ...]
+    again: tuple[int, ...]
     source_tokens: int
     layout: Layout
 
@@ -76,17 +79,16 @@ def assemble(store: Store, model: GistModel, chunks: Sequence[ChunkRow]) -> Cart
 
     Spread if the window holds them so, packed else, as in an answer.
 
+    A cartridge has the same slots for every head, and adaptive gists have not: their chunks are compressed again, as
+    selected gists of the same number.
+
     Raises:
         ContextOverflowError: the window holds them in neither layout.
-        UsageError: their heads keep different numbers of tokens.
     """
     gists = {chunk.id: cache for chunk in chunks if (cache := _gists(store, chunk)) is not None}
+    again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].has_holes]
+    gists |= _evened(model, again, store.settings.tokens_per_gist)
     texts = {chunk.id: model.encode_passage(chunk.text, chunk.heading) for chunk in chunks if chunk.id not in gists}
-    if any(cache.has_holes for cache in gists.values()):
-        raise UsageError(
-            "a cartridge has the same slots for every head, and adaptive gists have not; build an index with "
-            "--placement selected to export from"
-        )
     caches = [model.prefix, *(cache.to(model.device) for cache in gists.values())]
     ids = [token for text in texts.values() for token in text]
     layout = _layout(model, caches, len(ids))
@@ -97,6 +99,7 @@ def assemble(store: Store, model: GistModel, chunks: Sequence[ChunkRow]) -> Cart
         memory=memory,
         chunks=tuple(sorted(chunks, key=lambda chunk: chunk.id in texts)),
         texts=tuple(texts),
+        again=tuple(chunk.id for chunk in again),
         source_tokens=sum(cache.source_tokens for cache in caches[1:]) + len(ids),
         layout=layout,
     )
@@ -110,6 +113,13 @@ def _gists(store: Store, chunk: ChunkRow) -> GistCache | None:
     except (CorruptGistError, GistNotFoundError) as error:
         logger.warning("read as text: %s", error)
         return None
+
+
+def _evened(model: GistModel, chunks: Sequence[ChunkRow], tokens_per_gist: int) -> dict[int, GistCache]:
+    """Return selected gists of chunks by their ids; those of each head stand for the same number of tokens."""
+    ids = [model.encode_passage(chunk.text, chunk.heading) for chunk in chunks]
+    caches = compress(model, ids, placement="selected", tokens_per_gist=tokens_per_gist)
+    return {chunk.id: cache for chunk, cache in zip(chunks, caches, strict=True)}
 
 
 def _layout(model: GistModel, caches: Sequence[GistCache], text_tokens: int) -> Layout:
@@ -168,6 +178,7 @@ def _facts(cartridge: Cartridge, model: GistModel, base: str) -> dict[str, Any]:
                 "start": chunk.start,
                 "end": chunk.end,
                 "as_text": chunk.id in cartridge.texts,
+                "compressed_again": chunk.id in cartridge.again,
             }
             for chunk in cartridge.chunks
         ],

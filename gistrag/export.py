@@ -62,8 +62,9 @@ def export(
 
 
 def _line(facts: dict[str, Any], output: Path) -> str:
-    texts = sum(chunk["as_text"] for chunk in facts["chunks"])
+    texts, again = (sum(chunk[name] for chunk in facts["chunks"]) for name in ("as_text", "compressed_again"))
     read = f", {texts:,} of them read as text" if texts else ""
+    read += f", {again:,} compressed again, alike for every head" if again else ""
     merge = "; merge its adapter into the base before loading it" if facts["adapter"] else ""
     counts = f"{len(facts['chunks']):,} chunks{read}, {facts['slots']:,} slots for {facts['source_tokens']:,} tokens"
     return f"{output}: {counts}, for {facts['base']}{merge}"

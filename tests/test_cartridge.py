@@ -15,6 +15,7 @@ from conftest import ExactRotary, HashEmbedder, byte_tokenizer, tiny_model, tiny
 
 from gistrag import cartridge, export, rag
 from gistrag.cache import concatenate
+from gistrag.compression import compress
 from gistrag.errors import ContextOverflowError, UsageError
 from gistrag.generation import generate, read_text
 from gistrag.model import GistModel
@@ -66,7 +67,13 @@ def plain_network(family: str, dtype: torch.dtype) -> Any:
 def ours(made: GistRAG, chunks: cartridge.Cartridge, ids: list[int]) -> torch.Tensor:
     """Return the logits of a question behind the same chunks as an answer places them, from position 0 on."""
     model = made.model
-    gists = [made.store.load(str(chunk.gist_key)) for chunk in chunks.chunks if chunk.id not in chunks.texts]
+    gists = [
+        compress(model, [model.encode_passage(chunk.text, chunk.heading)], placement="selected", tokens_per_gist=6)[0]
+        if chunk.id in chunks.again
+        else made.store.load(str(chunk.gist_key))
+        for chunk in chunks.chunks
+        if chunk.id not in chunks.texts
+    ]
     memory = concatenate([model.prefix, *gists], model.rope, layout=chunks.layout)
     texts = [model.encode_passage(chunk.text, chunk.heading) for chunk in chunks.chunks if chunk.id in chunks.texts]
     memory = read_text(model, memory, [token for text in texts for token in text])
@@ -115,12 +122,21 @@ def test_generate_of_peft_says_the_same(tmp_path: Path) -> None:
     assert expected == [token for token in new if token not in made.model.stop_ids]
 
 
-def test_heads_of_different_budgets_are_refused(tmp_path: Path) -> None:
-    """A cartridge has as many slots for every head; what to do instead is said."""
-    made = index(tmp_path, tiny_model(), placement="adaptive")
+def test_heads_of_different_budgets_are_evened(tmp_path: Path) -> None:
+    """Adaptive gists are made again as selected ones of the same rate, and peft computes what these give."""
+    model = tiny_model()
+    made = index(tmp_path, model, placement="adaptive")
+    ids = model.encode_question(QUESTION)
+    chunks = exported(made, tmp_path / "out", "mills.md")
+    assert any(made.store.load(str(chunk.gist_key)).has_holes for chunk in chunks.chunks)
+    assert chunks.memory.visible is None
+    assert set(chunks.again) <= {chunk.id for chunk in chunks.chunks}
 
-    with pytest.raises(UsageError, match="--placement selected"):
-        exported(made, tmp_path / "out", "mills.md")
+    with torch.no_grad():
+        reader = loaded(plain_network("llama", torch.float64), tmp_path / "out")
+        theirs = reader(input_ids=torch.tensor([ids])).logits[0]
+
+    torch.testing.assert_close(theirs, ours(made, chunks, ids), **EQUAL)
 
 
 def test_with_an_adapter_merged_into_the_base(tmp_path: Path) -> None:

@@ -206,6 +206,16 @@ def test_every_option_is_described(verb: str) -> None:
     assert set() == options_of(verb) - set(re.findall(r"`(--[a-z-]+)", told)) - {"--help"}
 
 
+@pytest.mark.parametrize("verb", sorted(PROGRAM.commands))
+def test_every_command_explains_itself(verb: str) -> None:
+    """The help of a command says what it does, what every option means, and ends with examples of its own."""
+    told = PROGRAM.commands[verb]
+
+    assert told.help
+    assert [] == [parameter.name for parameter in told.params if not parameter.help]
+    assert f"gistrag {verb}" in (told.epilog or "")
+
+
 # Exit codes
 
 
