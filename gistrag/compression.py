@@ -30,7 +30,7 @@ from gistrag.settings import Placement
 
 BATCH_TOKENS = 2048
 REPEAT = "Repeat the passage."
-SURE = 0.25
+SURE = 0.1
 """Of its equal share, what an adaptive head keeps for sure."""
 
 
@@ -180,7 +180,7 @@ def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
 def shared_out(need: Tensor, gists: int) -> Tensor:
     """Return the tokens that each head keeps when all share *gists* for each, ``(layers, kv_heads, slots)``.
 
-    Every head gets a quarter of its part for sure, and what is left goes where the need is greatest. In text order,
+    Every head gets a tenth of its part for sure, and what is left goes where the need is greatest. In text order,
     -1 behind the last one.
 
     Args:

@@ -54,14 +54,14 @@ def test_heads_share_the_budget(any_model: GistModel, rate: int) -> None:
         )
 
 
-def test_need_decides_and_every_head_has_a_quarter_for_sure() -> None:
-    """Eight gists for two heads: two each for sure, and the others to the head that needs them."""
-    need = torch.stack((torch.arange(20.0) + 100, torch.arange(20.0)))[None]
+def test_need_decides_and_every_head_has_a_tenth_for_sure() -> None:
+    """Twenty gists for two heads: two each for sure, and the others to the head that needs them."""
+    need = torch.stack((torch.arange(40.0) + 100, torch.arange(40.0)))[None]
 
-    first, second = shared_out(need, 8)[0]
+    first, second = shared_out(need, 20)[0]
 
-    assert list(range(6, 20)) == first.tolist()
-    assert [18, 19] + [-1] * 12 == second.tolist()
+    assert list(range(2, 40)) == first.tolist()
+    assert [38, 39] + [-1] * 36 == second.tolist()
 
 
 def test_what_is_kept_is_the_chunks_own(model: GistModel) -> None:

@@ -1,9 +1,9 @@
-"""A small index of the current format, to be opened for ever after.
+"""A small index of the current format, and a gist file of each form there is, to be opened for ever after.
 
-    python -m soak.golden                    run in tests/, makes data/golden-index-<format>/
+    python -m soak.golden                    run in tests/, makes what is missing of data/golden-*/
 
-It was made once, with the stand-in compressor and a random model of 45,000 parameters, and never again: the test of a
-later version reads the files of the earlier one. Beside the index lies what is in it, in ``expected.json``.
+They were made once, with the stand-in compressor and a random model of 45,000 parameters, and never again: the test of
+a later version reads the files of the earlier one. Beside them lies what is in them, in ``expected.json``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from gistrag.cache import GistCache
+from gistrag.gistfile import decode, encode
 from gistrag.rag import GistRAG
 from gistrag.schema import FORMAT_VERSION
 from gistrag.store import Store
@@ -68,5 +72,56 @@ def make(target: Path) -> None:
         (target / "expected.json").write_text(json.dumps(contents(index), indent=1) + "\n", "utf-8")
 
 
+GISTS = DATA / "golden-gists"
+KEY, FINGERPRINT = "ab" * 32, "golden"
+FORMS: dict[str, tuple[str, bool]] = {
+    "plain": ("auto", False),
+    "int8": ("int8", False),
+    "int4": ("int4", False),
+    "ragged": ("auto", True),
+    "ragged-int8": ("int8", True),
+    "ragged-int4": ("int4", True),
+}
+"""By name: how keys and values are stored, and whether heads keep different numbers of tokens."""
+
+
+def gist(*, is_ragged: bool) -> GistCache:
+    """Return a small cache in bfloat16, as a model makes them."""
+    kv = torch.randn(2, 2, 2, 3, 8, generator=torch.Generator().manual_seed(14)).to(torch.bfloat16)
+    positions = (
+        torch.tensor([[[0, 4, 9], [1, 2, 8]], [[3, -1, -1], [0, 7, -1]]]) if is_ragged else torch.tensor([0, 4, 9])
+    )
+    return GistCache(kv, positions, 10)
+
+
+def found_in(data: bytes, name: str) -> dict[str, Any]:
+    """Return what a gist file holds, its numbers as a hash."""
+    cache = decode(data, Path(name), key=KEY, fingerprint=FINGERPRINT, check_seal=True)
+    seen = torch.where(cache.visible[:, None, :, :, None], cache.kv, 0).float()  # what stands in holes does not count
+    told = hashlib.sha256(seen.numpy().tobytes()).hexdigest()
+    return {
+        "kv": told,
+        "positions": cache.positions.tolist(),
+        "tokens": cache.source_tokens,
+        "dtype": str(cache.kv.dtype),
+    }
+
+
+def make_gists(target: Path) -> None:
+    """Make the golden gist files that are missing."""
+    target.mkdir(exist_ok=True)
+    record = target / "expected.json"
+    expected = json.loads(record.read_text("utf-8")) if record.exists() else {}
+    for name, (kv_cache_dtype, is_ragged) in FORMS.items():
+        path = target / f"{name}.safetensors"
+        if not path.exists():
+            cache = gist(is_ragged=is_ragged)
+            path.write_bytes(encode(cache, key=KEY, fingerprint=FINGERPRINT, kv_cache_dtype=kv_cache_dtype))
+            expected[name] = found_in(path.read_bytes(), name)
+    record.write_text(json.dumps(expected, indent=1) + "\n", "utf-8")
+
+
 if __name__ == "__main__":
-    make(DATA / f"golden-index-{FORMAT_VERSION}")
+    make_gists(GISTS)
+    if not (index := DATA / f"golden-index-{FORMAT_VERSION}").exists():
+        make(index)

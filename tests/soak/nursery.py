@@ -35,10 +35,10 @@ class Child:
         lines = self._log.read_bytes().split(b"\n")[:-1] if self._log.exists() else []
         return [json.loads(line) for line in lines]
 
-    def await_told(self, what: str, *, limit_s: float = 120.0) -> None:
-        """Return when the job has told *what*, or has ended."""
+    def await_told(self, what: str, *, times: int = 1, limit_s: float = 120.0) -> None:
+        """Return when the job has told *what* so many times, or has ended."""
         end_s = time.monotonic() + limit_s
-        while not any(line[0] == what for line in self.told()) and not self.has_ended:
+        while sum(line[0] == what for line in self.told()) < times and not self.has_ended:
             assert time.monotonic() < end_s, f"{self.told()} {self.errors()}"
             time.sleep(0.005)
 

@@ -189,9 +189,10 @@ def test_abuse(url: str, randomness: random.Random) -> None:
 
 
 @pytest.mark.soak
-def test_abuse_for_long(url: str, randomness: random.Random) -> None:
-    """5,000 of them."""
-    suffer(url, randomness, 5000)
+@pytest.mark.parametrize("part", range(5))
+def test_abuse_for_long(url: str, randomness: random.Random, part: int) -> None:
+    """5,000 of them, in five parts."""
+    suffer(url, randomness, 1000)
 
 
 @pytest.mark.soak

@@ -15,7 +15,7 @@ from gistrag.errors import FingerprintMismatchError
 from gistrag.rag import GistRAG
 from gistrag.schema import FORMAT_VERSION
 from soak import stand_in
-from soak.golden import DATA, contents
+from soak.golden import DATA, FORMS, GISTS, contents, found_in
 
 BYTES_MAX = 200_000
 FOLDERS = sorted(DATA.glob("golden-index-*"))
@@ -74,3 +74,11 @@ def test_newer_format_is_refused_in_one_line(golden: Path, capsys: pytest.Captur
     told = capsys.readouterr().err
     assert 1 == told.count("\n")
     assert f"format {FORMAT_VERSION + 1}, this gistrag reads up to {FORMAT_VERSION}" in told
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_golden_gist_holds_what_it_held(form: str) -> None:
+    """A gist file of every form is read as it was written: whole or in few bits, with as many tokens a head or not."""
+    expected = json.loads((GISTS / "expected.json").read_text("utf-8"))
+
+    assert expected[form] == found_in((GISTS / f"{form}.safetensors").read_bytes(), form)
