@@ -14,6 +14,7 @@ import json
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from gistrag.tasks import read_contexts, split_by_article
 
 KINDS: tuple[KvCacheDtype, ...] = ("auto", "int8", "int4")
 RATES = (2, 4, 8, 16)
+TOGETHER = 10
+"""Questions that are asked of every kind before the next ones, so that a run that was stopped can be compared."""
 
 
 class Stored(Memories):
@@ -77,14 +80,13 @@ def main() -> None:
         asked = cases(corpus, [], plan, document_tokens=1)
         rates = [int(rate) for rate in given.rates.split(",")]
         arms = {kind: [named(gist_arm(placement, rate), kind) for rate in rates] for kind in KINDS}
-        for kind in KINDS:
-            pairs = [(case, arm) for case in asked for arm in arms[kind]]
+        for start, kind in product(range(0, len(asked), TOGETHER), KINDS):
+            pairs = [(case, arm) for case in asked[start : start + TOGETHER] for arm in arms[kind]]
             examiner = Examiner(model, group_bytes=1 << 26)
             examiner._memories = Stored(model, kind, given.output / "gists")
-            for count, row in enumerate(examiner.rows(unanswered(pairs, journal)), 1):
+            for row in examiner.rows(unanswered(pairs, journal)):
                 journal.add(row)
-                if count % 20 == 0:
-                    logging.info("%s: %d answers", kind, count)
+            logging.info("%s: %d of %d questions", kind, min(start + TOGETHER, len(asked)), len(asked))
         everything = [(case, arm) for case in asked for listed in arms.values() for arm in listed]
         found = figures(rows_of(everything, journal))
         lengths = [len(model.encode_passage(one.text, one.heading)) for one in corpus.chunks.values()]
