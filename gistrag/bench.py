@@ -220,8 +220,8 @@ def measure_answer(rag: GistRAG, case: Case, arm: str, *, new_tokens: int) -> di
         "ttft_s": ttft_s,
         "context_s": context_s,
         "decode_tokens_per_s": (new_tokens - 1) / decode_s,
-        "context_slots": memory.slots + len(prompt),
-        "context_bytes": (memory.slots + len(prompt)) * model.kv_bytes_per_slot,
+        "context_slots": memory.carried_slots + len(prompt),
+        "context_bytes": (memory.carried_slots + len(prompt)) * model.kv_bytes_per_slot,
         "peak_process_bytes": _peak_bytes(model),
     }
 

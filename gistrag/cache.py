@@ -96,6 +96,11 @@ class Memory:
         """Cache slots the memory takes."""
         return self.kv.shape[3]
 
+    @property
+    def carried_slots(self) -> float:
+        """Slots that an answer carries, in the mean over layers: all but those that a layer left empty."""
+        return self.slots if self.visible is None else int(self.visible.any(dim=1).sum()) / len(self.visible)
+
 
 def as_stored(cache: GistCache, kv_cache_dtype: KvCacheDtype) -> GistCache:
     """Return a cache as it comes back from its file."""

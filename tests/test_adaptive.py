@@ -103,6 +103,22 @@ def test_a_hole_of_all_heads_is_no_slot(any_model: GistModel) -> None:
     torch.testing.assert_close(read(any_model, with_holes), read(any_model, without), rtol=0, atol=1e-12)
 
 
+def test_a_slot_that_a_layer_left_empty_is_not_carried(model: GistModel) -> None:
+    """Every layer carries as many slots as the fullest of its heads, and forks and batches read behind the same."""
+    cache = adaptive(model)[2]
+    memory = concatenate([cache], model.rope)
+
+    reading = model.read(memory)
+
+    fullest = (cache.positions >= 0).sum(dim=-1).amax(dim=-1)
+    assert fullest.tolist() == [layer.keys.shape[2] for layer in reading._cache.layers]
+    assert fullest.float().mean().item() == pytest.approx(memory.carried_slots)
+    again = reading.fork().memory(memory.next_position)
+    assert torch.equal(memory.visible, again.visible)
+    seen = memory.visible[:, None, :, :, None].expand_as(memory.kv)
+    assert torch.equal(memory.kv[seen], again.kv[seen])
+
+
 def test_answers_are_the_same_alone_and_beside_others(any_model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """One by one, as a batch and side by side, also with text read behind the holes."""
     monkeypatch.setitem(any_model.__dict__, "stop_ids", frozenset())
