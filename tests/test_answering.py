@@ -541,7 +541,7 @@ def test_other_texts_are_compressed_once(rag: GistRAG, given: GivenTexts, compre
     assert [1, 0] == [answer.usage.gists_made for answer in (first, second)]
     gists, is_new = given.gists(BREAD)
     assert gists
-    assert (gist_count(len(compressed[0]), 2), False) == (gists.gists, is_new)
+    assert (gist_count(len(compressed[0]), rag.store.settings.tokens_per_gist), False) == (gists.gists, is_new)
     assert ["", ""] == [source.path for source in first.sources]
     assert [BREAD, TEA] == [source.snippet for source in first.sources]
 

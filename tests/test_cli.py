@@ -340,7 +340,7 @@ def test_inspect_shows_the_index(index: Path, capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
 
     assert all(
-        word in shown for word in ("port.md", "scan.pdf", "no text", "tokens_per_gist 2", "bytes per source token")
+        word in shown for word in ("port.md", "scan.pdf", "no text", "tokens_per_gist 4", "bytes per source token")
     )
 
 

@@ -79,7 +79,7 @@ def test_an_evaluation_is_a_folder(given: list[str], tmp_path: Path, capsys: pyt
     printed = capsys.readouterr()
     output = tmp_path / "out"
     summary = json.loads((output / "summary.json").read_text("utf-8"))
-    arms = ["none", "full context", "text", "full KV", "gist 2", "gist 4", "hybrid 2"]
+    arms = ["none", "full context", "text", "full KV", "gist 2", "gist 4", "hybrid 4"]
     assert 0 == code, printed.err
     assert arms == [line.split("  ")[0].strip() for line in printed.out.splitlines()[1:]]
     assert arms == list(summary["parts"]["questions"])

@@ -354,7 +354,7 @@ def test_disk_too_small(docs: Path, engine: Engine, compressed: list[str], monke
     (docs / "mills.md").unlink()
     fill(docs, {"salt.md": SALT})
     monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
-    slots = -(-len(engine.model.encode_passage(SALT)) // 2)
+    slots = -(-len(engine.model.encode_passage(SALT)) // 4)
 
     with pytest.raises(ResourceError, match=f"need {slots * engine.model.kv_bytes_per_slot:,} bytes .* has 1,000 "):
         build(docs, engine)

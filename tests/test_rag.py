@@ -187,9 +187,9 @@ def test_read_only_index_can_be_asked(docs: Path, engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tokens_per_gist": 4}, "was made with tokens_per_gist '2', this one has '4'"),
+        ({"tokens_per_gist": 2}, "was made with tokens_per_gist '4', this one has '2'"),
         ({"chunk_tokens": 32}, "was made with chunk_tokens '256', this one has '32'"),
-        ({"placement": "anchored"}, "was made with placement 'selected', this one has 'anchored'"),
+        ({"placement": "anchored"}, "was made with placement 'adaptive', this one has 'anchored'"),
     ],
 )
 def test_other_settings_are_refused(docs: Path, engine: Engine, settings: dict[str, Any], message: str) -> None:
@@ -229,7 +229,7 @@ def test_other_embedder_is_refused(docs: Path, engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"tokens_per_gist": 4}, {"placement": "anchored"}, {"chunk_tokens": 32}, {"kv_cache_dtype": "int8"}],
+    [{"tokens_per_gist": 2}, {"placement": "anchored"}, {"chunk_tokens": 32}, {"kv_cache_dtype": "int8"}],
 )
 def test_rebuild_makes_everything_again(docs: Path, engine: Engine, settings: dict[str, Any]) -> None:
     """With other settings and rebuild every document is chunked and compressed anew, and no old gist stays."""

@@ -265,7 +265,7 @@ def test_options(rag: GistRAG, short: GistRAGRunnable) -> None:
 
     assert {expected.text} == {reply["answer"] for reply in replies}
     assert [1] * 4 == [len(reply["context"]) for reply in replies]
-    with pytest.raises(UsageError, match="mode must be one of gist, text, hybrid, got 'fast'"):
+    with pytest.raises(UsageError, match="mode must be one of gist, text, hybrid, auto, got 'fast'"):
         short.invoke(QUESTION, mode="fast")
 
 

@@ -379,7 +379,7 @@ def test_options_of_one_answer(rag: GistRAG) -> None:
     short = synthesizer.synthesize(QUESTION, nodes(TEA), max_new_tokens=2)
 
     assert len(str(short)) < len(str(synthesizer.synthesize(QUESTION, nodes(TEA))))
-    with pytest.raises(UsageError, match="mode must be one of gist, text, hybrid, got 'fast'"):
+    with pytest.raises(UsageError, match="mode must be one of gist, text, hybrid, auto, got 'fast'"):
         GistSynthesizer(rag, mode="fast")
     with pytest.raises(TypeError, match="top_k"):
         GistQueryEngine.from_rag(rag, top_k=3)
@@ -711,7 +711,7 @@ def test_compressor_refuses_what_would_harm_an_index(tmp_path: Path, engine: Eng
     other = Engine(tiny_model("qwen3"), engine.embedder)
     (tmp_path / "file").touch()
 
-    with pytest.raises(FingerprintMismatchError, match="made with tokens_per_gist '2', this one has '9'; name another"):
+    with pytest.raises(FingerprintMismatchError, match="made with tokens_per_gist '4', this one has '9'; name another"):
         GistCompressor(tmp_path / "gists", settings={"tokens_per_gist": 9}, engine=engine)([TextNode(text=BREAD)])
     with pytest.raises(FingerprintMismatchError, match="'tiny llama', this one has 'tiny qwen3'"):
         GistCompressor(tmp_path / "gists", engine=other)([TextNode(text=BREAD)])
