@@ -104,6 +104,9 @@ class ImpatientProtocol(H11Protocol):
         with suppress(h11.LocalProtocolError):  # an answer to an earlier request is under way
             for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # the request before it is not answered any more
+            self.cycle.message_event.set()
         self.transport.close()
 
     def _await_request(self) -> None:

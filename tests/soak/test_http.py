@@ -51,7 +51,7 @@ def url(index: Path, engine: Engine, caplog: pytest.LogCaptureFixture) -> Iterat
     """The address of a server whose log has no error in the end."""
     with serving({"manual": index}, engine) as address:
         yield address
-    assert [] == [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [] == [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
 
 def wrong_body(dice: random.Random) -> bytes:
@@ -186,6 +186,15 @@ def converse(url: str, *, in_a_row: int, clients: int, each: int) -> None:
 def test_abuse(url: str, randomness: random.Random) -> None:
     """300 malformed, oversized or abandoned requests: no 5xx, no error in the log, and it answers on."""
     suffer(url, randomness, 300)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/healthz", "/v1/files", CHAT])
+def test_a_body_that_is_no_http(url: str, method: str, path: str) -> None:
+    """A request whose body breaks off into noise is refused once, and what was about to answer it answers nobody."""
+    noise = request(method, path, b"zz\r\n", Content_Length="", Transfer_Encoding="chunked")
+
+    assert {400} == {exchange(url, noise) for _ in range(5)}
 
 
 @pytest.mark.soak

@@ -178,14 +178,14 @@ def test_300_killed_builders_lose_nothing(
 
 @pytest.mark.soak
 @pytest.mark.model
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", range(5))
 def test_50_killed_builders_with_the_real_model_lose_nothing(
     tmp_path: Path, randomness: random.Random, part: int
 ) -> None:
-    """50 kills, in two lives of an index, of builds that compress with the real model."""
+    """50 kills, in five lives of an index, of builds that compress with the real model."""
     with Nursery(tmp_path, models="real") as nursery:
         killing = Killing(nursery, tmp_path, randomness, None, delay_s=-1, documents=3)
-        killing.run(25, finish_every=25)
+        killing.run(10, finish_every=25)
 
     assert killing.inside >= 0.8 * killing.kills
 
