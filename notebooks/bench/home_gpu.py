@@ -65,7 +65,7 @@ WORDS = ("river", "mill", "harbour", "crane", "sluice", "rye", "oats", "ledger",
 def main() -> None:
     """Measure, print a table, and the same as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="two layers, few and short chunks")
+    parser.add_argument("--dry-run", action="store_true", help="two layers; few and short chunks and questions")
     parser.add_argument("--chunks", type=int, default=20)
     parser.add_argument("--chunk-tokens", type=int, default=380)
     parser.add_argument("--steps", type=int, default=3, help="QLoRA steps, of which the first is to warm up")
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     if given.dry_run:
-        given.chunks, given.chunk_tokens, given.steps, given.repeats = 4, 96, 2, 1
+        given.chunks, given.chunk_tokens, given.steps, given.repeats = 3, 56, 2, 1
     elif not torch.cuda.is_available():
         parser.error("no CUDA GPU here; --dry-run runs anywhere")
     cap_bytes = cap()
@@ -135,7 +135,8 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     stages["loading"] = {"seconds": loaded_s, "peak_bytes": peak_bytes(model), "told": f"{loaded_s:.1f} s"}
     texts = passages(given.chunks, given.chunk_tokens)
     recipe = RECIPES["24gb"]
-    recipe = replace(recipe, mixture=replace(recipe.mixture, chunk_tokens=min(384, given.chunk_tokens)))
+    short = {"chunk_tokens": given.chunk_tokens, "question_tokens": 48, "continued": 8} if given.dry_run else {}
+    recipe = replace(recipe, mixture=replace(recipe.mixture, **short))
     expected = plan(Shape.of(model.network.config), recipe, quantize="nf4")
     stages["QLoRA step, recipe 24gb"] = train(model, texts, recipe, steps=given.steps)
 
