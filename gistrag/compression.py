@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -129,6 +130,11 @@ class TextPass:
         """Return the gist cache of each chunk."""
         return list(_PLACE[placement](self, tokens_per_gist))
 
+    @cached_property
+    def need(self) -> Tensor:
+        """What `_need` finds, the same for every rate."""
+        return _need(self)
+
     def visible(self) -> Tensor:
         """Return which slots hold prefix or text of each row, ``(batch, slots)`` bool: everything but padding."""
         return torch.arange(self.start + self.ids.shape[1]) < self.start + self.lengths[:, None]
@@ -156,7 +162,7 @@ def _selected(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     if tokens_per_gist == 1:
         yield from _full(batch)
         return
-    need = _need(batch)  # (layers, batch, kv_heads, n)
+    need = batch.need  # (layers, batch, kv_heads, n)
     for row, cache in enumerate(_full(batch)):
         count = gist_count(cache.source_tokens, tokens_per_gist)
         kept = need[:, row, :, : cache.source_tokens].topk(count, dim=-1).indices.sort(dim=-1).values
@@ -169,7 +175,7 @@ def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     if tokens_per_gist == 1:
         yield from _full(batch)
         return
-    need = _need(batch)  # (layers, batch, kv_heads, n)
+    need = batch.need  # (layers, batch, kv_heads, n)
     for row, cache in enumerate(_full(batch)):
         places = shared_out(need[:, row, :, : cache.source_tokens], gist_count(cache.source_tokens, tokens_per_gist))
         held = torch.where(places < 0, places[..., :1], places)  # a hole repeats the first gist of its head
