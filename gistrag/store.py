@@ -745,6 +745,8 @@ class Store:
             raise IndexFolderError(
                 f"could not use {self._database}: {error}; check the folder and the space left on its disk"
             ) from error
+        except UnicodeDecodeError as error:  # Python could not read what SQLite says of it
+            raise self._damaged("its schema is no text") from error
         except OSError as error:
             raise IndexFolderError(f"could not use {self._database}: {error.strerror}; check the folder") from error
 

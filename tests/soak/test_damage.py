@@ -207,6 +207,19 @@ def test_harm_is_noticed(
         harmed(shelf, kind, harm, randomness)
 
 
+@pytest.mark.parametrize("place", [b"CREATE TABLE", b"CREATE INDEX", b"AUTOINCREMENT", b"REFERENCES", b"settings"])
+def test_a_schema_that_is_no_text_is_damage(shelf: Shelf, place: bytes) -> None:
+    """A bit of the schema that makes SQLite's own message no UTF-8 is damage in one line, as any other."""
+    index = shelf.fresh()
+    path = index / "index.db"
+    data = path.read_bytes()
+    assert place in data
+    path.write_bytes(data.replace(place, b"\xa0".join((place[:3], place[4:]))))
+
+    assert "refused" == shelf.outcome(index)
+    assert shelf.is_noticed(index)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(4))
 def test_2000_harms_are_noticed(shelf: Shelf, randomness: Randomness, part: int) -> None:

@@ -34,6 +34,7 @@ class Killing:
     Attributes:
         versions: of the documents in the folder now; acknowledged: what the index held at the last commit told of.
         inside: how many were killed in the middle of a batch, of *kills*.
+        batches: up to which of a build to kill in.
         build_s: what a build takes; batch_s: how long after the beginning of a batch it is still likely to be at work.
     """
 
@@ -43,6 +44,7 @@ class Killing:
     ids: Callable[[str], Sequence[int]] | None
     delay_s: float = DELAY_S
     documents: int = 8
+    batches: int = 3
     acknowledged: State | None = None
     kills: int = 0
     inside: int = 0
@@ -78,7 +80,7 @@ class Killing:
         child, started_s = self.start(), time.monotonic()
         is_aimed = self.randomness.random() < AIMED
         if is_aimed:
-            child.await_told("batch", times=self.randomness.randint(1, 3))
+            child.await_told("batch", times=self.randomness.randint(1, self.batches))
         time.sleep(self.randomness.uniform(0, self.batch_s if is_aimed else self.build_s))
         was_over = child.has_ended
         child.send(signal.SIGKILL)
@@ -184,7 +186,7 @@ def test_50_killed_builders_with_the_real_model_lose_nothing(
 ) -> None:
     """50 kills, in five lives of an index, of builds that compress with the real model."""
     with Nursery(tmp_path, models="real") as nursery:
-        killing = Killing(nursery, tmp_path, randomness, None, delay_s=-1, documents=3)
+        killing = Killing(nursery, tmp_path, randomness, None, delay_s=-1, documents=3, batches=1)
         killing.run(10, finish_every=25)
 
     assert killing.inside >= 0.8 * killing.kills
