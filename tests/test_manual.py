@@ -146,6 +146,7 @@ def test_what_is_only_parsed_is_still_a_command() -> None:
 
 
 @pytest.mark.model
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # asked for by peft
 def test_a_cartridge_answers_through_peft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
