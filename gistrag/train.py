@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Sequence
@@ -143,6 +144,7 @@ def _load(model: str, adapter: str, quantize: Any, device: str | None, recipe: R
         "tokens_per_gist": recipe.tokens_per_gist,
         "rates": tuple(sorted(recipe.mixture.rates)),
         "everywhere": recipe.everywhere,
+        "recipe": json.loads(recipe.to_json()),
     }
     if loaded.adapter is None:
         gists = -(-recipe.mixture.chunk_tokens // min(recipe.mixture.rates))

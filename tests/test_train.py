@@ -90,6 +90,7 @@ def test_a_trained_adapter_learns_another_placement(
     first, second = (AdapterSettings.read(tmp_path / name / "adapter") for name in ("first", "second"))
     assert ("anchored", "anchored") == (first.placement, first.index_placement)
     assert ("adaptive", "adaptive") == (second.placement, second.index_placement)
+    assert (1, "adaptive") == (second.recipe["steps"], second.recipe["placement"])
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
