@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,9 @@ from gistrag.model import GistModel
 if TYPE_CHECKING:
     from gistrag.rag import Engine
 
+os.environ["GISTRAG_TINY"] = "1"  # notebooks run on less than they show
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+WITHOUT_A_MODEL = {"04_results.ipynb"}
 collect_ignore = ["data", "fuzz"]  # documents, some of them Python, and a program that is no test
 
 CHAT_TEMPLATE = (
@@ -45,6 +49,14 @@ FAMILIES = {
     "qwen3": transformers.Qwen3Config,
     "mistral": transformers.MistralConfig,
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every notebook that loads the default model."""
+    for item in items:
+        if item.path.parent == NOTEBOOKS and item.path.name not in WITHOUT_A_MODEL:
+            item.add_marker(pytest.mark.model)
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
