@@ -7,11 +7,13 @@ less the noise that a hundred questions have.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from soak.stand_in import standing_in
 
 from gistrag import GistRAG
 from gistrag.cache import concatenate
@@ -19,12 +21,15 @@ from gistrag.cases import Case, Passage
 from gistrag.compression import compress
 from gistrag.evaluation import Arm, Examiner
 from gistrag.generation import generate, read_text
+from gistrag.rag import Engine
 from gistrag.retrieval import Hit
+from gistrag.settings import IndexSettings
 
 pytestmark = pytest.mark.model
 
 ROOT = Path(__file__).parents[1]
 TOP_K, NEW_TOKENS = 3, 24
+PAGES = ("how-gists-work.md", "concepts.md")
 ARMS = (
     Arm("text untuned", "text", is_tuned=False),
     Arm("text", "text"),
@@ -78,21 +83,38 @@ def case(number: int, question: Question, hits: list[Hit]) -> Case:
 
 
 @pytest.fixture(scope="module")
-def rag(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GistRAG]:
-    """The manual, indexed with the default settings."""
-    with GistRAG.from_folder(ROOT / "docs", index=tmp_path_factory.mktemp("trial") / "index") as rag:
+def engine() -> Engine:
+    """The default models."""
+    return Engine.load(IndexSettings())
+
+
+@pytest.fixture(scope="module")
+def rag(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[GistRAG]:
+    """Some pages of the manual, indexed with the default settings."""
+    docs = tmp_path_factory.mktemp("pages")
+    for page in PAGES:
+        shutil.copy(ROOT / "docs" / page, docs)
+    with GistRAG.from_folder(docs, index=docs.with_name("pages-index"), engine=engine) as rag:
         yield rag
 
 
 @pytest.fixture(scope="module")
-def trial(rag: GistRAG) -> Trial:
+def manual(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[GistRAG]:
+    """All of the manual, to be searched: its gists are stand-ins, real ones would take minutes and no arm reads them."""
+    index = tmp_path_factory.mktemp("manual") / "index"
+    with standing_in(), GistRAG.from_folder(ROOT / "docs", index=index, engine=engine) as rag:
+        yield rag
+
+
+@pytest.fixture(scope="module")
+def trial(manual: GistRAG) -> Trial:
     """All arms on all questions."""
     lines = (ROOT / "tests/data/questions.jsonl").read_text("utf-8").splitlines()
     questions = [Question(**json.loads(line)) for line in lines]
-    hits = [rag.retrieve(question.question, top_k=5) for question in questions]
+    hits = [manual.retrieve(question.question, top_k=5) for question in questions]
     cases = [case(number, *pair) for number, pair in enumerate(zip(questions, hits, strict=True))]
     answered = {arm.name: [False] * len(cases) for arm in ARMS}
-    for row in Examiner(rag.model).rows([(one, arm) for one in cases for arm in ARMS]):
+    for row in Examiner(manual.model).rows([(one, arm) for one in cases for arm in ARMS]):
         answered[row["arm"]][int(row["name"])] = bool(row["contains"])
     return Trial(questions, hits, answered)
 
