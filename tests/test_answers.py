@@ -39,8 +39,8 @@ ARMS = (
     Arm("gist 4 untuned", "gists", "adaptive", 4, is_tuned=False),
     Arm("selected 4 untuned", "gists", "selected", 4, is_tuned=False),
 )
-FLOORS = {"gist 4": 0.7, "hybrid 4": 0.7}
-"""Of what text answers; below what was measured by as much as a hundred questions may vary."""
+FLOORS = {"gist 4": 0.4, "hybrid 4": 0.4}
+"""Of what text answers; far below what held-out articles keep, as a hundred questions about one manual vary a lot."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def rag(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Gi
 
 @pytest.fixture(scope="module")
 def manual(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[GistRAG]:
-    """All of the manual, to be searched: its gists are stand-ins, real ones would take minutes and no arm reads them."""
+    """All of the manual, to be searched: gists are stand-ins, real ones take minutes and no arm reads them."""
     index = tmp_path_factory.mktemp("manual") / "index"
     with standing_in(), GistRAG.from_folder(ROOT / "docs", index=index, engine=engine) as rag:
         yield rag
