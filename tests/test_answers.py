@@ -21,9 +21,7 @@ from gistrag.cases import Case, Passage
 from gistrag.compression import compress
 from gistrag.evaluation import Arm, Examiner
 from gistrag.generation import generate, read_text
-from gistrag.rag import Engine
 from gistrag.retrieval import Hit
-from gistrag.settings import IndexSettings
 
 pytestmark = pytest.mark.model
 
@@ -34,13 +32,12 @@ ARMS = (
     Arm("text untuned", "text", is_tuned=False),
     Arm("text", "text"),
     Arm("gist 4", "gists", "adaptive", 4),
-    Arm("gist 16", "gists", "adaptive", 16),
     Arm("hybrid 4", "hybrid", "adaptive", 4),
     Arm("gist 4 untuned", "gists", "adaptive", 4, is_tuned=False),
     Arm("selected 4 untuned", "gists", "selected", 4, is_tuned=False),
 )
-FLOORS = {"gist 4": 0.4, "hybrid 4": 0.4}
-"""Of what text answers; far below what held-out articles keep, as a hundred questions about one manual vary a lot."""
+FLOORS = {"gist 4": 0.7, "hybrid 4": 0.7}
+"""Of what text answers; measured are 0.84 and 0.90, and a hundred questions about one manual vary."""
 
 
 @dataclass(frozen=True)
@@ -83,26 +80,22 @@ def case(number: int, question: Question, hits: list[Hit]) -> Case:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    """The default models."""
-    return Engine.load(IndexSettings())
+def manual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GistRAG]:
+    """All of the manual, to be searched: gists are stand-ins, real ones take minutes and no arm reads them."""
+    index = tmp_path_factory.mktemp("manual") / "index"
+    with standing_in():
+        made = GistRAG.from_folder(ROOT / "docs", index=index)
+    with made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def rag(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[GistRAG]:
+def rag(tmp_path_factory: pytest.TempPathFactory, manual: GistRAG) -> Iterator[GistRAG]:
     """Some pages of the manual, indexed with the default settings."""
     docs = tmp_path_factory.mktemp("pages")
     for page in PAGES:
         shutil.copy(ROOT / "docs" / page, docs)
-    with GistRAG.from_folder(docs, index=docs.with_name("pages-index"), engine=engine) as rag:
-        yield rag
-
-
-@pytest.fixture(scope="module")
-def manual(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[GistRAG]:
-    """All of the manual, to be searched: gists are stand-ins, real ones take minutes and no arm reads them."""
-    index = tmp_path_factory.mktemp("manual") / "index"
-    with standing_in(), GistRAG.from_folder(ROOT / "docs", index=index, engine=engine) as rag:
+    with GistRAG.from_folder(docs, index=docs.with_name("pages-index"), engine=manual.engine) as rag:
         yield rag
 
 
