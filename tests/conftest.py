@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from gistrag.rag import Engine
 
 os.environ["GISTRAG_TINY"] = "1"  # notebooks run on less than they show
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell, where builds could not be
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # interrupted: what is started here inherits it
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 WITHOUT_A_MODEL = {"04_results.ipynb"}
 collect_ignore = ["data", "fuzz"]  # documents, some of them Python, and a program that is no test

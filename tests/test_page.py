@@ -168,7 +168,7 @@ def test_ask(page: Any, say: Say) -> None:
     assert "#passage/manual/" in page.url
     page.keyboard.press("Escape")
     passage.wait_for(state="hidden")
-    page.wait_for_function("!location.hash")
+    page.wait_for_url(lambda url: "#" not in url)  # the page forbids the eval of other ways to wait
 
 
 def test_modes_and_documents(page: Any, say: Say) -> None:
