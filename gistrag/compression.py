@@ -1,6 +1,8 @@
-"""From the tokens of a chunk to its gist cache: the four placements.
+"""From the tokens of a chunk to its gist cache: the five placements.
 
 ==========  ==================================================================================================
+matched     adaptive, with keys and values changed so that heads get from them what the chunk gave them, see
+            `gistrag.matching`.
 adaptive    the chunk's own keys and values at the tokens its heads need to repeat the chunk (KVzip, Kim et al. 2025,
             arXiv 2505.23416): heads share one budget, and those that look things up keep most of it (Ada-KV, Feng
             et al. 2024, arXiv 2407.11550). No training; at one token per gist it is the full cache of the chunk.
@@ -19,13 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from gistrag.cache import GistCache, concatenate
+from gistrag.matching import Repetition, match
 from gistrag.model import GistModel, Reading
 from gistrag.settings import Placement
 
@@ -131,6 +134,11 @@ class TextPass:
         return list(_PLACE[placement](self, tokens_per_gist))
 
     @cached_property
+    def repetition(self) -> Repeating:
+        """What the model asks while it repeats the chunks, the same for every rate."""
+        return _repeat(self)
+
+    @cached_property
     def need(self) -> Tensor:
         """What `_need` finds, the same for every rate."""
         return _need(self)
@@ -183,6 +191,17 @@ def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
         yield GistCache(cache.kv.gather(3, index), places, cache.source_tokens)
 
 
+def _matched(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
+    """Yield adaptive gists, matched to their chunk."""
+    values = batch.reading.kv(batch.start)[:, 1]  # (layers, batch, kv_heads, n, head_dim)
+    for row, cache in enumerate(_adaptive(batch, tokens_per_gist)):
+        if tokens_per_gist == 1:
+            yield cache
+        else:
+            text = values[:, row, :, : cache.source_tokens]
+            yield match(cache, text, batch.repetition.of(row, cache.source_tokens), batch.model.rope)
+
+
 def shared_out(need: Tensor, gists: int) -> Tensor:
     """Return the tokens that each head keeps when all share *gists* for each, ``(layers, kv_heads, slots)``.
 
@@ -208,29 +227,67 @@ def shared_out(need: Tensor, gists: int) -> Tensor:
     return places.masked_fill(places == count, -1)
 
 
-def _need(batch: TextPass) -> Tensor:
-    """Return the most attention each token receives while the model repeats the chunk.
+@dataclass(frozen=True)
+class Repeating:
+    """What every layer asked and saw while the model repeated the chunks of a batch.
 
-    Shape ``(layers, batch, kv_heads, n)``. The repetition is fed, not generated, so this is one more pass of about
-    the length of the chunk.
+    Attributes:
+        queries: of each layer, ``(batch, heads, m, head_dim)``; keys: ``(batch, kv_heads, slots, head_dim)``.
+        hidden: ``(batch, m, slots)`` bool; asked: tokens read before the repetition; start: first slot of the text.
     """
-    model, (rows, width) = batch.model, batch.ids.shape
+
+    queries: list[Tensor]
+    keys: list[Tensor]
+    hidden: Tensor
+    asked: int
+    start: int
+
+    def of(self, row: int, source_tokens: int) -> Repetition:
+        """Return one chunk's part, without padding behind it."""
+        count = self.asked + source_tokens
+        return Repetition(
+            [queries[row, :, :count] for queries in self.queries],
+            [keys[row] for keys in self.keys],
+            self.hidden[row, :count],
+            slice(self.start, self.start + source_tokens),
+        )
+
+
+def _repeat(batch: TextPass) -> Repeating:
+    """Return what the model asks while it repeats the chunks.
+
+    The repetition is fed, not generated, so this is one more pass of about the length of the chunk.
+    """
+    model, rows = batch.model, len(batch.chunks)
     ask = torch.tensor(model.encode(REPEAT) + model.encode_template(model.prompt.after_question))
     fed = torch.cat((ask.expand(rows, -1), batch.ids), dim=1)  # (batch, m)
     count = fed.shape[1]
     real = torch.arange(count) < len(ask) + batch.lengths[:, None]  # (batch, m): what follows only pads the repetition
     own = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
     mask = torch.cat((batch.visible()[:, None] & real[:, :, None], own), dim=2)  # (batch, m, slots + m)
-    hidden = ~mask.to(model.device)
-    text = slice(batch.start, batch.start + width)
-    need = torch.zeros(model.layers, rows, model.kv_heads, width, device=model.device)
+    queries: list[Tensor] = []
+    keys: list[Tensor] = []
 
-    def observe(layer: int, queries: Tensor, keys: Tensor) -> None:
-        for row in range(rows):  # one at a time stays in the processor's cache
-            need[layer, row] = _attention(queries[row], keys[row], hidden[row])[..., text].amax(dim=(1, 2))
+    def observe(_: int, asked: Tensor, seen: Tensor) -> None:
+        queries.append(asked)
+        keys.append(seen)
 
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
     batch.reading.fork().feed(fed, positions=positions, mask=mask, observer=observe)
+    return Repeating(queries, keys, ~mask.to(model.device), len(ask), batch.start)
+
+
+def _need(batch: TextPass) -> Tensor:
+    """Return the most attention each token receives while the model repeats the chunk.
+
+    Shape ``(layers, batch, kv_heads, n)``.
+    """
+    model, seen = batch.model, batch.repetition
+    text = slice(batch.start, batch.start + batch.ids.shape[1])
+    need = torch.zeros(model.layers, len(batch.chunks), model.kv_heads, batch.ids.shape[1], device=model.device)
+    for layer, (queries, keys) in enumerate(zip(seen.queries, seen.keys, strict=True)):
+        for row, hidden in enumerate(seen.hidden):  # one at a time stays in the processor's cache
+            need[layer, row] = _attention(queries[row], keys[row], hidden)[..., text].amax(dim=(1, 2))
     return need
 
 
@@ -291,7 +348,7 @@ def _read_gists(batch: TextPass, embedded: Sequence[Tensor], places: Sequence[Te
         yield batch.model.unrotated(taken, place.to(kv.device), start=batch.start, source_tokens=length)
 
 
-_PLACE = {"adaptive": _adaptive, "selected": _selected, "anchored": _anchored, "learned": _learned}
+_PLACE = {"matched": _matched, "adaptive": _adaptive, "selected": _selected, "anchored": _anchored, "learned": _learned}
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

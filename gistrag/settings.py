@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageError
 
-Placement = Literal["adaptive", "selected", "anchored", "learned"]
+Placement = Literal["matched", "adaptive", "selected", "anchored", "learned"]
 Mode = Literal["gist", "text", "hybrid", "auto"]
 KvCacheDtype = Literal["auto", "int8", "int4"]
 

@@ -1,0 +1,143 @@
+"""Gists that pass on what the whole chunk would have (attention matching, Zweiger et al. 2026, arXiv 2602.16284).
+
+A head that kept a few tokens of a chunk gives them too little attention, and the values of the others are lost. Here
+both are mended in closed form, so that the queries with which the model repeats the chunk get from the gists what they
+got from the text::
+
+    share of attention     Σ exp(q·k) over gists  ≈  Σ exp(q·k) over text     weight of each gist, non-negative
+    what comes out of it   Σ a·v      over gists  ≈  Σ a·v      over text     values, least squares
+
+The paper adds the logarithm of a weight to the score of its gist. Here it goes into the key, along the direction that
+all queries of a head have in common, so a matched gist is keys and values and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gistrag.cache import GistCache
+from gistrag.rope import Rope
+
+MOST = 20.0
+"""A gist counts for at most so many, and at least for one so-manieth."""
+HOLD = 0.01
+"""How much a weight is held at 1, as a share of its curvature; `HOLD_VALUES` holds values at what they were."""
+HOLD_VALUES = 0.5
+HOLD_DIRECTION = 0.01
+FURTHER = (0, 150, 300, 600, 1200, 2400)
+"""Positions that a question may be further from the chunk than its repetition is."""
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """What every layer asked and saw while the model repeated one chunk.
+
+    Attributes:
+        queries: of each layer, ``(heads, m, head_dim)``, rotated.
+        keys: of each layer, ``(kv_heads, slots, head_dim)``, rotated.
+        hidden: ``(m, slots)`` bool, True where a query may not look.
+        text: the slots of the chunk.
+    """
+
+    queries: Sequence[Tensor]
+    keys: Sequence[Tensor]
+    hidden: Tensor
+    text: slice
+
+
+def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> GistCache:
+    """Return the cache with keys and values matched to the text that it is a part of.
+
+    Args:
+        values: of all the text, ``(layers, kv_heads, n, head_dim)``.
+    """
+    layers, _, kv_heads, slots, width = cache.kv.shape
+    exact = torch.promote_types(cache.kv.dtype, torch.float32)
+    held = cache.visible
+    parts = [
+        _watch(seen, layer, values[layer].to(exact), cache.positions[layer].clamp(min=0), held[layer])
+        for layer in range(layers)
+    ]
+    queries, kept, mass, told = (torch.cat(part) for part in zip(*parts, strict=True))  # (layers · kv_heads, m, …)
+    weight = _weights(kept, mass).log()
+    common = _common(queries, mass, rope)
+    kept = kept * (weight[:, None] * (queries @ common[..., None])).exp()
+    kept = mass * kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(exact).tiny)
+    old = cache.kv[:, 1].reshape(layers * kv_heads, slots, width).to(exact)
+    new = _held_solution(kept, told, old, held.sum(dim=-1).flatten())
+    places = seen.text.start + cache.positions.clamp(min=0)
+    turned = rope.unrotate(common.view(layers, kv_heads, 1, width).expand(cache.kv[:, 0].shape), places)
+    keys = cache.kv[:, 0] + weight.view(layers, kv_heads, slots, 1) * turned
+    kv = torch.stack((keys, new.view(keys.shape)), dim=1).to(cache.kv.dtype)
+    return replace(cache, kv=torch.where(held[:, None, ..., None], kv, kv[:, :, :, :1]))
+
+
+def _watch(seen: Repetition, layer: int, values: Tensor, places: Tensor, held: Tensor) -> tuple[Tensor, ...]:
+    """Return what the queries of a layer get from the text.
+
+    Args:
+        values: ``(kv_heads, n, head_dim)``; places, held: ``(kv_heads, slots)``.
+
+    Returns:
+        queries scaled as scores are, ``(kv_heads, m, head_dim)``; the shares of attention of gists,
+        ``(kv_heads, m, slots)``, and of the text, ``(kv_heads, m, 1)``; what comes out of the text,
+        ``(kv_heads, m, head_dim)``; with the queries of all heads that share a key.
+    """
+    keys = seen.keys[layer].to(values.dtype)
+    kv_heads, _, width = keys.shape
+    queries = (seen.queries[layer].to(values.dtype) / math.sqrt(width)).reshape(kv_heads, -1, width)
+    hidden = seen.hidden.repeat(len(seen.queries[layer]) // kv_heads, 1)
+    scores = (queries @ keys.transpose(1, 2)).masked_fill_(hidden, -torch.inf)
+    share = scores.softmax(dim=-1)[..., seen.text]
+    kept = share.gather(-1, places[:, None].expand(-1, share.shape[1], -1)) * held[:, None]
+    return queries, kept, share.sum(dim=-1, keepdim=True), share @ values
+
+
+def _weights(kept: Tensor, mass: Tensor) -> Tensor:
+    """Return the non-negative weights with which the shares of gists add up to that of the text, ``(heads, slots)``.
+
+    Args:
+        kept: ``(heads, m, slots)``; mass: ``(heads, m, 1)``.
+    """
+    curvature = kept.transpose(1, 2) @ kept
+    hold = HOLD * curvature.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
+    aim = kept.transpose(1, 2) @ mass + hold[..., None]
+    return _solved(curvature, hold, aim)[..., 0].clamp(1 / MOST, MOST)
+
+
+def _common(queries: Tensor, mass: Tensor, rope: Rope) -> Tensor:
+    """Return the direction whose product with every query of a head is as near to 1 as can be, ``(heads, head_dim)``.
+
+    So it is near also for the queries of questions that stand further away.
+    """
+    spread = (mass * queries).transpose(1, 2) @ queries  # (heads, head_dim, head_dim)
+    mean = (mass * queries).sum(dim=1, keepdim=True)
+    turn = Rope(rope.inv_freq).rotate
+    total, aim = torch.zeros_like(spread), torch.zeros_like(mean)
+    for distance in FURTHER:
+        at = torch.full((spread.shape[1],), distance, device=spread.device)
+        total += turn(turn(spread, at).transpose(1, 2), at)
+        aim += turn(mean, at[:1])
+    hold = HOLD_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
+    return _solved(total, hold, aim.transpose(1, 2))[..., 0]
+
+
+def _held_solution(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor) -> Tensor:
+    """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(heads, slots, head_dim)``."""
+    curvature = kept.transpose(1, 2) @ kept
+    hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)
+    return _solved(curvature, hold[:, None], kept.transpose(1, 2) @ told + hold[:, None, None] * old)
+
+
+def _solved(curvature: Tensor, hold: Tensor, aim: Tensor) -> Tensor:
+    """Return the solution of ``(curvature + diagonal(hold)) x = aim`` for every head.
+
+    By Cholesky: torch's batched LU on a CPU goes wrong, without an error, with two threads and some 150 rows.
+    """
+    factor, _ = torch.linalg.cholesky_ex(curvature + hold[..., None] * torch.eye(curvature.shape[1]).to(curvature))
+    return torch.cholesky_solve(aim, factor)
