@@ -88,14 +88,14 @@ def _watch(seen: Repetition, layer: int, values: Tensor, places: Tensor, held: T
         ``(kv_heads, m, slots)``, and of the text, ``(kv_heads, m, 1)``; what comes out of the text,
         ``(kv_heads, m, head_dim)``; with the queries of all heads that share a key.
     """
-    keys = seen.keys[layer].to(values.dtype)
+    keys = seen.keys[layer]
     kv_heads, _, width = keys.shape
-    queries = (seen.queries[layer].to(values.dtype) / math.sqrt(width)).reshape(kv_heads, -1, width)
+    queries = (seen.queries[layer] / math.sqrt(width)).reshape(kv_heads, -1, width)
     hidden = seen.hidden.repeat(len(seen.queries[layer]) // kv_heads, 1)
-    scores = (queries @ keys.transpose(1, 2)).masked_fill_(hidden, -torch.inf)
+    scores = (queries @ keys.transpose(1, 2)).to(values.dtype).masked_fill_(hidden, -torch.inf)
     share = scores.softmax(dim=-1)[..., seen.text]
     kept = share.gather(-1, places[:, None].expand(-1, share.shape[1], -1)) * held[:, None]
-    return queries, kept, share.sum(dim=-1, keepdim=True), share @ values
+    return queries.to(values.dtype), kept, share.sum(dim=-1, keepdim=True), share @ values
 
 
 def _weights(kept: Tensor, mass: Tensor) -> Tensor:
