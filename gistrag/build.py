@@ -52,7 +52,7 @@ def build(
     ] = None,
     placement: Annotated[
         Placement | None,
-        typer.Option(help="Where gists come from; at first what the adapter reads best, else adaptive."),
+        typer.Option(help="Where gists come from; at first what the adapter reads best, else matched."),
     ] = None,
     tokens_per_gist: Annotated[
         int | None,

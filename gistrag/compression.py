@@ -39,7 +39,7 @@ SURE = 0.1
 
 
 def compress(
-    model: GistModel, chunks: Sequence[Sequence[int]], *, placement: Placement = "adaptive", tokens_per_gist: int = 4
+    model: GistModel, chunks: Sequence[Sequence[int]], *, placement: Placement = "matched", tokens_per_gist: int = 4
 ) -> list[GistCache]:
     """Return the gist cache of each chunk, in the order given.
 

@@ -223,7 +223,7 @@ class Wanted:
             raise UsageError(f"--budgets must be at least 1, got {min(self.budgets)}")
         if not self.arms:
             raise UsageError("--arms names none; leave it out for all of them")
-        arms(self.arms, rates=self.rates, placement="adaptive", main_rate=1, has_adapter=False)
+        arms(self.arms, rates=self.rates, placement="matched", main_rate=1, has_adapter=False)
 
 
 def _names(line: str) -> tuple[str, ...]:

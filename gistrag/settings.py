@@ -91,7 +91,7 @@ class IndexSettings:
     model: str = DEFAULT_MODEL
     embedder: str = DEFAULT_EMBEDDER
     adapter: str = "none"
-    placement: Placement = "adaptive"
+    placement: Placement = "matched"
     tokens_per_gist: int = 4
     chunk_tokens: int = 256
     quantize: Literal["none", "nf4"] = "none"
@@ -126,7 +126,7 @@ class IndexSettings:
         if adapter is None:
             return cls(**given)
         settings = cls(**{"placement": adapter.index_placement, "tokens_per_gist": adapter.tokens_per_gist, **given})
-        if settings.placement not in ("adaptive", "selected", adapter.placement):
+        if settings.placement not in ("matched", "adaptive", "selected", adapter.placement):
             raise UsageError(
                 f"the adapter {settings.adapter} makes {adapter.placement} gists, asked were {settings.placement} "
                 "ones; leave the placement out, or name --adapter none"

@@ -98,7 +98,7 @@ RECIPES = {
         distillation=0.7,
         continuation=0.2,
         teacher_from=0.3,
-        placement="adaptive",
+        placement="matched",
         mixture=Mixture(rates={2: 0.1, 4: 0.35, 8: 0.3, 16: 0.25}, chunks=(0.15, 0.15, 0.5, 0.12, 0.08)),
     ),
     "24gb": Recipe(
@@ -106,7 +106,7 @@ RECIPES = {
         rank=16,
         rate=2e-4,
         vector_rate=1e-3,
-        placement="adaptive",
+        placement="matched",
         rows_together=1,
         mixture=Mixture(contexts=4, chunk_tokens=384, question_tokens=256),
     ),

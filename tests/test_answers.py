@@ -31,9 +31,9 @@ PAGES = ("how-gists-work.md", "concepts.md")
 ARMS = (
     Arm("text untuned", "text", is_tuned=False),
     Arm("text", "text"),
-    Arm("gist 4", "gists", "adaptive", 4),
-    Arm("hybrid 4", "hybrid", "adaptive", 4),
-    Arm("gist 4 untuned", "gists", "adaptive", 4, is_tuned=False),
+    Arm("gist 4", "gists", "matched", 4),
+    Arm("hybrid 4", "hybrid", "matched", 4),
+    Arm("gist 4 untuned", "gists", "matched", 4, is_tuned=False),
     Arm("selected 4 untuned", "gists", "selected", 4, is_tuned=False),
 )
 FLOORS = {"gist 4": 0.7, "hybrid 4": 0.7}

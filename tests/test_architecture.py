@@ -17,7 +17,7 @@ FLOORS = [
     {"readers", "rope", "mask", "quantisation", "report"},
     {"worker"},
     {"documents", "cache", "catalog"},
-    {"chunking", "gistfile", "embedder", "vectors", "adapter"},
+    {"chunking", "gistfile", "embedder", "vectors", "adapter", "matching"},
     {"model"},
     {"store", "compression", "generation", "examples"},
     {"manifest", "retrieval", "training", "together", "teacher", "fidelity"},

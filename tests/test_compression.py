@@ -27,7 +27,7 @@ def test_gists_have_the_promised_shape(model: GistModel, placement: str, rate: i
         assert cache.positions.max() < len(text)
 
 
-@pytest.mark.parametrize("placement", ["adaptive", *PLACEMENTS])
+@pytest.mark.parametrize("placement", ["matched", "adaptive", *PLACEMENTS])
 def test_batched_equals_single(any_model: GistModel, placement: str) -> None:
     """Chunks compressed together are what each is alone: padding is never seen."""
     together = compress(any_model, TEXTS, placement=placement, tokens_per_gist=2)
@@ -35,7 +35,7 @@ def test_batched_equals_single(any_model: GistModel, placement: str) -> None:
 
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one.positions, other.positions)
-        torch.testing.assert_close(one.kv, other.kv, rtol=0, atol=1e-12)
+        torch.testing.assert_close(one.kv, other.kv, rtol=0, atol=1e-10)
 
 
 def test_order_and_number_survive_batching(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_anchors_are_the_most_surprising_tokens() -> None:
     assert [1, 2, 4] == anchors(torch.tensor([1.0, 5.0, 5.0, 2.0, 9.0, 5.0]), 3).tolist()
 
 
-@pytest.mark.parametrize("placement", ["adaptive", *PLACEMENTS])
+@pytest.mark.parametrize("placement", ["matched", "adaptive", *PLACEMENTS])
 def test_another_chunk_in_the_batch_changes_nothing(model: GistModel, placement: str) -> None:
     """The gists of chunk A are the same whatever chunk B says."""
     with_b = compress(model, [TEXTS[0], list(b"something else entirely ....")], placement=placement)[0]
@@ -112,7 +112,7 @@ def test_a_batch_that_does_not_fit_memory_is_halved(model: GistModel, monkeypatc
 
     monkeypatch.setattr(compression.TextPass, "__init__", greedy)
     for one, other in zip(expected, compress(model, TEXTS), strict=True):
-        torch.testing.assert_close(one.kv, other.kv, rtol=0, atol=1e-12)
+        torch.testing.assert_close(one.kv, other.kv, rtol=0, atol=1e-10)
 
 
 def test_one_chunk_that_does_not_fit_memory_raises(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_compression_works_in_bf16() -> None:
     """In the dtype models are stored in, gists have that dtype and are finite."""
     model = tiny_model(dtype=torch.bfloat16)
 
-    for placement in ("adaptive", *PLACEMENTS):
+    for placement in ("matched", "adaptive", *PLACEMENTS):
         cache = compress(model, TEXTS, placement=placement)[0]
         assert cache.kv.dtype == torch.bfloat16
         assert cache.kv.isfinite().all()
@@ -146,7 +146,7 @@ def overflowing(scale_down: float) -> GistModel:
     return model
 
 
-@pytest.mark.parametrize("placement", ["adaptive", *PLACEMENTS])
+@pytest.mark.parametrize("placement", ["matched", "adaptive", *PLACEMENTS])
 def test_a_gist_that_is_not_finite_is_made_again_in_float32(placement: str) -> None:
     """What overflows float16 on the way is computed in float32; the model is then what it was, bit by bit."""
     model = overflowing(1e-4)

@@ -189,7 +189,7 @@ def test_read_only_index_can_be_asked(docs: Path, engine: Engine) -> None:
     [
         ({"tokens_per_gist": 2}, "was made with tokens_per_gist '4', this one has '2'"),
         ({"chunk_tokens": 32}, "was made with chunk_tokens '256', this one has '32'"),
-        ({"placement": "anchored"}, "was made with placement 'adaptive', this one has 'anchored'"),
+        ({"placement": "anchored"}, "was made with placement 'matched', this one has 'anchored'"),
     ],
 )
 def test_other_settings_are_refused(docs: Path, engine: Engine, settings: dict[str, Any], message: str) -> None:

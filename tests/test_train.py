@@ -83,14 +83,14 @@ def test_a_trained_adapter_learns_another_placement(
     """A run that starts from an adapter leaves one that says what it was trained for last."""
     given = [str(questions), "--model", str(model_folder), "--recipe", str(recipe)]
     assert 0 == train.main([*given, "-o", str(tmp_path / "first"), "--steps", "1"])
-    then = ["--adapter", str(tmp_path / "first/adapter"), "--placement", "adaptive", "-o", str(tmp_path / "second")]
+    then = ["--adapter", str(tmp_path / "first/adapter"), "--placement", "matched", "-o", str(tmp_path / "second")]
 
     assert 0 == train.main([*given, *then, "--steps", "1"])
 
     first, second = (AdapterSettings.read(tmp_path / name / "adapter") for name in ("first", "second"))
     assert ("anchored", "anchored") == (first.placement, first.index_placement)
-    assert ("adaptive", "adaptive") == (second.placement, second.index_placement)
-    assert (1, "adaptive") == (second.recipe["steps"], second.recipe["placement"])
+    assert ("matched", "matched") == (second.placement, second.index_placement)
+    assert (1, "matched") == (second.recipe["steps"], second.recipe["placement"])
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])

@@ -94,7 +94,7 @@ def test_learned_gist_vectors_are_trained() -> None:
     assert 1 < (reached["gist_vectors"].abs().sum(dim=1) > 0).sum()
 
 
-@pytest.mark.parametrize("placement", ["adaptive", "selected"])
+@pytest.mark.parametrize("placement", ["matched", "adaptive", "selected"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_gists_of_the_base_teach_only_their_reader(family: str, placement: str) -> None:
     """What the base model made has no gradient; the adapter that reads it has."""

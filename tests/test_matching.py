@@ -1,0 +1,117 @@
+"""Matched gists: what the queries of the repetition get from them is near to what they got from the text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gistrag import gistfile
+from gistrag.cache import GistCache, concatenate
+from gistrag.compression import TextPass, compress
+from gistrag.matching import Repetition, _solved, match
+from gistrag.model import GistModel
+
+TEXTS = [list(b"a first chunk of some length"), list(b"short"), list(b"a third chunk, the longest of the three by far")]
+
+
+def received(seen: Repetition, layer: int, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return what comes out of the slots of the text for every query of a layer, ``(heads, m, head_dim)``.
+
+    Args:
+        keys, values: one list for each head that shares them; what stands in the text's place, rotated.
+    """
+    out = []
+    queries = seen.queries[layer]
+    group = len(queries) // len(keys)
+    rest = torch.ones(seen.hidden.shape[1], dtype=torch.bool)
+    rest[seen.text] = False
+    for head, query in enumerate(queries):
+        own, value = keys[head // group], values[head // group]
+        others = seen.keys[layer][head // group][rest]
+        width = query.shape[1] ** 0.5
+        scores = torch.cat((query @ own.T, (query @ others.T).masked_fill(seen.hidden[:, rest], -torch.inf)), dim=1)
+        out.append((scores / width).softmax(dim=1)[:, : len(own)] @ value)
+    return torch.stack(out)
+
+
+def error(model: GistModel, text: TextPass, row: int, cache: GistCache) -> float:
+    """Return how far what a cache gives is from what the text gives, relative, over all layers."""
+    length = len(text.chunks[row])
+    seen = text.repetition.of(row, length)
+    whole = text.reading.kv(text.start)[:, :, row, :, :length]
+    at = cache.positions.clamp(min=0) + text.start
+    turned = model.rope.rotate(cache.kv[:, 0], at)
+    wrong = right = 0.0
+    for layer in range(model.layers):
+        held = cache.visible[layer]
+        keys = [turned[layer, head][some] for head, some in enumerate(held)]
+        values = [cache.kv[layer, 1, head][some] for head, some in enumerate(held)]
+        wanted = received(seen, layer, whole[layer, 0], whole[layer, 1])
+        wrong += float((received(seen, layer, keys, values) - wanted).square().sum())
+        right += float(wanted.square().sum())
+    return (wrong / right) ** 0.5
+
+
+@pytest.mark.parametrize("rate", [2, 4, 8])
+def test_matched_gists_give_what_the_text_gives(any_model: GistModel, rate: int) -> None:
+    """What their queries get is nearer to it than from the same tokens unmatched, even in a model of random weights."""
+    text = TextPass(any_model, TEXTS)
+    kept, matched = text.compress("adaptive", rate), text.compress("matched", rate)
+
+    for row in range(len(TEXTS)):
+        assert torch.equal(kept[row].positions, matched[row].positions)
+        assert error(any_model, text, row, matched[row]) < 0.95 * error(any_model, text, row, kept[row])
+
+
+def test_where_nothing_is_left_out_nothing_changes(any_model: GistModel) -> None:
+    """Matching a whole chunk to itself leaves it as it is."""
+    text = TextPass(any_model, TEXTS)
+    values = text.reading.kv(text.start)[:, 1]
+    for row, whole in enumerate(text.compress("selected", 1)):
+        every = whole.positions.expand(any_model.layers, any_model.kv_heads, -1)
+        cache = replace(whole, positions=every)
+
+        matched = match(cache, values[:, row, :, : len(TEXTS[row])], text.repetition.of(row, len(TEXTS[row])),
+                        any_model.rope)  # fmt: skip
+
+        torch.testing.assert_close(matched.kv, cache.kv, rtol=0, atol=1e-9)
+
+
+def test_a_matched_gist_is_stored_like_any_other(model: GistModel, tmp_path: Path) -> None:
+    """Bit by bit, its holes included, and the same memory is made of it."""
+    path = tmp_path / "gist.safetensors"
+    cache = compress(model, TEXTS, placement="matched", tokens_per_gist=3)[2]
+    assert cache.has_holes
+
+    back = gistfile.decode(gistfile.encode(cache, key="k", fingerprint="f"), path, key="k", fingerprint="f")
+
+    assert torch.equal(cache.kv, back.kv)
+    assert torch.equal(concatenate([cache], model.rope).kv, concatenate([back], model.rope).kv)
+
+
+def test_a_gist_that_is_not_finite_stays_so(model: GistModel) -> None:
+    """Nothing is raised for numbers that cannot be matched: what comes out is seen not to be usable."""
+    text = TextPass(model, TEXTS[:1])
+    cache = text.compress("adaptive", 3)[0]
+    values = text.reading.kv(text.start)[:, 1, 0] * torch.nan
+
+    assert not match(cache, values, text.repetition.of(0, len(TEXTS[0])), model.rope).is_finite
+
+
+def test_many_large_systems_are_solved_with_two_threads() -> None:
+    """Torch's batched LU returned rubbish for these, without an error."""
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        half = torch.randn(90, 400, 176)
+        curvature, hold, aim = half.transpose(1, 2) @ half, torch.full((90, 176), 40.0), torch.randn(90, 176, 64)
+        solution = _solved(curvature, hold, aim)
+    finally:
+        torch.set_num_threads(before)
+
+    exact = torch.linalg.solve(curvature.double() + 40 * torch.eye(176).double(), aim.double())
+    torch.testing.assert_close(solution.double(), exact, rtol=0, atol=1e-5)
