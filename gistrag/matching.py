@@ -24,7 +24,7 @@ from gistrag.cache import GistCache
 from gistrag.rope import Rope
 
 MOST = 20.0
-"""A gist counts for at most so many, and at least for one so-manieth."""
+"""A gist counts for at most so many tokens, and for at least one part in so many of one."""
 HOLD = 0.01
 """How much a weight is held at 1, as a share of its curvature; `HOLD_VALUES` holds values at what they were."""
 HOLD_VALUES = 0.5
@@ -56,25 +56,20 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
     Args:
         values: of all the text, ``(layers, kv_heads, n, head_dim)``.
     """
-    layers, _, kv_heads, slots, width = cache.kv.shape
-    exact = torch.promote_types(cache.kv.dtype, torch.float32)
-    held = cache.visible
-    parts = [
-        _watch(seen, layer, values[layer].to(exact), cache.positions[layer].clamp(min=0), held[layer])
-        for layer in range(layers)
-    ]
-    queries, kept, mass, told = (torch.cat(part) for part in zip(*parts, strict=True))  # (layers · kv_heads, m, …)
-    weight = _weights(kept, mass).log()
-    common = _common(queries, mass, rope)
-    kept = kept * (weight[:, None] * (queries @ common[..., None])).exp()
-    kept = mass * kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(exact).tiny)
-    old = cache.kv[:, 1].reshape(layers * kv_heads, slots, width).to(exact)
-    new = _held_solution(kept, told, old, held.sum(dim=-1).flatten())
-    places = seen.text.start + cache.positions.clamp(min=0)
-    turned = rope.unrotate(common.view(layers, kv_heads, 1, width).expand(cache.kv[:, 0].shape), places)
-    keys = cache.kv[:, 0] + weight.view(layers, kv_heads, slots, 1) * turned
-    kv = torch.stack((keys, new.view(keys.shape)), dim=1).to(cache.kv.dtype)
-    return replace(cache, kv=torch.where(held[:, None, ..., None], kv, kv[:, :, :, :1]))
+    kv = cache.kv.clone()
+    for layer, positions in enumerate(cache.positions):  # one at a time stays in the processor's cache
+        fullest = int((positions >= 0).sum(dim=-1).max())
+        keys, old = cache.kv[layer, :, :, :fullest]  # (kv_heads, slots, head_dim) each
+        held, places = positions[:, :fullest] >= 0, positions[:, :fullest].clamp(min=0)
+        exact = torch.promote_types(old.dtype, torch.float32)
+        queries, kept, mass, told = _watch(seen, layer, values[layer].to(exact), places, held)
+        weight, common = _weights(kept, mass).log(), _common(queries, mass, rope)
+        turned = rope.unrotate(common[:, None].expand_as(keys), seen.text.start + places)
+        kept = kept * (weight[:, None] * (queries @ common[..., None])).exp()
+        kept = mass * kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(exact).tiny)
+        kv[layer, 0, :, :fullest] = keys + weight[..., None] * turned
+        kv[layer, 1, :, :fullest] = _held_solution(kept, told, old.to(exact), held.sum(dim=-1))
+    return replace(cache, kv=torch.where(cache.visible[:, None, ..., None], kv, kv[:, :, :, :1]))
 
 
 def _watch(seen: Repetition, layer: int, values: Tensor, places: Tensor, held: Tensor) -> tuple[Tensor, ...]:
@@ -99,10 +94,10 @@ def _watch(seen: Repetition, layer: int, values: Tensor, places: Tensor, held: T
 
 
 def _weights(kept: Tensor, mass: Tensor) -> Tensor:
-    """Return the non-negative weights with which the shares of gists add up to that of the text, ``(heads, slots)``.
+    """Return the non-negative weights with which the shares of gists add up to that of the text, ``(kv_heads, slots)``.
 
     Args:
-        kept: ``(heads, m, slots)``; mass: ``(heads, m, 1)``.
+        kept: ``(kv_heads, m, slots)``; mass: ``(kv_heads, m, 1)``.
     """
     curvature = kept.transpose(1, 2) @ kept
     hold = HOLD * curvature.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
@@ -111,11 +106,11 @@ def _weights(kept: Tensor, mass: Tensor) -> Tensor:
 
 
 def _common(queries: Tensor, mass: Tensor, rope: Rope) -> Tensor:
-    """Return the direction whose product with every query of a head is as near to 1 as can be, ``(heads, head_dim)``.
+    """Return the direction whose product with all queries is as near to 1 as can be, ``(kv_heads, head_dim)``.
 
     So it is near also for the queries of questions that stand further away.
     """
-    spread = (mass * queries).transpose(1, 2) @ queries  # (heads, head_dim, head_dim)
+    spread = (mass * queries).transpose(1, 2) @ queries  # (kv_heads, head_dim, head_dim)
     mean = (mass * queries).sum(dim=1, keepdim=True)
     turn = Rope(rope.inv_freq).rotate
     total, aim = torch.zeros_like(spread), torch.zeros_like(mean)
@@ -128,9 +123,9 @@ def _common(queries: Tensor, mass: Tensor, rope: Rope) -> Tensor:
 
 
 def _held_solution(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor) -> Tensor:
-    """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(heads, slots, head_dim)``."""
+    """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(kv_heads, slots, head_dim)``."""
     curvature = kept.transpose(1, 2) @ kept
-    hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)
+    hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (kv_heads,)
     return _solved(curvature, hold[:, None], kept.transpose(1, 2) @ told + hold[:, None, None] * old)
 
 
