@@ -59,7 +59,7 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
     kv = cache.kv.clone()
     for layer, positions in enumerate(cache.positions):  # one at a time stays in the processor's cache
         fullest = int((positions >= 0).sum(dim=-1).max())
-        keys, old = cache.kv[layer, :, :, :fullest]  # (kv_heads, slots, head_dim) each
+        keys, old = cache.kv[layer, :, :, :fullest]  # each (kv_heads, slots, head_dim)
         held, places = positions[:, :fullest] >= 0, positions[:, :fullest].clamp(min=0)
         exact = torch.promote_types(old.dtype, torch.float32)
         queries, kept, mass, told = _watch(seen, layer, values[layer].to(exact), places, held)
@@ -68,7 +68,7 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
         kept = kept * (weight[:, None] * (queries @ common[..., None])).exp()
         kept = mass * kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(exact).tiny)
         kv[layer, 0, :, :fullest] = keys + weight[..., None] * turned
-        kv[layer, 1, :, :fullest] = _held_solution(kept, told, old.to(exact), held.sum(dim=-1))
+        kv[layer, 1, :, :fullest] = _values(kept, told, old.to(exact), held.sum(dim=-1))
     return replace(cache, kv=torch.where(cache.visible[:, None, ..., None], kv, kv[:, :, :, :1]))
 
 
@@ -122,7 +122,7 @@ def _common(queries: Tensor, mass: Tensor, rope: Rope) -> Tensor:
     return _solved(total, hold, aim.transpose(1, 2))[..., 0]
 
 
-def _held_solution(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor) -> Tensor:
+def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor) -> Tensor:
     """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(kv_heads, slots, head_dim)``."""
     curvature = kept.transpose(1, 2) @ kept
     hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (kv_heads,)
