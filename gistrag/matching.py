@@ -112,12 +112,10 @@ def _common(queries: Tensor, mass: Tensor, rope: Rope) -> Tensor:
     """
     spread = (mass * queries).transpose(1, 2) @ queries  # (kv_heads, head_dim, head_dim)
     mean = (mass * queries).sum(dim=1, keepdim=True)
+    at = torch.tensor(FURTHER, device=spread.device)[:, None].expand(-1, spread.shape[1])  # (further, head_dim)
     turn = Rope(rope.inv_freq).rotate
-    total, aim = torch.zeros_like(spread), torch.zeros_like(mean)
-    for distance in FURTHER:
-        at = torch.full((spread.shape[1],), distance, device=spread.device)
-        total += turn(turn(spread, at).transpose(1, 2), at)
-        aim += turn(mean, at[:1])
+    total = turn(turn(spread[:, None], at).transpose(2, 3), at).sum(dim=1)
+    aim = turn(mean[:, None], at[:, :1]).sum(dim=1)
     hold = HOLD_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
     return _solved(total, hold, aim.transpose(1, 2))[..., 0]
 
