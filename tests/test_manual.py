@@ -162,7 +162,8 @@ def test_a_cartridge_answers_through_peft(
 
     run_python(page, fences(page, "python"))
 
-    said = capsys.readouterr().out.split()
+    said = capsys.readouterr().out
     with GistRAG.open("index/") as opened:
         answer = opened.query("What does a build do with symbolic links?", max_new_tokens=24)
-    assert answer.text.split()[:2] == said[:2]
+    words, same = (text.replace(".", " ").split()[:2] for text in (answer.text, said))
+    assert words == same  # later, merged weights are rounded otherwise
