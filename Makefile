@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/gistrag build docs/ --index index/
-	$(BIN)/gistrag query "What is the default embedding model?" --index index/
+	$(BIN)/gistrag query "What port does the server use by default?" --index index/
 
 test: check
 	$(BIN)/python -m pytest
