@@ -400,4 +400,5 @@ async def refused(_: Request, error: Exception) -> JSONResponse:
             refusal = Refusal(status, CODES.get(status, "invalid_request"), str(error.detail))
         case _:
             refusal = Refusal(500, "internal_error", "an error nobody foresaw; the server's log has it")
+            headers = {"connection": "close"}  # uvicorn hangs up after such an answer: a client must not use it again
     return JSONResponse(refusal.body(), refusal.status, headers)

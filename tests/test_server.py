@@ -313,7 +313,7 @@ def test_errors_are_in_one_form(url: str, client: Any) -> None:
     """Even what is no HTTP at all is answered in the form of OpenAI's errors."""
     with connect(url) as raw:
         raw.sendall(b"hello\r\n\r\n")
-        answer = raw.recv(65536)
+        answer = b"".join(iter(lambda: raw.recv(65536), b""))
 
     assert "invalid_http" == json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"]
     assert (421, "unknown_host") == error(client.get("/", headers={"Host": "evil.example"}))
@@ -332,6 +332,7 @@ def test_an_error_nobody_foresaw_tells_nothing(
     whole, streamed = client.post(CHAT, json=HONEY), client.post(CHAT, json=STREAMED)
 
     assert (500, "internal_error") == error(whole)
+    assert "close" == whole.headers["connection"]
     assert "internal_error" == json.loads(streamed.text.split("\n\n")[-2].removeprefix("data: "))["error"]["code"]
     assert "secret" not in whole.text + streamed.text
     assert "secret" in caplog.text
