@@ -139,9 +139,9 @@ class TextPass:
         return _repeat(self)
 
     @cached_property
-    def need(self) -> Tensor:
-        """What `_need` finds, the same for every rate."""
-        return _need(self)
+    def kv(self) -> Tensor:
+        """Keys (rotated) and values of the chunks, ``(layers, 2, batch, kv_heads, n, head_dim)``."""
+        return self.reading.kv(self.start)
 
     def visible(self) -> Tensor:
         """Return which slots hold prefix or text of each row, ``(batch, slots)`` bool: everything but padding."""
@@ -159,10 +159,9 @@ class TextPass:
 
 def _full(batch: TextPass) -> Iterator[GistCache]:
     """Yield the full cache of each chunk."""
-    kv = batch.reading.kv(batch.start)  # (layers, 2, batch, kv_heads, n, head_dim)
     for row, length in enumerate(batch.lengths.tolist()):
-        positions = torch.arange(length, device=kv.device)
-        yield batch.model.unrotated(kv[:, :, row, :, :length], positions, start=batch.start, source_tokens=length)
+        positions = torch.arange(length, device=batch.kv.device)
+        yield batch.model.unrotated(batch.kv[:, :, row, :, :length], positions, start=batch.start, source_tokens=length)
 
 
 def _selected(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
@@ -170,7 +169,7 @@ def _selected(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     if tokens_per_gist == 1:
         yield from _full(batch)
         return
-    need = batch.need  # (layers, batch, kv_heads, n)
+    need = batch.repetition.need
     for row, cache in enumerate(_full(batch)):
         count = gist_count(cache.source_tokens, tokens_per_gist)
         kept = need[:, row, :, : cache.source_tokens].topk(count, dim=-1).indices.sort(dim=-1).values
@@ -183,7 +182,7 @@ def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     if tokens_per_gist == 1:
         yield from _full(batch)
         return
-    need = batch.need  # (layers, batch, kv_heads, n)
+    need = batch.repetition.need
     for row, cache in enumerate(_full(batch)):
         places = shared_out(need[:, row, :, : cache.source_tokens], gist_count(cache.source_tokens, tokens_per_gist))
         held = torch.where(places < 0, places[..., :1], places)  # a hole repeats the first gist of its head
@@ -193,13 +192,12 @@ def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
 
 def _matched(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield adaptive gists, matched to their chunk."""
-    values = batch.reading.kv(batch.start)[:, 1]  # (layers, batch, kv_heads, n, head_dim)
     for row, cache in enumerate(_adaptive(batch, tokens_per_gist)):
         if tokens_per_gist == 1:
             yield cache
         else:
-            text = values[:, row, :, : cache.source_tokens]
-            yield match(cache, text, batch.repetition.of(row, cache.source_tokens), batch.model.rope)
+            values = batch.kv[:, 1, row, :, : cache.source_tokens]
+            yield match(cache, values, batch.repetition.of(row, cache.source_tokens), batch.model.rope)
 
 
 def shared_out(need: Tensor, gists: int) -> Tensor:
@@ -233,11 +231,13 @@ class Repeating:
 
     Attributes:
         queries: of each layer, ``(batch, heads, m, head_dim)``; keys: ``(batch, kv_heads, slots, head_dim)``.
+        need: the most attention each token of the chunks received, ``(layers, batch, kv_heads, n)`` float32.
         hidden: ``(batch, m, slots)`` bool; asked: tokens read before the repetition; start: first slot of the text.
     """
 
     queries: list[Tensor]
     keys: list[Tensor]
+    need: Tensor
     hidden: Tensor
     asked: int
     start: int
@@ -265,43 +265,20 @@ def _repeat(batch: TextPass) -> Repeating:
     real = torch.arange(count) < len(ask) + batch.lengths[:, None]  # (batch, m): what follows only pads the repetition
     own = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
     mask = torch.cat((batch.visible()[:, None] & real[:, :, None], own), dim=2)  # (batch, m, slots + m)
+    text = slice(batch.start, batch.start + batch.ids.shape[1])
     queries: list[Tensor] = []
     keys: list[Tensor] = []
+    need: list[Tensor] = []
 
-    def observe(_: int, asked: Tensor, seen: Tensor) -> None:
+    def observe(_: int, asked: Tensor, seen: Tensor, attention: Tensor) -> None:
         queries.append(asked)
         keys.append(seen)
+        received = attention[..., text].amax(dim=2)  # (batch, heads, n)
+        need.append(received.view(rows, model.kv_heads, -1, received.shape[2]).amax(dim=2))
 
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
     batch.reading.fork().feed(fed, positions=positions, mask=mask, observer=observe)
-    return Repeating(queries, keys, ~mask.to(model.device), len(ask), batch.start)
-
-
-def _need(batch: TextPass) -> Tensor:
-    """Return the most attention each token receives while the model repeats the chunk.
-
-    Shape ``(layers, batch, kv_heads, n)``.
-    """
-    model, seen = batch.model, batch.repetition
-    text = slice(batch.start, batch.start + batch.ids.shape[1])
-    need = torch.zeros(model.layers, len(batch.chunks), model.kv_heads, batch.ids.shape[1], device=model.device)
-    for layer, (queries, keys) in enumerate(zip(seen.queries, seen.keys, strict=True)):
-        for row, hidden in enumerate(seen.hidden):  # one at a time stays in the processor's cache
-            need[layer, row] = _attention(queries[row], keys[row], hidden)[..., text].amax(dim=(1, 2))
-    return need
-
-
-def _attention(queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
-    """Return attention weights ``(kv_heads, group, n, slots)``, in the dtype of the keys: only ranks matter.
-
-    Args:
-        queries: ``(heads, n, head_dim)``.
-        keys: ``(kv_heads, slots, head_dim)``.
-        hidden: ``(n, slots)`` bool, True where a query may not look.
-    """
-    heads, count, width = queries.shape
-    grouped = (queries / math.sqrt(width)).view(len(keys), heads // len(keys), count, width)
-    return (grouped @ keys[:, None].transpose(-1, -2)).masked_fill_(hidden, -torch.inf).softmax(dim=-1)
+    return Repeating(queries, keys, torch.stack(need).float(), ~mask.to(model.device), len(ask), batch.start)
 
 
 def _anchored(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:

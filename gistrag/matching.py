@@ -29,6 +29,8 @@ HOLD = 0.01
 """How much a weight is held at 1, as a share of its curvature; `HOLD_VALUES` holds values at what they were."""
 HOLD_VALUES = 0.5
 HOLD_DIRECTION = 0.01
+EVERY = 1
+"""One query in so many is asked: neighbours ask for much the same."""
 FURTHER = (0, 150, 300, 600, 1200, 2400)
 """Positions that a question may be further from the chunk than its repetition is."""
 
@@ -85,8 +87,9 @@ def _watch(seen: Repetition, layer: int, values: Tensor, places: Tensor, held: T
     """
     keys = seen.keys[layer]
     kv_heads, _, width = keys.shape
-    queries = (seen.queries[layer] / math.sqrt(width)).reshape(kv_heads, -1, width)
-    hidden = seen.hidden.repeat(len(seen.queries[layer]) // kv_heads, 1)
+    asked = seen.queries[layer][:, ::EVERY]  # (heads, m, head_dim)
+    queries = (asked / math.sqrt(width)).reshape(kv_heads, -1, width)
+    hidden = seen.hidden[::EVERY].repeat(len(asked) // kv_heads, 1)
     scores = (queries @ keys.transpose(1, 2)).to(values.dtype).masked_fill_(hidden, -torch.inf)
     share = scores.softmax(dim=-1)[..., seen.text]
     kept = share.gather(-1, places[:, None].expand(-1, share.shape[1], -1)) * held[:, None]

@@ -42,9 +42,9 @@ logger = logging.getLogger("gistrag")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-Observer = Callable[[int, Tensor, Tensor], None]
-"""Called by every layer with its number, its rotated queries ``(batch, heads, n, head_dim)`` and all rotated keys
-``(batch, kv_heads, slots, head_dim)``."""
+Observer = Callable[[int, Tensor, Tensor, Tensor], None]
+"""Called by every layer with its number, its rotated queries ``(batch, heads, n, head_dim)``, all rotated keys
+``(batch, kv_heads, slots, head_dim)`` and the attention of one for the other ``(batch, heads, n, slots)``."""
 
 
 class GistModel:
@@ -358,12 +358,14 @@ class Reading:
             ids: ``(batch, n)`` token ids, or None with *embeddings* ``(batch, n, hidden)`` in their place.
             positions: ``(n,)`` or ``(batch, n)``; gaps and repeats are fine.
             mask: ``(batch or 1, n, slots + n)`` bool, True where a token may look; None is causal over everything.
-            observer: sees queries and keys of every layer.
+            observer: sees queries, keys and attention of every layer.
             role: what is read, which says whether the adapter acts on it.
         """
         device = self._model.device
         count = ids.shape[1] if ids is not None else _length(embeddings)
-        if mask is None and count > 1:  # explicit, so that transformers never guesses one from the positions
+        if mask is None and (
+            count > 1 or observer
+        ):  # explicit, so that transformers never guesses one from the positions
             mask = torch.ones(1, count, self.slots + count, dtype=torch.bool).tril(self.slots)
         with self._model.reading_as(role):
             output = self._model.network.model(
@@ -482,7 +484,7 @@ _ATTENTION = "gistrag_sdpa"
 def _observed_sdpa(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Return scaled-dot-product attention as transformers computes it, after showing queries and keys.
+    """Return scaled-dot-product attention as transformers computes it, showing it to an observer.
 
     Nothing looks at the holes of a memory, which are other ones for every layer and head, nor at its padding.
 
@@ -491,12 +493,13 @@ def _observed_sdpa(
     """
     observer: Observer | None = kwargs.pop("observer", None)
     visible: list[Tensor] | None = kwargs.pop("visible", None)
-    if observer is not None:
-        observer(module.layer_idx, query, key)
     if visible is not None:
         mask = _seen(visible[module.layer_idx], mask, key.shape[2])
-    if query.requires_grad and query.device.type == "cpu" and mask is not None:
-        return _grouped_attention(query, key, value, mask), None
+    if mask is not None and (observer or (query.requires_grad and query.device.type == "cpu")):
+        weights = _attention(query, key, mask)
+        if observer:
+            observer(module.layer_idx, query, key, weights)
+        return _attended(weights, value), None
     if visible is not None and mask is not None:
         mask = mask.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (batch, heads, n, slots)
     output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
@@ -518,26 +521,34 @@ def _seen(visible: Tensor, mask: Tensor | None, slots: int) -> Tensor:
     return torch.cat((memory.expand(shape), behind.expand(shape)), dim=3)
 
 
-def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Return attention ``(batch, n, heads, head_dim)``; with gradients on a CPU three times as fast as torch's.
+def _attention(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """Return attention weights ``(batch, heads, n, slots)``; with gradients on a CPU three times as fast as torch's.
 
     Heads that share keys are multiplied as one, so that keys and values are never repeated.
 
     Args:
-        query: ``(batch, heads, n, head_dim)``; key, value: ``(batch, kv_heads, slots, head_dim)``.
+        query: ``(batch, heads, n, head_dim)``; key: ``(batch, kv_heads, slots, head_dim)``.
         mask: ``(batch or 1, kv_heads or 1, n, slots)`` bool.
     """
     batch, heads, count, width = query.shape
     kv_heads, slots = key.shape[1:3]
-    group = heads // kv_heads
-    stacked = (query * width**-0.5).reshape(batch * kv_heads, group * count, width)
+    stacked = (query * width**-0.5).reshape(batch * kv_heads, -1, width)
     scores = torch.bmm(stacked, key.reshape(batch * kv_heads, slots, width).transpose(1, 2))
     bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    weights = (scores.view(batch, kv_heads, group, count, slots) + bias[:, :, None]).softmax(dim=-1)
-    mixed = torch.bmm(
-        weights.view(batch * kv_heads, group * count, slots), value.reshape(batch * kv_heads, slots, width)
-    )
-    return mixed.view(batch, heads, count, width).transpose(1, 2)
+    grouped = scores.view(batch, kv_heads, heads // kv_heads, count, slots) + bias[:, :, None]
+    return grouped.softmax(dim=-1).view(batch, heads, count, slots)
+
+
+def _attended(weights: Tensor, value: Tensor) -> Tensor:
+    """Return what attention weights make of values, ``(batch, n, heads, head_dim)``.
+
+    Args:
+        value: ``(batch, kv_heads, slots, head_dim)``.
+    """
+    batch, heads, count, slots = weights.shape
+    stacked = value.reshape(-1, slots, value.shape[3])
+    mixed = torch.bmm(weights.view(len(stacked), -1, slots), stacked)
+    return mixed.view(batch, heads, count, value.shape[3]).transpose(1, 2)
 
 
 AttentionInterface.register(_ATTENTION, _observed_sdpa)

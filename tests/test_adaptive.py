@@ -14,7 +14,7 @@ from gistrag.cache import GistCache, Memory, concatenate
 from gistrag.compression import compress, gist_count, shared_out
 from gistrag.errors import CorruptGistError
 from gistrag.generation import generate, generate_together, read_text
-from gistrag.model import GistModel, _grouped_attention
+from gistrag.model import GistModel, _attended, _attention
 from gistrag.together import Together
 
 TEXTS = [list(b"a first chunk of some length"), list(b"short"), list(b"a third chunk, the longest of the three by far")]
@@ -145,7 +145,7 @@ def test_attention_with_gradients_is_torchs_own() -> None:
     mask[..., 0] = True
     repeated = [one.repeat_interleave(3, dim=1) for one in (key, value, mask)]
 
-    ours = _grouped_attention(query, key, value, mask)
+    ours = _attended(_attention(query, key, mask), value)
     expected = torch.nn.functional.scaled_dot_product_attention(query, *repeated[:2], attn_mask=repeated[2])
 
     torch.testing.assert_close(ours, expected.transpose(1, 2))
