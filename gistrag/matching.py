@@ -29,8 +29,8 @@ HOLD = 0.01
 """How much a weight is held at 1, as a share of its curvature; `HOLD_VALUES` holds values at what they were."""
 HOLD_VALUES = 0.5
 HOLD_DIRECTION = 0.01
-EVERY = 1
-"""One query in so many is asked: neighbours ask for much the same."""
+WHOLE = 0.9
+"""A head that keeps so much of a chunk is left as it is."""
 FURTHER = (0, 150, 300, 600, 1200, 2400)
 """Positions that a question may be further from the chunk than its repetition is."""
 
@@ -59,37 +59,43 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
         values: of all the text, ``(layers, kv_heads, n, head_dim)``.
     """
     kv = cache.kv.clone()
-    for layer, positions in enumerate(cache.positions):  # one at a time stays in the processor's cache
-        fullest = int((positions >= 0).sum(dim=-1).max())
-        keys, old = cache.kv[layer, :, :, :fullest]  # each (kv_heads, slots, head_dim)
-        held, places = positions[:, :fullest] >= 0, positions[:, :fullest].clamp(min=0)
-        exact = torch.promote_types(old.dtype, torch.float32)
-        queries, kept, mass, told = _watch(seen, layer, values[layer].to(exact), places, held)
+    exact = torch.promote_types(kv.dtype, torch.float32)
+    gists = (cache.positions >= 0).sum(dim=-1)  # (layers, kv_heads)
+    for layer, count in enumerate(gists):  # one at a time stays in the processor's cache
+        heads = (count < WHOLE * cache.source_tokens).nonzero()[:, 0]
+        if not len(heads):
+            continue
+        fullest = int(count[heads].max())
+        keys, old = cache.kv[layer, :, heads, :fullest].to(exact)  # each (heads, slots, head_dim)
+        positions = cache.positions[layer, heads, :fullest]
+        held, places = positions >= 0, positions.clamp(min=0)
+        queries, kept, mass, told = _watch(seen, layer, heads, values[layer, heads].to(exact), places, held)
         weight, common = _weights(kept, mass).log(), _common(queries, mass, rope)
         turned = rope.unrotate(common[:, None].expand_as(keys), seen.text.start + places)
         kept = kept * (weight[:, None] * (queries @ common[..., None])).exp()
         kept = mass * kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(exact).tiny)
-        kv[layer, 0, :, :fullest] = keys + weight[..., None] * turned
-        kv[layer, 1, :, :fullest] = _values(kept, told, old.to(exact), held.sum(dim=-1))
+        kv[layer, 0, heads, :fullest] = (keys + weight[..., None] * turned).to(kv.dtype)
+        kv[layer, 1, heads, :fullest] = _values(kept, told, old, count[heads]).to(kv.dtype)
     return replace(cache, kv=torch.where(cache.visible[:, None, ..., None], kv, kv[:, :, :, :1]))
 
 
-def _watch(seen: Repetition, layer: int, values: Tensor, places: Tensor, held: Tensor) -> tuple[Tensor, ...]:
-    """Return what the queries of a layer get from the text.
+def _watch(
+    seen: Repetition, layer: int, heads: Tensor, values: Tensor, places: Tensor, held: Tensor
+) -> tuple[Tensor, ...]:
+    """Return what the queries of some key heads of a layer get from the text.
 
     Args:
-        values: ``(kv_heads, n, head_dim)``; places, held: ``(kv_heads, slots)``.
+        values: ``(heads, n, head_dim)``; places, held: ``(heads, slots)``.
 
     Returns:
-        queries scaled as scores are, ``(kv_heads, m, head_dim)``; the shares of attention of gists,
-        ``(kv_heads, m, slots)``, and of the text, ``(kv_heads, m, 1)``; what comes out of the text,
-        ``(kv_heads, m, head_dim)``; with the queries of all heads that share a key.
+        queries scaled as scores are, ``(heads, m, head_dim)``; the shares of attention of gists,
+        ``(heads, m, slots)``, and of the text, ``(heads, m, 1)``; what comes out of the text,
+        ``(heads, m, head_dim)``; with the queries of all query heads that share a key.
     """
-    keys = seen.keys[layer]
-    kv_heads, _, width = keys.shape
-    asked = seen.queries[layer][:, ::EVERY]  # (heads, m, head_dim)
-    queries = (asked / math.sqrt(width)).reshape(kv_heads, -1, width)
-    hidden = seen.hidden[::EVERY].repeat(len(asked) // kv_heads, 1)
+    kv_heads, _, width = seen.keys[layer].shape
+    keys = seen.keys[layer][heads]
+    queries = (seen.queries[layer] / math.sqrt(width)).reshape(kv_heads, -1, width)[heads]
+    hidden = seen.hidden.repeat(len(seen.queries[layer]) // kv_heads, 1)
     scores = (queries @ keys.transpose(1, 2)).to(values.dtype).masked_fill_(hidden, -torch.inf)
     share = scores.softmax(dim=-1)[..., seen.text]
     kept = share.gather(-1, places[:, None].expand(-1, share.shape[1], -1)) * held[:, None]
@@ -97,10 +103,10 @@ def _watch(seen: Repetition, layer: int, values: Tensor, places: Tensor, held: T
 
 
 def _weights(kept: Tensor, mass: Tensor) -> Tensor:
-    """Return the non-negative weights with which the shares of gists add up to that of the text, ``(kv_heads, slots)``.
+    """Return the non-negative weights with which the shares of gists add up to that of the text, ``(heads, slots)``.
 
     Args:
-        kept: ``(kv_heads, m, slots)``; mass: ``(kv_heads, m, 1)``.
+        kept: ``(heads, m, slots)``; mass: ``(heads, m, 1)``.
     """
     curvature = kept.transpose(1, 2) @ kept
     hold = HOLD * curvature.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
@@ -109,11 +115,11 @@ def _weights(kept: Tensor, mass: Tensor) -> Tensor:
 
 
 def _common(queries: Tensor, mass: Tensor, rope: Rope) -> Tensor:
-    """Return the direction whose product with all queries is as near to 1 as can be, ``(kv_heads, head_dim)``.
+    """Return the direction whose product with all queries is as near to 1 as can be, ``(heads, head_dim)``.
 
     So it is near also for the queries of questions that stand further away.
     """
-    spread = (mass * queries).transpose(1, 2) @ queries  # (kv_heads, head_dim, head_dim)
+    spread = (mass * queries).transpose(1, 2) @ queries  # (heads, head_dim, head_dim)
     mean = (mass * queries).sum(dim=1, keepdim=True)
     at = torch.tensor(FURTHER, device=spread.device)[:, None].expand(-1, spread.shape[1])  # (further, head_dim)
     turn = Rope(rope.inv_freq).rotate
@@ -124,9 +130,9 @@ def _common(queries: Tensor, mass: Tensor, rope: Rope) -> Tensor:
 
 
 def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor) -> Tensor:
-    """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(kv_heads, slots, head_dim)``."""
+    """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(heads, slots, head_dim)``."""
     curvature = kept.transpose(1, 2) @ kept
-    hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (kv_heads,)
+    hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)
     return _solved(curvature, hold[:, None], kept.transpose(1, 2) @ told + hold[:, None, None] * old)
 
 
