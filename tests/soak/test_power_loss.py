@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import tiny_model
 
 from gistrag import backup, files, schema
 from gistrag.rag import GistRAG
@@ -31,6 +32,7 @@ class Commit:
 
 
 Log = list[Operation | Commit]
+Ids = Callable[[str], Sequence[int]]
 
 
 @contextmanager
@@ -135,21 +137,24 @@ def crashes(log: Log, moments: Iterable[int]) -> Iterator[tuple[str, Image, list
                 yield f"after {moment} {entry} with bytes and names {choice}", image, states[safe:]
 
 
-def problem(image: Image, folder: Path, allowed: list[State | None], again: Callable[[Path], None] | None) -> str:
+def problem(
+    image: Image, folder: Path, allowed: list[State | None], again: Callable[[Path], None] | None, ids: Ids
+) -> str:
     """Return what is wrong with a crashed folder, nothing if a reader and a builder are well served by it.
 
     Args:
         again: the command that is run on it next; a build leaves the state as it is, a backup brings the newest one.
+        ids: gives the token ids of a text.
     """
     shutil.rmtree(folder, ignore_errors=True)
     write_image(image, folder)
     try:
-        seen = look_into(folder)
+        seen = look_into(folder, ids)
         if seen.wrong or seen.state not in allowed:
             return f"{seen}, expected one of {allowed}"
         if again:
             again(folder)
-            after, expected = look_into(folder), seen.state or {}
+            after, expected = look_into(folder, ids), seen.state or {}
             if again is copy_again:
                 expected = look_into(folder.with_name("source")).state or {}
             if after.wrong or after.state != expected:
@@ -166,11 +171,12 @@ def violations(
     moments: Iterable[int],
     builds_every: int,
     again: Callable[[Path], None] = build_again,
+    ids: Ids = ids_of,
 ) -> Iterator[str]:
     """Yield what is wrong with each crashed folder that is wrong; the next command takes up one in *builds_every*."""
     count = 0
     for count, (moment, image, allowed) in enumerate(crashes(log, moments), 1):
-        if told := problem(image, folder, allowed, None if count % builds_every else again):
+        if told := problem(image, folder, allowed, None if count % builds_every else again, ids):
             yield f"{moment}: {told}"
     print(f"{len(log)} operations and commits, {count} different crashes")
 
@@ -224,12 +230,14 @@ def test_power_loss_during_a_backup(tmp_path: Path, randomness: random.Random) -
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("life", [life_of_an_index, builds_of_a_folder])
-def test_power_loss_at_every_moment(tmp_path: Path, life: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("life", "ids"), [(life_of_an_index, ids_of), (builds_of_a_folder, tiny_model().encode_passage)]
+)
+def test_power_loss_at_every_moment(tmp_path: Path, life: Callable[[Path], None], ids: Ids) -> None:
     """Every prefix of the log, with every choice of bytes and names."""
     log = record(tmp_path / "index", life)
 
-    found = violations(log, tmp_path / "crashed", moments=range(len(log)), builds_every=4)
+    found = violations(log, tmp_path / "crashed", moments=range(len(log)), builds_every=4, ids=ids)
     assert [] == list(found)
 
 
