@@ -166,6 +166,12 @@ def writers(path: Path) -> str:
     return ""
 
 
+def exists(path: Path) -> bool:
+    """Return whether something is at *path*."""
+    with explained("look at", path):
+        return path.exists()
+
+
 def free_bytes(path: Path) -> int:
     """Return how many bytes fit on the disk that holds *path*, which need not exist yet."""
     with explained("look at", path):

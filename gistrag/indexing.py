@@ -237,7 +237,7 @@ class Builder:
     def _plan(self, works: Sequence[_Work]) -> None:
         """Say what is ahead, and refuse work that the disk cannot hold."""
         lengths = {work.key: len(work.ids) for work in works if work.key}
-        missing = [length for key, length in lengths.items() if not self._store.gist_path(key).exists()]
+        missing = [length for key, length in lengths.items() if not files.exists(self._store.gist_path(key))]
         counts = [gist_count(length, self._settings.tokens_per_gist) for length in missing]
         needed, free = sum(map(self._stored_bytes, counts)), files.free_bytes(self._store.folder)
         most = sum(map(self._stored_bytes, missing if self._settings.min_quality else counts))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gistrag import files
 from gistrag.answering import Answer, Options, Stream
 from gistrag.catalog import adapter_name, find, find_adapter
 from gistrag.embedder import Embedder, Reranker
@@ -323,7 +324,9 @@ def _require_folder(folder: Path, index: Path) -> None:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise UsageError(f"expected a folder of documents at {folder}, found {found}; check the path")
-    if index.exists() and index.samefile(folder):
+    with files.explained("look at", index):
+        is_same = index.exists() and index.samefile(folder)
+    if is_same:
         raise UsageError(f"expected another folder for the index than {folder}, found the same; name one with --index")
 
 
