@@ -227,18 +227,19 @@ def shared_out(need: Tensor, gists: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Repeating:
-    """What every layer asked and saw while the model repeated the chunks of a batch.
+    """What every layer asked of the chunks of a batch while the model repeated them.
 
     Attributes:
-        queries: of each layer, ``(batch, heads, m, head_dim)``; keys: ``(batch, kv_heads, slots, head_dim)``.
-        need: the most attention each token of the chunks received, ``(layers, batch, kv_heads, n)`` float32.
-        hidden: ``(batch, m, slots)`` bool; asked: tokens read before the repetition; start: first slot of the text.
+        queries: of each layer, ``(batch, heads, m, head_dim)``; keys: of the text, ``(batch, kv_heads, n, head_dim)``.
+        mass: of each layer, the share of attention that the text got, ``(batch, heads, m)``, float32 or wider.
+        need: the most attention each token of the text got, ``(layers, batch, kv_heads, n)``.
+        asked: tokens read before the repetition; start: position of the text.
     """
 
     queries: list[Tensor]
     keys: list[Tensor]
+    mass: list[Tensor]
     need: Tensor
-    hidden: Tensor
     asked: int
     start: int
 
@@ -247,9 +248,9 @@ class Repeating:
         count = self.asked + source_tokens
         return Repetition(
             [queries[row, :, :count] for queries in self.queries],
-            [keys[row] for keys in self.keys],
-            self.hidden[row, :count],
-            slice(self.start, self.start + source_tokens),
+            [keys[row, :, :source_tokens] for keys in self.keys],
+            [mass[row, :, :count] for mass in self.mass],
+            self.start,
         )
 
 
@@ -268,17 +269,19 @@ def _repeat(batch: TextPass) -> Repeating:
     text = slice(batch.start, batch.start + batch.ids.shape[1])
     queries: list[Tensor] = []
     keys: list[Tensor] = []
+    mass: list[Tensor] = []
     need: list[Tensor] = []
 
     def observe(_: int, asked: Tensor, seen: Tensor, attention: Tensor) -> None:
+        received = attention[..., text]  # (batch, heads, m, n)
         queries.append(asked)
-        keys.append(seen)
-        received = attention[..., text].amax(dim=2)  # (batch, heads, n)
-        need.append(received.view(rows, model.kv_heads, -1, received.shape[2]).amax(dim=2))
+        keys.append(seen[:, :, text])
+        mass.append(received.sum(dim=-1, dtype=torch.promote_types(received.dtype, torch.float32)))
+        need.append(received.amax(dim=2).view(rows, model.kv_heads, -1, received.shape[3]).amax(dim=2))
 
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
     batch.reading.fork().feed(fed, positions=positions, mask=mask, observer=observe)
-    return Repeating(queries, keys, torch.stack(need).float(), ~mask.to(model.device), len(ask), batch.start)
+    return Repeating(queries, keys, mass, torch.stack(need).float(), len(ask), batch.start)
 
 
 def _anchored(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:

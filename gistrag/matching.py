@@ -37,19 +37,29 @@ FURTHER = (0, 150, 300, 600, 1200, 2400)
 
 @dataclass(frozen=True)
 class Repetition:
-    """What every layer asked and saw while the model repeated one chunk.
+    """What every layer asked of one chunk while the model repeated it.
 
     Attributes:
         queries: of each layer, ``(heads, m, head_dim)``, rotated.
-        keys: of each layer, ``(kv_heads, slots, head_dim)``, rotated.
-        hidden: ``(m, slots)`` bool, True where a query may not look.
-        text: the slots of the chunk.
+        keys: of each layer, of the chunk, ``(kv_heads, n, head_dim)``, rotated.
+        mass: of each layer, the share of attention that the chunk got, ``(heads, m)``.
+        start: position of the chunk.
     """
 
     queries: Sequence[Tensor]
     keys: Sequence[Tensor]
-    hidden: Tensor
-    text: slice
+    mass: Sequence[Tensor]
+    start: int
+
+    def of(self, layer: int, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, scaled as scores are, keys and mass of some key heads.
+
+        Shapes ``(heads, m, head_dim)``, ``(heads, n, head_dim)`` and ``(heads, m)``; *m* goes over the queries of all
+        query heads that share a key.
+        """
+        keys = self.keys[layer]
+        queries = (self.queries[layer] / math.sqrt(keys.shape[2])).reshape(len(keys), -1, keys.shape[2])
+        return queries[heads], keys[heads], self.mass[layer].reshape(len(keys), -1)[heads]
 
 
 def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> GistCache:
@@ -65,52 +75,35 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
         heads = (count < WHOLE * cache.source_tokens).nonzero()[:, 0]
         if not len(heads):
             continue
-        fullest = int(count[heads].max())
+        fullest, count = int(count[heads].max()), count[heads]
         keys, old = cache.kv[layer, :, heads, :fullest].to(exact)  # each (heads, slots, head_dim)
         positions = cache.positions[layer, heads, :fullest]
         held, places = positions >= 0, positions.clamp(min=0)
-        queries, kept, mass, told = _watch(seen, layer, heads, values[layer, heads].to(exact), places, held)
+        queries, text, mass = seen.of(layer, heads)
+        share = (text @ queries.mT).to(exact).softmax(dim=1) * mass[:, None]  # (heads, n, m)
+        kept = (
+            share[torch.arange(len(heads), device=places.device)[:, None], places] * held[..., None]
+        )  # (heads, slots, m)
+        queries = queries.to(exact)
         weight, common = _weights(kept, mass).log(), _common(queries, mass, rope)
-        turned = rope.unrotate(common[:, None].expand_as(keys), seen.text.start + places)
-        kept = kept * (weight[:, None] * (queries @ common[..., None])).exp()
-        kept = mass * kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(exact).tiny)
+        turned = rope.unrotate(common[:, None].expand_as(keys), seen.start + places)
+        kept = kept * (weight[..., None] * (common[:, None] @ queries.mT)).exp()
+        kept = kept * (mass / kept.sum(dim=1).clamp(min=torch.finfo(exact).tiny))[:, None]
         kv[layer, 0, heads, :fullest] = (keys + weight[..., None] * turned).to(kv.dtype)
-        kv[layer, 1, heads, :fullest] = _values(kept, told, old, count[heads]).to(kv.dtype)
+        told = share.mT @ values[layer, heads].to(exact)  # (heads, m, head_dim)
+        kv[layer, 1, heads, :fullest] = _values(kept, told, old, count).to(kv.dtype)
     return replace(cache, kv=torch.where(cache.visible[:, None, ..., None], kv, kv[:, :, :, :1]))
-
-
-def _watch(
-    seen: Repetition, layer: int, heads: Tensor, values: Tensor, places: Tensor, held: Tensor
-) -> tuple[Tensor, ...]:
-    """Return what the queries of some key heads of a layer get from the text.
-
-    Args:
-        values: ``(heads, n, head_dim)``; places, held: ``(heads, slots)``.
-
-    Returns:
-        queries scaled as scores are, ``(heads, m, head_dim)``; the shares of attention of gists,
-        ``(heads, m, slots)``, and of the text, ``(heads, m, 1)``; what comes out of the text,
-        ``(heads, m, head_dim)``; with the queries of all query heads that share a key.
-    """
-    kv_heads, _, width = seen.keys[layer].shape
-    keys = seen.keys[layer][heads]
-    queries = (seen.queries[layer] / math.sqrt(width)).reshape(kv_heads, -1, width)[heads]
-    hidden = seen.hidden.repeat(len(seen.queries[layer]) // kv_heads, 1)
-    scores = (queries @ keys.transpose(1, 2)).to(values.dtype).masked_fill_(hidden, -torch.inf)
-    share = scores.softmax(dim=-1)[..., seen.text]
-    kept = share.gather(-1, places[:, None].expand(-1, share.shape[1], -1)) * held[:, None]
-    return queries.to(values.dtype), kept, share.sum(dim=-1, keepdim=True), share @ values
 
 
 def _weights(kept: Tensor, mass: Tensor) -> Tensor:
     """Return the non-negative weights with which the shares of gists add up to that of the text, ``(heads, slots)``.
 
     Args:
-        kept: ``(heads, m, slots)``; mass: ``(heads, m, 1)``.
+        kept: ``(heads, slots, m)``; mass: ``(heads, m)``.
     """
-    curvature = kept.transpose(1, 2) @ kept
+    curvature = kept @ kept.mT
     hold = HOLD * curvature.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
-    aim = kept.transpose(1, 2) @ mass + hold[..., None]
+    aim = kept @ mass[..., None] + hold[..., None]
     return _solved(curvature, hold, aim)[..., 0].clamp(1 / MOST, MOST)
 
 
@@ -118,22 +111,25 @@ def _common(queries: Tensor, mass: Tensor, rope: Rope) -> Tensor:
     """Return the direction whose product with all queries is as near to 1 as can be, ``(heads, head_dim)``.
 
     So it is near also for the queries of questions that stand further away.
+
+    Args:
+        queries: ``(heads, m, head_dim)``; mass: ``(heads, m)``.
     """
-    spread = (mass * queries).transpose(1, 2) @ queries  # (heads, head_dim, head_dim)
-    mean = (mass * queries).sum(dim=1, keepdim=True)
+    heard = (mass[..., None] * queries).mT  # (heads, head_dim, m)
+    spread, mean = heard @ queries, heard.sum(dim=2)
     at = torch.tensor(FURTHER, device=spread.device)[:, None].expand(-1, spread.shape[1])  # (further, head_dim)
     turn = Rope(rope.inv_freq).rotate
-    total = turn(turn(spread[:, None], at).transpose(2, 3), at).sum(dim=1)
-    aim = turn(mean[:, None], at[:, :1]).sum(dim=1)
+    total = turn(turn(spread[:, None], at).mT, at).sum(dim=1)  # (heads, head_dim, head_dim)
+    aim = turn(mean[:, None, None], at[:, :1]).sum(dim=1)  # (heads, 1, head_dim)
     hold = HOLD_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
-    return _solved(total, hold, aim.transpose(1, 2))[..., 0]
+    return _solved(total, hold, aim.mT)[..., 0]
 
 
 def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor) -> Tensor:
     """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(heads, slots, head_dim)``."""
-    curvature = kept.transpose(1, 2) @ kept
+    curvature = kept @ kept.mT
     hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)
-    return _solved(curvature, hold[:, None], kept.transpose(1, 2) @ told + hold[:, None, None] * old)
+    return _solved(curvature, hold[:, None], kept @ told + hold[:, None, None] * old)
 
 
 def _solved(curvature: Tensor, hold: Tensor, aim: Tensor) -> Tensor:

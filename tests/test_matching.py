@@ -18,22 +18,22 @@ TEXTS = [list(b"a first chunk of some length"), list(b"short"), list(b"a third c
 
 
 def received(seen: Repetition, layer: int, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Return what comes out of the slots of the text for every query of a layer, ``(heads, m, head_dim)``.
+    """Return what every query of a layer gets from what stands in the text's place, ``(heads, m, head_dim)``.
+
+    Everything else, prefix and repetition, keeps the attention that it had beside the text.
 
     Args:
-        keys, values: one list for each head that shares them; what stands in the text's place, rotated.
+        keys, values: one list for each head that shares them; keys rotated.
     """
     out = []
     queries = seen.queries[layer]
     group = len(queries) // len(keys)
-    rest = torch.ones(seen.hidden.shape[1], dtype=torch.bool)
-    rest[seen.text] = False
     for head, query in enumerate(queries):
-        own, value = keys[head // group], values[head // group]
-        others = seen.keys[layer][head // group][rest]
-        width = query.shape[1] ** 0.5
-        scores = torch.cat((query @ own.T, (query @ others.T).masked_fill(seen.hidden[:, rest], -torch.inf)), dim=1)
-        out.append((scores / width).softmax(dim=1)[:, : len(own)] @ value)
+        own, value, text = keys[head // group], values[head // group], seen.keys[layer][head // group]
+        mass, width = seen.mass[layer][head], query.shape[1] ** 0.5
+        others = (query @ text.T / width).exp().sum(dim=1) * (1 - mass) / mass
+        scores = (query @ own.T / width).exp()
+        out.append(scores / (scores.sum(dim=1) + others)[:, None] @ value)
     return torch.stack(out)
 
 
