@@ -211,7 +211,7 @@ def measure_answer(rag: GistRAG, case: Case, arm: str, *, new_tokens: int) -> di
     position, reading = memory.next_position, model.read(memory)
     ids, ttft_s = torch.tensor([prompt]), 0.0
     for _ in range(new_tokens):
-        hidden = reading.feed(ids, positions=position + torch.arange(ids.shape[1]))
+        hidden = reading.feed(ids, positions=position + torch.arange(ids.shape[1]), role="answers")
         position += ids.shape[1]
         ids = model.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True).cpu()  # (1, 1); the copy waits for the device
         ttft_s = ttft_s or time.perf_counter() - started_s

@@ -59,7 +59,7 @@ def build(
         typer.Option(
             min=1,
             metavar="N",
-            help="Tokens of text that one gist stands for; at first what the adapter serves best, else 2.",
+            help="Tokens of text that one gist stands for; at first what the adapter serves best, else 4.",
         ),
     ] = None,
     chunk_tokens: Annotated[

@@ -81,9 +81,8 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
         held, places = positions >= 0, positions.clamp(min=0)
         queries, text, mass = seen.of(layer, heads)
         share = (text @ queries.mT).to(exact).softmax(dim=1) * mass[:, None]  # (heads, n, m)
-        kept = (
-            share[torch.arange(len(heads), device=places.device)[:, None], places] * held[..., None]
-        )  # (heads, slots, m)
+        row = torch.arange(len(heads), device=places.device)[:, None]
+        kept = share[row, places] * held[..., None]  # (heads, slots, m)
         queries = queries.to(exact)
         weight, common = _weights(kept, mass).log(), _common(queries, mass, rope)
         turned = rope.unrotate(common[:, None].expand_as(keys), seen.start + places)

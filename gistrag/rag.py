@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -114,11 +115,10 @@ class GistRAG:
             IndexLockedError: another builder is at work.
             ResourceError: the disk is too small.
         """
-        watching = progress or (Terminal() if sys.stderr.isatty() else Silence())
         given = {name: value for name, value in settings.items() if value is not None}
         IndexSettings(**given)  # raises before anything is made
         _require_folder(Path(folder), Path(index))
-        with Store.build(index, command="gistrag build") as store:
+        with _watched(progress) as watching, Store.build(index, command="gistrag build") as store:
             wanted = _inherited(store, given, rebuild, engine)
             _require_source(store, Path(folder))
             engine = engine or Engine.load(wanted, device=device, reranker=reranker)
@@ -313,6 +313,13 @@ def _require_engine(store: Store, engine: Engine) -> None:
     where = f"the index in {store.folder}"
     require_same(store.gist_fingerprint, engine.gist_fingerprint(store.settings), where=where, remedy=_REBUILD)
     require_same(store.embedder_fingerprint, engine.embedder.fingerprint, where=where, remedy=_REBUILD)
+
+
+def _watched(progress: Progress | None) -> AbstractContextManager[Progress]:
+    """Return who is told how far a build is: a bar of our own goes away with the build, another's is left to them."""
+    if progress:
+        return nullcontext(progress)
+    return Terminal() if sys.stderr.isatty() else nullcontext(Silence())
 
 
 def _require_folder(folder: Path, index: Path) -> None:

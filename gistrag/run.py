@@ -15,6 +15,7 @@ A step that diverges takes the run back to its last good state at half the learn
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Run:
         validation: batches, by the name their loss is logged under.
 
     Raises:
-        UsageError: the folder holds a run of another recipe.
+        UsageError: the folder holds a run of another recipe, or of a base of another shape.
     """
 
     def __init__(self, folder: Path, trainer: Trainer, validation: Mapping[str, Sequence[Batch]] | None = None) -> None:
@@ -74,10 +75,14 @@ class Run:
         if trainer.is_main:
             files.write_atomic(folder / RECIPE, trainer.recipe.to_json().encode())
         for checkpoint in reversed(checkpoints(folder)):
-            with suppress(OSError, ValueError, KeyError, SafetensorError):
+            try:
                 _load(checkpoint, trainer)
-                self._forget_later_steps()
-                break
+            except UsageError:  # whole, but of another base
+                raise
+            except (OSError, ValueError, KeyError, SafetensorError):
+                continue
+            self._forget_later_steps()
+            break
         self._recent: deque[float] = deque(maxlen=SPIKE_STEPS)
         self._good = self._snapshot(math.inf)
 
@@ -170,7 +175,7 @@ class Run:
 
     def _write(self) -> None:
         target = self.folder / f"checkpoint-{self._trainer.step:06d}"
-        with files.explained("write", target):
+        with files.explained("write", target), _told_by_the_system():
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir()
             self._trainer.adapter.save(target / ADAPTER)
@@ -222,6 +227,16 @@ def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
             f"{folder} holds a run of another recipe ({', '.join(other)} differ); name another --output, or give the "
             "same settings to go on with it"
         )
+
+
+@contextmanager
+def _told_by_the_system() -> Iterator[None]:
+    """Turn what safetensors makes of an error of the system back into one."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = errno.ENOSPC if "os error 28" in str(error) or "No space" in str(error) else errno.EIO
+        raise OSError(number, str(error)) from error
 
 
 def _replace(source: Path, target: Path) -> None:

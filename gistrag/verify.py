@@ -8,6 +8,7 @@ manifest.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -70,7 +71,8 @@ def verify(
 
     with Store.open(index) as store, store.snapshot():
         findings = check(store, full=full)
-        build = f"gistrag build {os.path.normpath(store.folder / store.source)} --index {store.folder} --verify"
+        source = os.path.normpath(store.folder / store.source)
+        build = shlex.join(["gistrag", "build", source, "--index", str(store.folder), "--verify"])
     if as_json:
         command.print_json({"index": str(index), "sound": findings.is_sound, **asdict(findings)})
     else:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
+from gistrag import progress
 from gistrag.answering import NO_DOCUMENTS
 from gistrag.errors import (
     FingerprintMismatchError,
@@ -67,6 +68,24 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Return content and time of every file that a reader has no business with."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in {".db-shm", ".db-wal"})
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_bar_of_our_own_goes_away_with_the_build(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal; somebody else's progress is left to them."""
+    bars: list[str] = []
+
+    class Shown(progress.Terminal):
+        def __exit__(self, *given: Any) -> None:
+            bars.append("gone")
+            super().__exit__(*given)
+
+    monkeypatch.setattr("gistrag.rag.Terminal", Shown)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    options = {"index": docs.parent / "index", "engine": engine}
+    GistRAG.from_folder(docs, **options).close()
+    GistRAG.from_folder(docs, progress=Shown(), **options).close()
+
+    assert ["gone"] == bars
 
 
 def test_from_folder_builds_and_answers(docs: Path, engine: Engine) -> None:

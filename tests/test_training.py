@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model
+from safetensors import SafetensorError
 
 from gistrag.cache import GistCache
 from gistrag.compression import TextPass, compress
@@ -316,6 +317,19 @@ def test_a_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
     assert 0 == Run(tmp_path, trainer(replace(RECIPE, steps=40))).step
 
 
+def test_a_run_of_another_base_is_left_as_it_is(tmp_path: Path) -> None:
+    """A checkpoint that is whole but not of this base is no reason to begin anew over it."""
+    one = trainer(replace(RECIPE, steps=2))
+    list(Run(tmp_path, one).steps())
+    other = trainer(replace(RECIPE, steps=2))
+    other._masters["a layer more"] = torch.zeros(1)
+
+    with pytest.raises(UsageError, match="weights of this run"):
+        Run(tmp_path, other)
+
+    assert "checkpoint-000002" == checkpoints(tmp_path)[-1].name
+
+
 def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
     """Without its last file a checkpoint does not count, and a damaged one gives way to the one before."""
     recipe = replace(RECIPE, steps=3)
@@ -332,14 +346,24 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert 2 == again.step
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["system", "safetensors"],
+)
+def test_a_full_disk_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     """Running out of space while saving ends the run in one line; what was saved before is whole."""
     one = trainer(replace(RECIPE, steps=4))
     run = Run(tmp_path, one)
     list(run.steps(stop=lambda: one.step == 2))
 
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("gistrag.run.safetensors.torch.save_file", full)
     with pytest.raises(ResourceError, match="no space left"):

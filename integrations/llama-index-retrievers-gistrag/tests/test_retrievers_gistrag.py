@@ -625,14 +625,17 @@ def gist_files(index: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (index / "gists").glob("??/*")}
 
 
-def test_pipeline_makes_the_gists_of_a_build(tmp_path: Path, engine: Engine, docs: Path) -> None:
+@pytest.mark.parametrize("dials", [{}, {"min_quality": 0.9}])
+def test_pipeline_makes_the_gists_of_a_build(
+    tmp_path: Path, engine: Engine, docs: Path, dials: dict[str, float]
+) -> None:
     """From the same nodes a pipeline makes the files a build makes: the same names, the same bytes."""
     folder = tmp_path / "docs"
     folder.mkdir()
     for path in docs.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     with GistRAG.from_folder(
-        folder, index=tmp_path / "index", engine=engine, tokens_per_gist=2, chunk_tokens=128
+        folder, index=tmp_path / "index", engine=engine, tokens_per_gist=2, chunk_tokens=128, **dials
     ) as rag:
         built, listed = gist_files(tmp_path / "index"), GistRetriever(rag).nodes()
         for path in folder.iterdir():

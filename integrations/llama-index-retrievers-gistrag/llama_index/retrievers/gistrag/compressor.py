@@ -18,6 +18,7 @@ from gistrag import Engine, GistRAG, files
 from gistrag.answering import is_compressible
 from gistrag.compression import compress
 from gistrag.errors import IncompleteIndexError
+from gistrag.fidelity import compress_to
 from gistrag.indexing import BATCH_CHUNKS, BATCH_TOKENS
 from gistrag.model import GistModel
 from gistrag.progress import Silence
@@ -103,14 +104,25 @@ class _Passage:
 
 def _keep(store: Store, model: GistModel, batch: Sequence[_Passage]) -> None:
     """Put the gists of passages that are not there yet; one that is not finite would poison an answer."""
-    placement, rate = store.settings.placement, store.settings.tokens_per_gist
+    settings, rate = store.settings, store.settings.tokens_per_gist
     usable = [
         one.ids
         for one in batch
         if one.text_tokens >= max(2, rate) and is_compressible(model, one.ids, tokens_per_gist=rate)
     ]
     missing = {key: ids for ids in usable if not store.adopt(key := store.gist_key(ids))}
-    caches = compress(model, list(missing.values()), placement=placement, tokens_per_gist=rate)
+    ids = list(missing.values())
+    if settings.min_quality:
+        caches = compress_to(
+            model,
+            ids,
+            placement=settings.placement,
+            tokens_per_gist=rate,
+            min_quality=settings.min_quality,
+            kv_cache_dtype=settings.kv_cache_dtype,
+        )
+    else:
+        caches = compress(model, ids, placement=settings.placement, tokens_per_gist=rate)
     for key, cache in zip(missing, caches, strict=True):
         if torch.isfinite(cache.kv).all():
             store.put_gist(key, cache)
