@@ -69,7 +69,9 @@ def test_it_is_korean() -> None:
     assert "(README.md)" in KOREAN
 
 
-@pytest.mark.parametrize("wrong", ["1.50", "11,626", re.findall(r"[\d.]+ \(\d+–\d+\)", KOREAN)[0]])
+@pytest.mark.parametrize(
+    "wrong", [re.findall(one, KOREAN)[0] for one in (r"\d\.\d+초", r"\d,\d+ \|", r"[\d.]+ \(\d+–\d+\)")]
+)
 def test_another_figure_is_found(wrong: str) -> None:
     """A table with another number is noticed, so the test above means something."""
     changed = KOREAN.replace(wrong, "7", 1)
