@@ -21,7 +21,7 @@ from soak.stand_in import State, look_into, versions_in, write_documents
 OPTIONS = ["--chunk-tokens", "160", "--tokens-per-gist", str(stand_in.TOKENS_PER_GIST)]
 DELAY_S = 0.01
 """What a stand-in gist takes; as in a real build, more than what putting it on the disk takes."""
-LIMIT_S = 20
+LIMIT_S = 5
 """In which a build ends that is told to; the machine may be busy, left alone the builds here go on for longer."""
 AIMED = 0.95
 """Share of kills at a random moment of a random batch; the others are at any moment of a build."""
