@@ -154,10 +154,15 @@ class _Batch:
     def _seat(self, rows: list[_Row]) -> Reading:
         """Return the reading of exactly these rows, made anew where somebody came, left or ended."""
         if self._reading is None or rows != self._seated:
-            memories = self._memories()
-            behind = side_by_side([memories[row] for row in rows])
-            self._visible = behind.real
-            self._seated, self._reading = rows, self._model.read_behind(behind)
+            if len(rows) == 1 and rows[0] in self._arrived:  # alone it goes on as it is, and nothing is copied
+                self._reading = self._arrived[rows[0]]
+                self._visible = torch.ones(1, rows[0].slots, dtype=torch.bool)
+                self._arrived.clear()
+            else:
+                memories = self._memories()
+                behind = side_by_side([memories[row] for row in rows])
+                self._visible, self._reading = behind.real, self._model.read_behind(behind)
+            self._seated = rows
         return self._reading
 
     def _memories(self) -> dict[_Row, Memory]:
