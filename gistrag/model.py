@@ -363,9 +363,8 @@ class Reading:
         """
         device = self._model.device
         count = ids.shape[1] if ids is not None else _length(embeddings)
-        if mask is None and (
-            count > 1 or observer
-        ):  # explicit, so that transformers never guesses one from the positions
+        if mask is None and (count > 1 or observer):
+            # explicit, so that transformers never guesses one from the positions
             mask = torch.ones(1, count, self.slots + count, dtype=torch.bool).tril(self.slots)
         with self._model.reading_as(role):
             output = self._model.network.model(
