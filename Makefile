@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INTEGRATIONS := integrations/llama-index-retrievers-gistrag integrations/langchain-gistrag
 INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test fast check format clean browser
 
@@ -12,10 +13,10 @@ demo: $(INSTALLED)
 	$(BIN)/gistrag query "What port does the server use by default?" --index index/
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 fast: check
-	$(BIN)/python -m pytest -m "not model"
+	$(PYTEST) -m "not model"
 
 # A browser for the tests of the page, where there is none and this is root on a Debian; without one they are skipped.
 browser:

@@ -1,9 +1,13 @@
 """Questions about contexts: what is trained on and what is evaluated with.
 
-Two formats of JSON lines are read, told apart by their keys::
+JSON lines of two kinds are read, told apart by their keys, and SQuAD as it is published, one JSON object::
 
     {"title": …, "context": …, "qas": [{"question": …, "answers": […]}]}                     SQuAD, a paragraph a line
     {"context": …, "question": …, "answer": …, "kind": …, "source": …, "heading": […]}       one question a line
+    {"data": [{"title": …, "paragraphs": [{"context": …, "qas": […]}]}]}                     SQuAD 1.1 and 2.0
+
+An answer is a string, or an object with a ``text`` or several, as SQuAD and its rows on the hub have them. A question
+without an answer, as in SQuAD 2.0, is left out.
 
 Contexts with the same title or source are of one article; training and evaluation are split by article, never by
 question.
@@ -53,7 +57,7 @@ def gathered(contexts: Iterable[Context]) -> list[Context]:
 
 
 def read_contexts(path: Path) -> tuple[list[Context], int]:
-    """Return the contexts of a file of either format, and how many lines had to be left out.
+    """Return the contexts of a file, and how many lines, or paragraphs of an article, had to be left out.
 
     Questions about the same context are gathered. A line that is no JSON, has no context, no question or no answer is
     left out.
@@ -62,7 +66,7 @@ def read_contexts(path: Path) -> tuple[list[Context], int]:
         UsageError: the file cannot be read, or holds no usable line.
     """
     try:
-        parsed = [_parsed(line) for line in _lines(path)]
+        parsed = [_parsed(record) for record in _records(path)]
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     contexts = gathered(context for context in parsed if context is not None)
@@ -71,31 +75,63 @@ def read_contexts(path: Path) -> tuple[list[Context], int]:
     return contexts, parsed.count(None)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _records(path: Path) -> Iterator[Any]:
+    """Yield what the lines of a file hold, None for one that is no JSON; of a published SQuAD, its paragraphs."""
     with path.open("rb") as file:
         data = gzip.decompress(file.read()) if path.suffix == ".gz" else file.read()
-    yield from (line for line in data.decode("utf-8").split("\n") if line.strip())
+    text = data.decode("utf-8-sig")
+    whole = _json(text)
+    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+        yield from _paragraphs(whole["data"])
+    else:
+        yield from (_json(line) for line in text.split("\n") if line.strip())
 
 
-def _parsed(line: str) -> Context | None:
+def _json(text: str) -> Any:
     try:
-        values: dict[str, Any] = json.loads(line)
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _paragraphs(articles: Iterable[Any]) -> Iterator[Any]:
+    """Yield the paragraphs of articles, each with the title of its article; None for an article that is none."""
+    for article in articles:
+        try:
+            yield from [{**paragraph, "title": article.get("title", "")} for paragraph in article["paragraphs"]]
+        except (KeyError, TypeError, AttributeError):
+            yield None
+
+
+def _parsed(values: Any) -> Context | None:
+    try:
         text = values["context"].strip()
         if "qas" in values:
-            tasks = tuple(Task(qa["question"].strip(), _strings(qa["answers"])) for qa in values["qas"])
+            tasks = tuple(Task(qa["question"].strip(), _answers(qa["answers"])) for qa in values["qas"])
             article, heading = str(values.get("title", "")), tuple(_strings([values.get("title", "")]))
             heading = tuple(unquote(word).replace("_", " ") for word in heading)
         else:
-            answers = _strings(values.get("answers") or [values["answer"]])
+            answers = _answers(values.get("answers") or values["answer"])
             tasks = (Task(values["question"].strip(), answers, str(values.get("kind", "detail"))),)
-            article, heading = str(values.get("source", "")), _strings(values.get("heading", []))
+            article = str(values.get("source", values.get("title", "")))
+            heading = _strings(values.get("heading", []))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     tasks = tuple(task for task in tasks if task.question and task.answers)
     return Context(text, article, tasks, heading) if text and tasks else None
 
 
+def _answers(value: Any) -> tuple[str, ...]:
+    """Return the answers in a string, in an object's ``text``, or in a list of either."""
+    if isinstance(value, dict):
+        return _answers(value.get("text", ""))
+    if isinstance(value, str):
+        return _strings([value])
+    return _strings(answer for each in value for answer in _answers(each))
+
+
 def _strings(values: Iterable[Any]) -> tuple[str, ...]:
+    """Return the different strings among *values*, without white space around them."""
     return tuple(dict.fromkeys(value.strip() for value in values if isinstance(value, str) and value.strip()))
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from gistrag.rag import Engine
 
 os.environ["GISTRAG_TINY"] = "1"  # notebooks run on less than they show
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker and for what it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell, where builds could not be
     signal.signal(signal.SIGINT, signal.default_int_handler)  # interrupted: what is started here inherits it
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"

@@ -1,4 +1,4 @@
-"""Questions about contexts: the two formats, the split by article, planted facts."""
+"""Questions about contexts: the formats, the split by article, planted facts."""
 
 from __future__ import annotations
 
@@ -38,6 +38,30 @@ def test_squad_lines_are_read(tmp_path: Path) -> None:
 
     task = Task("How many wheels?", ("nine", "nine wheels"))
     assert ([Context(SQUAD["context"], "Water_mill", (task,), ("Water mill",))], 0) == (contexts, dropped)
+
+
+def test_squad_as_it_is_published_is_read(tmp_path: Path) -> None:
+    """One object with articles, of version 1.1 or 2.0; what has no answer is left out, and so is rubbish."""
+    asked = {"question": "How many wheels?", "answers": [{"text": "nine", "answer_start": 13}], "id": "1"}
+    impossible = {"question": "Who built it?", "answers": [], "is_impossible": True, "id": "2"}
+    paragraphs = [{"context": SQUAD["context"], "qas": [asked, impossible]}, {"context": "", "qas": []}, 7]
+    articles = [{"title": "Water_mill", "paragraphs": paragraphs[:2]}, {"title": "No"}, {"paragraphs": paragraphs[2:]}]
+    path = tmp_path / "train-v2.0.json"
+    path.write_text(json.dumps({"version": "v2.0", "data": articles}, indent=1), "utf-8-sig")
+
+    contexts, dropped = read_contexts(path)
+
+    task = Task("How many wheels?", ("nine",))
+    assert ([Context(SQUAD["context"], "Water_mill", (task,), ("Water mill",))], 3) == (contexts, dropped)
+
+
+def test_rows_of_the_hub_are_read(tmp_path: Path) -> None:
+    """A line a question, whose answers are one object with several texts."""
+    row = {"context": "It closes at six.", "question": "When?", "answers": {"text": ["six"], "answer_start": [13]}}
+
+    contexts, dropped = read_contexts(write(tmp_path / "rows.jsonl", {**row, "title": "Port"}))
+
+    assert ([Context("It closes at six.", "Port", (Task("When?", ("six",)),))], 0) == (contexts, dropped)
 
 
 def test_records_about_one_context_are_gathered(tmp_path: Path) -> None:

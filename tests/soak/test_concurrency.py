@@ -80,7 +80,7 @@ def test_readers_during_builds(tmp_path: Path, nursery: Nursery) -> None:
     """Four processes read while builds come and go: no error, nothing wrong, whole documents."""
     prepare(nursery, tmp_path)
 
-    told, builds = read_during_builds(nursery, tmp_path, 200)
+    told, builds = read_during_builds(nursery, tmp_path, 100)
     assert builds
     assert 0 == sum(one["wrong"] for one in told)
 

@@ -180,7 +180,7 @@ def test_refused_operation_is_one_line(
     trial: Trial, fault: Fault, randomness: random.Random, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A build that is refused an operation ends with the right code; its commits stand and the next build works."""
-    numbers = some(trial.count(fault, trial.build), randomness, 0.05)
+    numbers = some(trial.count(fault, trial.build), randomness, 0.02)
     capsys.readouterr()
 
     assert [] == list(faulty_builds(trial, fault, numbers, capsys, builds_every=3))

@@ -163,7 +163,7 @@ def test_killed_builders_lose_nothing(
     tmp_path: Path, nursery: Nursery, engine: Engine, randomness: random.Random
 ) -> None:
     """Builders that add, change and remove are killed at random moments; all that was told of is there, bit by bit."""
-    Killing(nursery, tmp_path, randomness, engine.model.encode_passage).run(8, finish_every=4)
+    Killing(nursery, tmp_path, randomness, engine.model.encode_passage).run(4, finish_every=4)
 
 
 @pytest.mark.soak
@@ -212,4 +212,5 @@ def test_build_that_is_told_to_end(
     assert (
         _state(child.told()[-1][1] if child.told()[-1][0] == "commit" else child.told()[-2][1]) == killing.acknowledged
     )
+    killing.delay_s = DELAY_S
     killing.finish()

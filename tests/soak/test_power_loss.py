@@ -213,10 +213,10 @@ def test_log_tells_all(tmp_path: Path) -> None:
 
 
 def test_power_loss_leaves_the_last_commit(tmp_path: Path, randomness: random.Random) -> None:
-    """Every tenth moment of an index's life and all around its commits, with every choice of bytes and names."""
+    """One moment in thirty of an index's life and all around its commits, with every choice of bytes and names."""
     log = record(tmp_path / "index")
 
-    moments = some(log, randomness, 0.1)
+    moments = some(log, randomness, 0.03)
     assert [] == list(violations(log, tmp_path / "crashed", moments=moments, builds_every=10))
 
 
@@ -224,7 +224,7 @@ def test_power_loss_during_a_backup(tmp_path: Path, randomness: random.Random) -
     """A backup is the index of one moment or none yet, an earlier one stands, and the next goes on without hands."""
     log = record(tmp_path / "index", copies_of_an_index)
 
-    moments = some(log, randomness, 0.1)
+    moments = some(log, randomness, 0.03)
     found = violations(log, tmp_path / "crashed", moments=moments, builds_every=5, again=copy_again)
     assert [] == list(found)
 
