@@ -5,7 +5,7 @@ one text pass serves anchors, gists, teacher and text fallback alike::
 
     text        prefix and passages        base model alone
     gists       gist tokens                base model + adapter, input embeddings + gist vectors
-    answers     question and answer        base model + adapter
+    answers     question and answer        base model + adapter, worked into the weights where memory allows
 
 An adapter folder holds ``adapter_model.safetensors`` and ``adapter_config.json`` as peft writes them,
 ``gist_vectors.safetensors``, ``gist_settings.json`` (`AdapterSettings`) and a card, ``README.md``.
@@ -34,6 +34,8 @@ from gistrag.errors import ModelNotFoundError
 from gistrag.settings import ADAPTER_FILE, AdapterSettings, require_same
 
 VECTORS = "gist_vectors.safetensors"
+MERGED_BYTES = 2**31
+"""Most bytes of weights that are kept a second time with the adapter worked in."""
 
 Role = Literal["text", "gists", "answers"]
 """What is being read: the adapter is off for text, unless it was trained to act on everything."""
@@ -53,7 +55,8 @@ class Adapter:
     ) -> None:
         self._wrapped = wrapped
         self._layers = [part for part in wrapped.modules() if isinstance(part, peft.tuners.tuners_utils.BaseTunerLayer)]
-        self._is_on = True
+        self._state: Literal["off", "on", "merged"] = "on"
+        self._weights: list[tuple[Any, Tensor, Tensor]] = []  # (parameter, as it came, with the adapter worked in)
         self.gist_vectors = gist_vectors
         self.settings = settings
         self.folder = folder
@@ -120,11 +123,35 @@ class Adapter:
 
     def switch(self, role: Role) -> None:
         """Turn the adapter on or off for what is read next. State of the network: one reader at a time."""
-        wanted = self.acts_on(role)
-        if wanted != self._is_on:
-            for layer in self._layers:
-                layer.enable_adapters(wanted)
-            self._is_on = wanted
+        is_merged = bool(self._weights) and role == "answers"
+        wanted: Literal["off", "on", "merged"] = "merged" if is_merged else "on" if self.acts_on(role) else "off"
+        if wanted == self._state:
+            return
+        for layer in self._layers:
+            layer.enable_adapters(wanted == "on")
+        if "merged" in (wanted, self._state):
+            for parameter, plain, merged in self._weights:
+                parameter.data = merged if is_merged else plain
+        self._state = wanted
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Keep the weights a second time with the adapter worked in, and answer with those: a quarter sooner.
+
+        Nothing changes but for the rounding of the weights. Left out where they are quantised, or take too much memory.
+        """
+        weights = [layer.base_layer.weight for layer in self._layers]
+        if not all(one.is_floating_point() for one in weights) or sum(map(_bytes, weights)) > MERGED_BYTES:
+            return
+        self._weights = [
+            (one, one.data, one.data + layer.get_delta_weight(layer.active_adapters[0]))
+            for one, layer in zip(weights, self._layers, strict=True)
+        ]
+
+    def unmerge(self) -> None:
+        """Forget what `merge` made, before the adapter is trained."""
+        self.switch("text")
+        self._weights = []
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and tensor of everything that is trained."""
@@ -169,6 +196,10 @@ def _patient() -> Iterator[None]:
 
 
 _OTHER = "name the adapter of this model with --adapter, or none"
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.itemsize
 
 
 def _weights(wrapped: Any) -> list[Any]:

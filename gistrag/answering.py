@@ -139,7 +139,8 @@ class Usage:
         text_tokens: tokens of passages read as text; question_tokens, answer_tokens: of the two in the prompt.
         bytes_read: of gist files; text_fallbacks: chunks read as text because their gist is damaged or missing.
         gists_made: texts from outside the index that were compressed for this answer.
-        dropped_chunks: lowest-ranked chunks left out because window or memory is full; layout: of the gists.
+        dropped_chunks: lowest-ranked chunks left out because window or memory is full; missing_chunks: of those asked
+            for, how many there are none of; layout: of the gists.
     """
 
     gist_slots: int = 0
@@ -151,6 +152,7 @@ class Usage:
     text_fallbacks: int = 0
     gists_made: int = 0
     dropped_chunks: int = 0
+    missing_chunks: int = 0
     layout: Layout = "spread"
 
 
@@ -316,6 +318,7 @@ class Stream(Iterator[str]):
         top_k = self._options.top_k if scope is None else max(1, len(whole))
         hits = self._retriever.search(self._question, top_k=top_k, scope=scope, filters=filters)
         found = {hit.chunk.id for hit in hits}
+        self._usage.missing_chunks = top_k - len(hits) if scope is None else 0
         return [*hits, *(Hit(chunk, 0.0, None, None) for chunk in whole if chunk.id not in found)]
 
     def _passage(self, hit: Hit, *, is_best: bool) -> Passage:

@@ -193,6 +193,8 @@ def cost_line(answer: Answer) -> str:
         parts.append(f"{usage.text_tokens:,} tokens read as text")
     if usage.dropped_chunks:
         parts.append(f"{usage.dropped_chunks} chunks left out, the window is full")
+    if usage.missing_chunks and answer.sources:
+        parts.append(f"{len(answer.sources)} chunks are all there is")
     if usage.text_fallbacks:
         parts.append(f"{usage.text_fallbacks} gists damaged or missing, see gistrag verify")
     return "; ".join(parts)

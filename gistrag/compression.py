@@ -34,6 +34,8 @@ from gistrag.settings import Placement
 
 BATCH_TOKENS = 2048
 REPEAT = "Repeat the passage."
+MAKING: dict[Placement, int] = {"matched": 2}
+"""Version of each placement, 1 where it is not named: raised when the same chunk gets other gists than before."""
 SURE = 0.1
 """Of its equal share, what an adaptive head keeps for sure."""
 
@@ -267,20 +269,19 @@ def _repeat(batch: TextPass) -> Repeating:
     own = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
     mask = torch.cat((batch.visible()[:, None] & real[:, :, None], own), dim=2)  # (batch, m, slots + m)
     text = slice(batch.start, batch.start + batch.ids.shape[1])
-    queries: list[Tensor] = []
-    keys: list[Tensor] = []
-    mass: list[Tensor] = []
-    need: list[Tensor] = []
+    observed: list[list[list[Tensor]]] = [[[] for _ in range(model.layers)] for _ in range(4)]  # row by row
+    to_queries, to_keys, to_mass, to_need = observed
 
-    def observe(_: int, asked: Tensor, seen: Tensor, attention: Tensor) -> None:
-        received = attention[..., text]  # (batch, heads, m, n)
-        queries.append(asked)
-        keys.append(seen[:, :, text])
-        mass.append(received.sum(dim=-1, dtype=torch.promote_types(received.dtype, torch.float32)))
-        need.append(received.amax(dim=2).view(rows, model.kv_heads, -1, received.shape[3]).amax(dim=2))
+    def observe(layer: int, asked: Tensor, seen: Tensor, attention: Tensor) -> None:
+        received = attention[..., text]  # (1, heads, m, n)
+        to_queries[layer].append(asked)
+        to_keys[layer].append(seen[:, :, text])
+        to_mass[layer].append(received.sum(dim=-1, dtype=torch.promote_types(received.dtype, torch.float32)))
+        to_need[layer].append(received.amax(dim=2).view(1, model.kv_heads, -1, received.shape[3]).amax(dim=2))
 
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
     batch.reading.fork().feed(fed, positions=positions, mask=mask, observer=observe)
+    queries, keys, mass, need = [[torch.cat(rows) for rows in layers] for layers in observed]
     return Repeating(queries, keys, mass, torch.stack(need).float(), len(ask), batch.start)
 
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from pathspec import GitIgnoreSpec
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
-from gistrag.errors import DocumentError, UsageError
+from gistrag.errors import DocumentError, UnreadableError, UsageError
 from gistrag.readers import FILE_BYTES_MAX, is_document, missing_reader
 from gistrag.worker import guarded_read
 
@@ -125,11 +125,15 @@ def load(folder: str | Path, file: FoundFile) -> Document:
     """Return the document *file* of *folder* as it is now, which may be newer than what `find` saw.
 
     Raises:
+        UnreadableError: it is gone, locked away, or still being written.
         DocumentError: the reason, in one line, why it is no document.
     """
     inner, _, name = file.path.rpartition("/")
-    with _explained(), _entered(Path(folder), inner) as descriptor:
-        data, status = _settled(descriptor, name, _read_all)
+    try:
+        with _explained(), _entered(Path(folder), inner) as descriptor:
+            data, status = _settled(descriptor, name, _read_all)
+    except DocumentError as error:
+        raise UnreadableError(str(error)) from None
     result = guarded_read(data, name)
     return Document(
         path=file.path,

@@ -38,6 +38,10 @@ class DocumentError(GistRAGError, ValueError):
     """A file that cannot be read or cut into chunks."""
 
 
+class UnreadableError(DocumentError):
+    """A file that could not be read this time, whatever is in it."""
+
+
 class IndexFolderError(GistRAGError):
     """An index folder that cannot be used as asked."""
 

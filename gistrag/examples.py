@@ -106,6 +106,9 @@ class Sampler:
     Args:
         contexts: to draw from, with their tasks.
         seed: the same seed and step give the same batch.
+
+    Attributes:
+        steps_per_epoch: until every context was gold once; tokens: of all contexts, about.
     """
 
     def __init__(self, model: GistModel, contexts: Sequence[Context], mixture: Mixture, *, seed: int) -> None:
@@ -117,6 +120,7 @@ class Sampler:
         self._half = max(1, mixture.contexts // 2)
         self._current: tuple[int, list[list[int]]] | None = None
         self.steps_per_epoch = len(self._epoch(0))
+        self.tokens = sum(min(len(context.text) // 4, mixture.chunk_tokens) for context in contexts)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0."""

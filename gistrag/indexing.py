@@ -27,7 +27,7 @@ from gistrag.chunking import Chunk, Chunker
 from gistrag.compression import compress, gist_count
 from gistrag.documents import Document, FoundFile, Skipped, find, load
 from gistrag.embedder import Embedder
-from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError
+from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError, UnreadableError
 from gistrag.fidelity import compress_to, is_faithful
 from gistrag.model import GistModel
 from gistrag.progress import Progress, Silence, megabytes
@@ -221,6 +221,9 @@ class Builder:
                 document = load(folder, file)
                 documents.append((document, chunker.split(document)))
                 (self.report.changed if file.path in known else self.report.added).append(file.path)
+            except UnreadableError as error:  # the next build looks at it again
+                unread.append(Skipped(path=file.path, sha256="", reason=str(error)))
+                self._store.mark_stale(file.path)
             except DocumentError as error:
                 unread.append(Skipped(path=file.path, sha256=file.sha256, reason=str(error)))
                 self._store.remove_document(file.path)

@@ -29,7 +29,7 @@ HOLD = 0.01
 """How much a weight is held at 1, as a share of its curvature; `HOLD_VALUES` holds values at what they were."""
 HOLD_VALUES = 0.5
 HOLD_DIRECTION = 0.01
-WHOLE = 0.9
+WHOLE = 0.5
 """A head that keeps so much of a chunk is left as it is."""
 FURTHER = (0, 150, 300, 600, 1200, 2400)
 """Positions that a question may be further from the chunk than its repetition is."""
@@ -51,7 +51,7 @@ class Repetition:
     mass: Sequence[Tensor]
     start: int
 
-    def of(self, layer: int, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, layer: int, heads: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, scaled as scores are, keys and mass of some key heads.
 
         Shapes ``(heads, m, head_dim)``, ``(heads, n, head_dim)`` and ``(heads, m)``; *m* goes over the queries of all
@@ -71,6 +71,8 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
     kv = cache.kv.clone()
     exact = torch.promote_types(kv.dtype, torch.float32)
     gists = (cache.positions >= 0).sum(dim=-1)  # (layers, kv_heads)
+    common = _common(seen, rope, exact)
+    turned = rope.unrotate(common[:, :, None].expand_as(cache.kv[:, 0]), seen.start + cache.positions.clamp(min=0))
     for layer, count in enumerate(gists):  # one at a time stays in the processor's cache
         heads = (count < WHOLE * cache.source_tokens).nonzero()[:, 0]
         if not len(heads):
@@ -80,17 +82,16 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
         positions = cache.positions[layer, heads, :fullest]
         held, places = positions >= 0, positions.clamp(min=0)
         queries, text, mass = seen.of(layer, heads)
-        share = (text @ queries.mT).to(exact).softmax(dim=1) * mass[:, None]  # (heads, n, m)
+        share = (text @ queries.mT).softmax(dim=1)  # (heads, n, m)
         row = torch.arange(len(heads), device=places.device)[:, None]
-        kept = share[row, places] * held[..., None]  # (heads, slots, m)
+        kept = share[row, places].to(exact) * held[..., None] * mass[:, None]  # (heads, slots, m)
         queries = queries.to(exact)
-        weight, common = _weights(kept, mass).log(), _common(queries, mass, rope)
-        turned = rope.unrotate(common[:, None].expand_as(keys), seen.start + places)
-        kept = kept * (weight[..., None] * (common[:, None] @ queries.mT)).exp()
+        weight = _weights(kept, mass).log()[..., None]
+        kept = kept * (weight * (common[layer, heads, None] @ queries.mT)).exp()
         kept = kept * (mass / kept.sum(dim=1).clamp(min=torch.finfo(exact).tiny))[:, None]
-        kv[layer, 0, heads, :fullest] = (keys + weight[..., None] * turned).to(kv.dtype)
-        told = share.mT @ values[layer, heads].to(exact)  # (heads, m, head_dim)
-        kv[layer, 1, heads, :fullest] = _values(kept, told, old, count).to(kv.dtype)
+        kv[layer, 0, heads, :fullest] = (keys + weight * turned[layer, heads, :fullest]).to(kv.dtype)
+        told = (share.mT @ values[layer, heads]).to(exact) * mass[..., None]  # (heads, m, head_dim)
+        kv[layer, 1, heads, :fullest] = _values(kept, told, old, count, kv.dtype).to(kv.dtype)
     return replace(cache, kv=torch.where(cache.visible[:, None, ..., None], kv, kv[:, :, :, :1]))
 
 
@@ -106,27 +107,30 @@ def _weights(kept: Tensor, mass: Tensor) -> Tensor:
     return _solved(curvature, hold, aim)[..., 0].clamp(1 / MOST, MOST)
 
 
-def _common(queries: Tensor, mass: Tensor, rope: Rope) -> Tensor:
-    """Return the direction whose product with all queries is as near to 1 as can be, ``(heads, head_dim)``.
+def _common(seen: Repetition, rope: Rope, exact: torch.dtype) -> Tensor:
+    """Return the direction whose product with all queries is as near to 1 as can be, ``(layers, kv_heads, head_dim)``.
 
     So it is near also for the queries of questions that stand further away.
-
-    Args:
-        queries: ``(heads, m, head_dim)``; mass: ``(heads, m)``.
     """
-    heard = (mass[..., None] * queries).mT  # (heads, head_dim, m)
-    spread, mean = heard @ queries, heard.sum(dim=2)
+    spreads, means = [], []
+    for layer in range(len(seen.keys)):
+        queries, _, mass = seen.of(layer, slice(None))
+        heard = (mass[..., None] * queries.to(exact)).mT  # (heads, head_dim, m)
+        spreads.append(heard @ queries.to(exact))
+        means.append(heard.sum(dim=2))
+    spread, mean = torch.cat(spreads), torch.cat(means)  # of all heads of all layers
     at = torch.tensor(FURTHER, device=spread.device)[:, None].expand(-1, spread.shape[1])  # (further, head_dim)
     turn = Rope(rope.inv_freq).rotate
     total = turn(turn(spread[:, None], at).mT, at).sum(dim=1)  # (heads, head_dim, head_dim)
     aim = turn(mean[:, None, None], at[:, :1]).sum(dim=1)  # (heads, 1, head_dim)
     hold = HOLD_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
-    return _solved(total, hold, aim.mT)[..., 0]
+    return _solved(total, hold, aim.mT)[..., 0].view(len(spreads), -1, spread.shape[1])
 
 
-def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor) -> Tensor:
+def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(heads, slots, head_dim)``."""
-    curvature = kept @ kept.mT
+    narrow = kept.to(dtype)
+    curvature = (narrow @ narrow.mT).to(kept.dtype)
     hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)
     return _solved(curvature, hold[:, None], kept @ told + hold[:, None, None] * old)
 

@@ -43,8 +43,9 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 Observer = Callable[[int, Tensor, Tensor, Tensor], None]
-"""Called by every layer with its number, its rotated queries ``(batch, heads, n, head_dim)``, all rotated keys
-``(batch, kv_heads, slots, head_dim)`` and the attention of one for the other ``(batch, heads, n, slots)``."""
+"""Called by every layer for one row of the batch after the other, with the layer's number, its rotated queries
+``(1, heads, n, head_dim)``, all rotated keys ``(1, kv_heads, slots, head_dim)`` and the attention of one for the other
+``(1, heads, n, slots)``."""
 
 
 class GistModel:
@@ -131,6 +132,7 @@ class GistModel:
         if adapter is not None:
             with quiet:
                 model.adapter = Adapter.load(network, Path(adapter), base=model.weights, prefix=model.prompt.prefix)
+            model.adapter.merge()
         return model
 
     def new_adapter(self, *, rank: int, gists: int, seed: int = 0, **settings: Any) -> None:
@@ -159,6 +161,8 @@ class GistModel:
         states = [getattr(weights, "quant_state", None) for weights in self.network.parameters()]
         if any(getattr(state, "packing_format_for_cpu", False) for state in states):
             raise UsageError("expected a model that has read nothing yet, found its 4-bit weights packed; load it anew")
+        if self.adapter:
+            self.adapter.unmerge()
         self.network.train()
 
     @property
@@ -279,8 +283,10 @@ class GistModel:
     @contextlib.contextmanager
     def in_float32(self) -> Iterator[None]:
         """Compute in float32 for the length of the block; afterwards every weight is what it was, bit by bit."""
-        narrow = [(weights, weights.data) for weights in self.network.parameters()]
         with self._turn:
+            if self.adapter:
+                self.adapter.switch("text")
+            narrow = [(weights, weights.data) for weights in self.network.parameters()]
             dtype, self.dtype = self.dtype, torch.float32
             self.__dict__.pop("_read_prefix", None)  # read again in either dtype
             try:
@@ -494,15 +500,25 @@ def _observed_sdpa(
     visible: list[Tensor] | None = kwargs.pop("visible", None)
     if visible is not None:
         mask = _seen(visible[module.layer_idx], mask, key.shape[2])
-    if mask is not None and (observer or (query.requires_grad and query.device.type == "cpu")):
-        weights = _attention(query, key, mask)
-        if observer:
-            observer(module.layer_idx, query, key, weights)
-        return _attended(weights, value), None
+    if mask is not None and observer:
+        return _observed(module.layer_idx, query, key, value, mask, observer), None
+    if mask is not None and query.requires_grad and query.device.type == "cpu":
+        return _attended(_attention(query, key, mask), value), None
     if visible is not None and mask is not None:
         mask = mask.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (batch, heads, n, slots)
     output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     return output
+
+
+def _observed(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, observer: Observer) -> Tensor:
+    """Return what attention makes of values, ``(batch, n, heads, head_dim)``, row by row: a row stays in the cache."""
+    made = []
+    for row in range(len(query)):
+        one = slice(row, row + 1)
+        weights = _attention(query[one], key[one], mask[one] if len(mask) > 1 else mask)
+        observer(layer, query[one], key[one], weights)
+        made.append(_attended(weights, value[one]))
+    return torch.cat(made)
 
 
 def _seen(visible: Tensor, mask: Tensor | None, slots: int) -> Tensor:
@@ -534,7 +550,7 @@ def _attention(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     stacked = (query * width**-0.5).reshape(batch * kv_heads, -1, width)
     scores = torch.bmm(stacked, key.reshape(batch * kv_heads, slots, width).transpose(1, 2))
     bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    grouped = scores.view(batch, kv_heads, heads // kv_heads, count, slots) + bias[:, :, None]
+    grouped = scores.view(batch, kv_heads, heads // kv_heads, count, slots).add_(bias[:, :, None])
     return grouped.softmax(dim=-1).view(batch, heads, count, slots)
 
 

@@ -112,13 +112,13 @@ class Run:
         """
         saved_s = time.monotonic()
         trainer = self._trainer
-        while trainer.step < trainer.recipe.steps and not stop():
+        while trainer.step < trainer.recipe.steps and not trainer.agrees(stop()):
             record = self._step()
             if trainer.step % validate_every == 0 or trainer.step == trainer.recipe.steps:
                 record |= self._validate()
             self._log(record)
             yield record
-            if time.monotonic() - saved_s >= save_every_s:
+            if trainer.agrees(time.monotonic() - saved_s >= save_every_s):
                 self.save()
                 saved_s = time.monotonic()
         self.save()

@@ -21,6 +21,7 @@ from gistrag.tasks import Context, gathered, read_contexts, split_by_article
 if TYPE_CHECKING:
     from gistrag.examples import Batch, Sampler
     from gistrag.model import GistModel
+    from gistrag.planner import Plan
     from gistrag.run import Run
     from gistrag.training import Recipe
 
@@ -85,8 +86,9 @@ def train(
     }  # fmt: skip
     chosen = replace(find_recipe(recipe), **{name: value for name, value in given.items() if value is not None})
     if plan:
-        return _print_plan(model, chosen, quantize, as_json=as_json)
+        return _print_plan(_plan(model, chosen, quantize), as_json=as_json)
     learned, validation = _contexts(data, held_out)
+    command.say(f"a step needs about {megabytes(int(_plan(model, chosen, quantize).total))} of memory, see --plan")
     with command.waiting("loading the model"):
         loaded = _load(model, adapter, quantize, device, chosen)
     run = _run(loaded, learned, validation, chosen, output)
@@ -217,13 +219,17 @@ def _line(record: dict[str, Any], total: int, tokens_per_s: float) -> str:
     return line + "; ".join([f"{left_s / 60:,.0f} min left", *held_out, *filter(None, [record.get("event")])])
 
 
-def _print_plan(model: str, recipe: Recipe, quantize: str, *, as_json: bool) -> int:
-    """Print what a step of the recipe needs of memory, part by part."""
+def _plan(model: str, recipe: Recipe, quantize: str) -> Plan:
+    """Return what a step of the recipe needs of memory."""
     from gistrag.catalog import find
     from gistrag.model import read_config
     from gistrag.planner import Shape, plan
 
-    needed = plan(Shape.of(read_config(find(model).path)), recipe, quantize=quantize)
+    return plan(Shape.of(read_config(find(model).path)), recipe, quantize=quantize)
+
+
+def _print_plan(needed: Plan, *, as_json: bool) -> int:
+    """Print what a step needs of memory, part by part."""
     if as_json:
         command.print_json({**vars(needed), "total": needed.total})
     else:

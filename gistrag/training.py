@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -31,7 +32,10 @@ from gistrag.compression import TextPass
 from gistrag.errors import UsageError
 from gistrag.examples import IGNORED, Batch, Mixture, Questions, Row, Sampler, side_by_side
 from gistrag.model import GistModel
-from gistrag.settings import Placement
+from gistrag.settings import AdapterSettings, Placement
+
+KEPT_BYTES = 2**32
+"""Most bytes of caches that training keeps across epochs; data of which it could not keep half is read anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,21 +145,67 @@ class Losses:
         }
 
 
+class Reader:
+    """What the base makes of the chunks of a batch: their full caches, and their gists.
+
+    Where the adapter has no part in either, both can be kept across epochs. Every chunk is then read alone, so that it
+    is the same bit by bit whenever and beside whatever it is read; planted facts make it another chunk.
+
+    Args:
+        kept_bytes: most bytes of caches that are kept in main memory; 0 reads every batch anew, side by side.
+    """
+
+    def __init__(self, model: GistModel, *, kept_bytes: int = 0) -> None:
+        self._model, self._kept_bytes = model, kept_bytes
+        self._kept: OrderedDict[tuple[int, tuple[int, ...]], GistCache] = OrderedDict()  # used longest ago first
+        self._bytes = 0
+
+    def read(self, batch: Batch) -> tuple[list[GistCache], list[GistCache]]:
+        """Return the full cache of each chunk of a batch, and its gists."""
+        settings = self._model.adapter.settings if self._model.adapter else AdapterSettings(base="")
+        placement, rate = settings.placement, batch.tokens_per_gist
+        if not self._kept_bytes or settings.everywhere or placement in ("anchored", "learned"):
+            text = TextPass(self._model, batch.chunks)
+            return text.compress("selected", 1), text.compress(placement, rate)
+        pairs = [self._alone(tuple(chunk), placement, rate) for chunk in batch.chunks]
+        return [full for full, _ in pairs], [gists for _, gists in pairs]
+
+    def _alone(self, chunk: tuple[int, ...], placement: Placement, rate: int) -> tuple[GistCache, GistCache]:
+        found = [self._kept.get((each, chunk)) for each in (1, rate)]
+        if None in found:
+            text = TextPass(self._model, [chunk])
+            found = [text.compress("selected", 1)[0], text.compress(placement, rate)[0]]
+        full, gists = (cache.to(self._model.device) for cache in found if cache)
+        for each, cache in ((1, full), (rate, gists)):
+            self._keep((each, chunk), cache)
+        return full, gists
+
+    def _keep(self, key: tuple[int, tuple[int, ...]], cache: GistCache) -> None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return
+        self._kept[key] = cache.to(torch.device("cpu"))
+        self._bytes += cache.kv.nbytes
+        while self._bytes > self._kept_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1].kv.nbytes
+
+
 class Pass:
     """One batch on its way through the model.
+
+    Args:
+        reader: of its chunks; one that keeps nothing where there is none.
 
     Attributes:
         losses: of the rows read so far.
     """
 
-    def __init__(self, model: GistModel, batch: Batch) -> None:
+    def __init__(self, model: GistModel, batch: Batch, reader: Reader | None = None) -> None:
         if model.adapter is None:
             raise UsageError("expected a model with an adapter, found none")
         self._model, self._batch = model, batch
         self.losses = Losses()
-        text = TextPass(model, batch.chunks)
-        self._full = text.compress("selected", 1)
-        self._gists = text.compress(model.adapter.settings.placement, batch.tokens_per_gist)
+        self._full, self._gists = (reader or Reader(model)).read(batch)
 
     def measure(self, rows_together: int = 8) -> Losses:
         """Return the losses of all rows, without gradients."""
@@ -288,6 +338,8 @@ class Trainer:
         self.step, self.slowdown = 0, 1.0
         model.prepare_training()
         self._sampler = sampler
+        bytes_of_all = sampler.tokens * model.kv_bytes_per_slot * (1 + sum(1 / rate for rate in recipe.mixture.rates))
+        self._reader = Reader(model, kept_bytes=KEPT_BYTES if bytes_of_all <= KEPT_BYTES / 2 else 0)
         self._accelerator = Accelerator(cpu=model.device.type == "cpu")
         self._trained = dict(self.adapter.parameters())
         self._masters = {name: weights.detach().float().clone() for name, weights in self._trained.items()}
@@ -319,17 +371,31 @@ class Trainer:
         )
         self.model.is_training = True
         try:
-            losses = Pass(self.model, batch).learn(weights, self.recipe.rows_together)
+            losses = Pass(self.model, batch, self._reader).learn(weights, self.recipe.rows_together)
         finally:
             self.model.is_training = False
         norm = self._update(self._factor())
         self.step += 1
         return {
-            **losses.means(),
+            **self._averaged(losses.means()),
             "norm": norm,
             "tokens_per_gist": batch.tokens_per_gist,
             "tokens": batch.tokens * self._accelerator.num_processes,
         }
+
+    def agrees(self, is_wanted: bool) -> bool:
+        """Return whether any of the processes that train together wants what this one may want: all do the same."""
+        if self._accelerator.num_processes == 1:
+            return is_wanted
+        wanted = torch.tensor(float(is_wanted), device=self.model.device)
+        return float(self._accelerator.reduce(wanted, "sum")) > 0
+
+    def _averaged(self, losses: dict[str, float]) -> dict[str, float]:
+        """Return the means of losses over the processes that train together, the same in each of them."""
+        if self._accelerator.num_processes == 1:
+            return losses
+        means = self._accelerator.reduce(torch.tensor([*losses.values()], device=self.model.device), "mean")
+        return dict(zip(losses, means.tolist(), strict=True))
 
     def measure(self, batches: Sequence[Batch]) -> float:
         """Return the mean loss of the answers in *batches*, in nats per token."""

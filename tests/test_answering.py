@@ -18,6 +18,7 @@ from conftest import HashEmbedder
 from gistrag import answering
 from gistrag.answering import Answer, GivenTexts, Options, Source, Timings, Usage
 from gistrag.cache import GistCache, Memory
+from gistrag.command import cost_line
 from gistrag.compression import gist_count
 from gistrag.errors import ContextOverflowError, ResourceError, UsageError
 from gistrag.rag import Engine, GistRAG
@@ -203,6 +204,17 @@ def test_scope_and_filters_both_hold(rag: GistRAG) -> None:
 def test_filters_and_top_k_choose(rag: GistRAG, options: dict[str, Any], paths: set[str]) -> None:
     """Only what passes is used, and all of it where fewer chunks are there than asked for."""
     assert paths == {source.path for source in rag.query("honey", max_new_tokens=1, **options).sources}
+
+
+def test_more_chunks_than_there_are(rag: GistRAG) -> None:
+    """All there are, and it is noted."""
+    count = rag.store.count()
+
+    usage, sources = (answer := rag.query("honey", top_k=count + 5, max_new_tokens=1)).usage, answer.sources
+
+    assert (count, 5) == (len(sources), usage.missing_chunks)
+    assert f"{count} chunks are all there is" in cost_line(answer)
+    assert "all there is" not in cost_line(rag.query("honey", top_k=count, max_new_tokens=1))
 
 
 def test_nothing_passes_the_filters(rag: GistRAG) -> None:

@@ -312,6 +312,32 @@ def test_damaged_row_is_made_again(docs: Path, engine: Engine, compressed: list[
     assert {"bees.md": BEES, "mills.md": MILLS} == indexed(docs)
 
 
+def test_file_that_goes_while_it_is_read_stays_indexed(
+    docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was indexed of it stays, marked stale, and the next build looks at the same bytes again."""
+    build(docs, engine)
+    (docs / "bees.md").write_text(SALT)
+    real = indexing.load
+
+    def load(folder: Path, file: Any) -> Any:
+        (docs / file.path).rename(docs.parent / "elsewhere")
+        return real(folder, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, "load", load)
+        report = build(docs, engine)
+
+    assert [("bees.md", "unreadable: No such file or directory")] == [(one.path, one.reason) for one in report.skipped]
+    assert {"bees.md": BEES, "mills.md": MILLS} == indexed(docs)
+    with Store.open(docs.parent / "index") as store:
+        assert ["bees.md"] == [row.path for row in store.documents() if row.stale]
+    (docs.parent / "elsewhere").rename(docs / "bees.md")
+    report = build(docs, engine)
+    assert (["bees.md"], []) == (report.changed, report.skipped)
+    assert {"bees.md": SALT, "mills.md": MILLS} == indexed(docs)
+
+
 def test_unreadable_folder_keeps_its_documents(tmp_path: Path, engine: Engine, compressed: list[str]) -> None:
     """Documents under a folder that became a link stay in the index, marked stale, until they are back."""
     docs = fill(tmp_path / "docs", {"mills.md": MILLS, "sub/deep/bees.md": BEES, "subway.md": SALT})

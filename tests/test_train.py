@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageEr
 from gistrag.examples import Mixture
 from gistrag.model import GistModel
 from gistrag.planner import Shape, plan
+from gistrag.run import read_log
 from gistrag.settings import AdapterSettings
 from gistrag.training import RECIPES, Recipe
 
@@ -70,6 +75,7 @@ def test_a_run_leaves_an_adapter_that_loads(
     shown = capsys.readouterr()
     assert 0 == code, shown.err
     assert "1 lines left out" in shown.err
+    assert "a step needs about" in shown.err
     assert 3 == json.loads(shown.out.splitlines()[-1])["step"]
     model = GistModel.load(model_folder, adapter=out / "adapter")
     assert model.adapter is not None
@@ -91,6 +97,29 @@ def test_a_trained_adapter_learns_another_placement(
     assert ("anchored", "anchored") == (first.placement, first.index_placement)
     assert ("matched", "matched") == (second.placement, second.index_placement)
     assert (1, "matched") == (second.recipe["steps"], second.recipe["placement"])
+
+
+@pytest.mark.model
+def test_processes_that_train_together_make_one_run(questions: Path, tmp_path: Path) -> None:
+    """Two, started by torchrun, share the batches: each step stands in the log once and holds what both have read."""
+    steps, recipe = {}, replace(TINY, steps=2, mixture=replace(TINY.mixture, long=0.0))
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    for count in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "gistrag.train", str(questions)]
+        given = ["-o", str(tmp_path / f"by-{count}"), "--recipe", str(tmp_path / "recipe.json"), "--json"]
+        ran = subprocess.run(
+            [sys.executable, *launch, *given],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert 0 == ran.returncode, ran.stderr
+        assert [2] == [json.loads(line)["step"] for line in ran.stdout.splitlines()]
+        steps[count] = read_log(tmp_path / f"by-{count}")
+
+    assert [[1, 2], [1, 2]] == [[record["step"] for record in records] for records in steps.values()]
+    assert sum(one["tokens"] for one in steps[2]) > 1.5 * sum(one["tokens"] for one in steps[1])
+    assert (tmp_path / "by-2" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])

@@ -13,14 +13,17 @@ import torch
 from conftest import FAMILIES, tiny_model
 from safetensors import SafetensorError
 
+from gistrag import adapter, training
+from gistrag.adapter import Adapter, Role
 from gistrag.cache import GistCache
 from gistrag.compression import TextPass, compress
 from gistrag.errors import DivergedError, ResourceError, UsageError
 from gistrag.examples import IGNORED, Batch, Mixture, Row, Sampler
 from gistrag.model import GistModel
 from gistrag.run import Run, checkpoints, draw, read_log
+from gistrag.settings import Placement
 from gistrag.tasks import Context, Task
-from gistrag.training import Pass, Recipe, Trainer, Weights
+from gistrag.training import Pass, Reader, Recipe, Trainer, Weights
 
 MIXTURE = Mixture(
     rates={2: 0.5, 4: 0.5}, chunks=(0.4, 0.3, 0.3), contexts=4, chunk_tokens=48, question_tokens=120, continued=8
@@ -55,7 +58,7 @@ def sampler(model: GistModel, mixture: Mixture = MIXTURE) -> Sampler:
 
 def trainer(recipe: Recipe = RECIPE) -> Trainer:
     """Return a trainer of a tiny model."""
-    model = trainee()
+    model = trainee(placement=recipe.placement)
     return Trainer(model, sampler(model, recipe.mixture), recipe)
 
 
@@ -278,9 +281,10 @@ def losses(records: Sequence[dict[str, object]]) -> list[object]:
     return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
-def test_a_run_that_stops_goes_on_bit_by_bit_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("placement", ["anchored", "matched"])
+def test_a_run_that_stops_goes_on_bit_by_bit_the_same(tmp_path: Path, placement: Placement) -> None:
     """Stopping after 7 of 12 steps and going on in a new process's place gives the weights of a run in one go."""
-    recipe = replace(RECIPE, steps=12)
+    recipe = replace(RECIPE, steps=12, placement=placement)
     whole = trainer(recipe)
     expected = losses(list(Run(tmp_path / "whole", whole).steps()))
     first = trainer(recipe)
@@ -292,6 +296,29 @@ def test_a_run_that_stops_goes_on_bit_by_bit_the_same(tmp_path: Path) -> None:
     assert expected == began + rest
     assert all(torch.equal(tensor, second.state()[name]) for name, tensor in whole.state().items())
     assert 12 == len(read_log(tmp_path / "parts"))
+
+
+def test_chunks_are_read_once_in_all_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the base alone makes of a chunk is kept and learned from as if it were new; the oldest leave."""
+    model, read = trainee(placement="matched"), []
+    batch = replace(sampler(model).batch(0), tokens_per_gist=2)
+    expected = Pass(model, batch).measure()
+
+    class Seen(TextPass):
+        def __init__(self, model: GistModel, chunks: Sequence[Sequence[int]]) -> None:
+            read.extend(map(tuple, chunks))
+            super().__init__(model, chunks)
+
+    monkeypatch.setattr(training, "TextPass", Seen)
+    roomy, narrow = Reader(model, kept_bytes=2**30), Reader(model, kept_bytes=1)
+    for found in [Pass(model, batch, roomy).measure() for _ in range(3)]:
+        assert math.isclose(found.answer, expected.answer, rel_tol=1e-4)
+    assert read == [tuple(chunk) for chunk in batch.chunks]
+    Pass(model, replace(batch, tokens_per_gist=4), roomy).measure()
+    assert len(read) == 2 * len(batch.chunks)
+    for _ in range(2):
+        Pass(model, batch, narrow).measure()
+    assert len(read) == 4 * len(batch.chunks)
 
 
 def test_a_run_that_was_killed_has_no_step_twice(tmp_path: Path) -> None:
@@ -417,8 +444,6 @@ def test_validation_is_logged_and_drawn(tmp_path: Path) -> None:
 
 def test_a_saved_adapter_makes_the_same_gists(tmp_path: Path) -> None:
     """What a run leaves behind is what a model loads."""
-    from gistrag.adapter import Adapter
-
     one = trainer(replace(RECIPE, steps=3))
     list(Run(tmp_path, one).steps())
     chunk = [list(b"a chunk to compress")]
@@ -429,6 +454,30 @@ def test_a_saved_adapter_makes_the_same_gists(tmp_path: Path) -> None:
 
     assert torch.equal(expected[0].kv, found[0].kv)
     assert 4 == json.loads((tmp_path / "adapter" / "gist_settings.json").read_text())["tokens_per_gist"]
+
+
+def test_answers_from_merged_weights_are_those_of_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for rounding; what text and gists become is the same bit by bit, and training goes on from the adapter."""
+    model, text = trainee(), torch.tensor([list(b"How many wheels has the mill?")])
+    shake(model)
+    assert model.adapter
+
+    def hidden(role: Role) -> torch.Tensor:
+        return model.read().feed(text, positions=torch.arange(text.shape[1]), role=role)
+
+    roles: tuple[Role, ...] = ("answers", "text", "answers", "gists", "text")
+    apart = [hidden(role) for role in roles]
+    model.adapter.merge()
+    merged = [hidden(role) for role in roles]
+
+    assert [False, True, False, True, True] == [torch.equal(*pair) for pair in zip(apart, merged, strict=True)]
+    for one, other in zip(apart, merged, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    model.prepare_training()
+    assert all(torch.equal(*pair) for pair in zip(apart, map(hidden, roles), strict=True))
+    monkeypatch.setattr(adapter, "MERGED_BYTES", 1)
+    model.adapter.merge()
+    assert torch.equal(apart[0], hidden("answers"))
 
 
 def test_a_recipe_survives_json() -> None:

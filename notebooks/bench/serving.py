@@ -1,10 +1,11 @@
-"""How fast a server answers: one client against the library, and several clients together against one by one.
+"""How fast a server answers: one client against the library, several clients together against one by one, its page.
 
     python notebooks/bench/serving.py --index index/ --output notebooks/bench/serving.json
 
 Two servers run as subprocesses over the same index, one that makes up to eight answers together and one that makes them
 one after the other. Time to first token alternates between the library in this process and a stream of the server;
-throughput alternates between the two servers. Medians are printed; the samples are in the JSON. The questions are those
+throughput alternates between the two servers. A headless Chromium, where there is one, opens the page anew several
+times and says when it painted first. Medians are printed; the samples are in the JSON. The questions are those
 of `gistrag bench`, made from the index.
 """
 
@@ -13,7 +14,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,6 +34,7 @@ from gistrag import GistRAG
 from gistrag.bench import built_in_questions, machine
 
 CHAT = "/v1/chat/completions"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 QUIET_S = 0.5  # OpenMP's threads spin a while after their work, on the cores of who is asked next
 
 
@@ -92,6 +96,27 @@ def crowd(url: str, questions: list[str], clients: int, tokens: int) -> dict[str
     }
 
 
+def first_paints(url: str, repeats: int) -> list[float]:
+    """Return seconds from opening the page, nothing cached, to its first contentful paint; [] without a browser."""
+    path = os.environ.get("GISTRAG_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        return []
+    from playwright.sync_api import sync_playwright
+
+    samples = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        for _ in range(repeats):
+            context = browser.new_context()
+            page = context.new_page()
+            page.goto(url)
+            page.locator("#facts:not(:empty)").wait_for()
+            samples.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000)
+            context.close()
+        browser.close()
+    return samples
+
+
 def measure(index: Path, *, tokens: int, repeats: int) -> dict[str, Any]:
     """Return all samples, and the machine they are from."""
     crowds: dict[str, list[dict[str, float]]] = {}
@@ -99,10 +124,11 @@ def measure(index: Path, *, tokens: int, repeats: int) -> dict[str, Any]:
         questions, here = built_in_questions(rag), machine(rag.model)
         with server(index, 8) as together, server(index, 1) as apart:
             ttft = first_tokens(rag, together, questions * repeats, tokens)
+            paints = first_paints(together, 5 * repeats)
             for clients, _ in itertools.product((1, 2, 4, 8), range(repeats)):
                 for name, url in (("together", together), ("one by one", apart)):
                     crowds.setdefault(f"{clients} clients, {name}", []).append(crowd(url, questions, clients, tokens))
-    return {"machine": here, "tokens": tokens, "ttft_s": ttft, "crowds": crowds}
+    return {"machine": here, "tokens": tokens, "ttft_s": ttft, "first_paint_s": paints, "crowds": crowds}
 
 
 def median_of(samples: list[dict[str, float]], name: str) -> float:
@@ -121,6 +147,8 @@ def main() -> None:
     measured = measure(given.index, tokens=given.tokens, repeats=given.repeats)
     library, served = (statistics.median(measured["ttft_s"][name]) for name in ("library", "server"))
     print(f"first token: library {library:.3f} s, server {served:.3f} s, ratio {served / library:.2f}")
+    if paints := measured["first_paint_s"]:
+        print(f"first paint of the page: {statistics.median(paints):.3f} s, at most {max(paints):.3f} s")
     for name, samples in measured["crowds"].items():
         figures = {figure: median_of(samples, figure) for figure in ("tokens_per_s", "ttft_s", "total_s")}
         print(f"{name:22} " + "  ".join(f"{figure} {value:8.2f}" for figure, value in figures.items()))
