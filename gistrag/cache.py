@@ -119,8 +119,14 @@ def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spr
         local = local * cache.gists // cache.source_tokens
     elif layout == "packed":
         local = torch.arange(cache.gists, device=cache.kv.device)
-    keys = rope.rotate(cache.kv[:, 0], local + offset)  # (layers, kv_heads, gists, head_dim)
-    return torch.stack((keys.to(cache.kv.dtype), cache.kv[:, 1]), dim=1)
+    moved = cache.kv.clone()
+    keys = moved[:, 0]  # (layers, kv_heads, gists, head_dim)
+    if cache.has_holes:  # nothing looks at a hole
+        held = cache.visible
+        keys[held] = rope.rotate(keys[held], local[held] + offset).to(keys.dtype)
+    else:
+        keys.copy_(rope.rotate(keys, local + offset))
+    return moved
 
 
 def concatenate(caches: Sequence[GistCache], rope: Rope, *, layout: Layout = "spread", start: int = 0) -> Memory:

@@ -8,6 +8,7 @@ from the model itself; it knows no cache and no network.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,12 @@ class Rope:
         return _turn(_wide(keys), cos, -sin) / _twice(cos**2 + sin**2)
 
     def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[..., None].to(self.inv_freq.dtype) * self.inv_freq  # (..., n, head_dim / 2)
-        return angles.cos() * self.scaling, angles.sin() * self.scaling
+        """Return cosine and sine at *positions*, ``(..., n, head_dim / 2)``; on a CPU each is computed once."""
+        places: Any = ...
+        if positions.device.type == "cpu":
+            positions, places = torch.unique(positions, return_inverse=True)
+        angles = positions[..., None].to(self.inv_freq.dtype) * self.inv_freq
+        return angles.cos()[places] * self.scaling, angles.sin()[places] * self.scaling
 
 
 def _turn(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
