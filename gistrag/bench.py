@@ -306,7 +306,7 @@ def machine(model: GistModel) -> dict[str, Any]:
 
     return {
         "cpus": os.cpu_count(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "device": str(model.device),
         "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None,

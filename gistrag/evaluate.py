@@ -511,7 +511,7 @@ def _machine(model: GistModel) -> dict[str, Any]:
     import torch
 
     return {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device),
