@@ -65,6 +65,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.model)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests measured and recorded as ``report``."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, line in report.user_properties:
+            if name == "report":
+                terminalreporter.write_line(line)
+
+
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Return a tokenizer with one token per byte and three special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

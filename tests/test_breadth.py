@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_all_of_them_are_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_adapter_is_better_than_none(tmp_path: Path) -> None:
+def test_the_adapter_is_better_than_none(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """With the adapter, the answers from the same gists are better by more than chance, and no worse than from text."""
     sorts = ("technical", "handbook", "report")
     asked = [one for one in ANSWERED if one["kind"] != "turns" and one["source"].split("/")[0] in sorts][::3][:36]
@@ -106,7 +107,8 @@ def test_the_adapter_is_better_than_none(tmp_path: Path) -> None:
         rows = map(json.loads, (folder / "rows.jsonl").read_text("utf-8").splitlines())
         for row in sorted(rows, key=lambda row: row["name"]):
             found.setdefault((adapter, row["arm"]), []).append(row["f1"])
-    print({arm: (len(scores), round(statistics.mean(scores), 3)) for arm, scores in found.items()})
+    means = ", ".join(f"{arm} with adapter {name} {statistics.mean(f1):.2f}" for (name, arm), f1 in found.items())
+    record_property("report", f"F1 of {len(found['auto', 'text'])} written questions: {means}")
     gain = [more - less for more, less in zip(found["auto", "gist 4"], found["none", "gist 4"], strict=True)]
     assert len(gain) >= 30
     assert statistics.mean(gain) > 1.96 * statistics.stdev(gain) / len(gain) ** 0.5
