@@ -34,7 +34,7 @@ from gistrag.settings import Placement
 
 BATCH_TOKENS = 2048
 REPEAT = "Repeat the passage."
-MAKING: dict[Placement, int] = {"matched": 2}
+MAKINGS: dict[Placement, int] = {"matched": 2}
 """Version of each placement, 1 where it is not named: raised when the same chunk gets other gists than before."""
 SURE = 0.1
 """Of its equal share, what an adaptive head keeps for sure."""
@@ -89,6 +89,15 @@ def _compress(
 ) -> list[GistCache]:
     """Return the caches of one batch, whose own memory is free again afterwards."""
     return TextPass(model, chunks).compress(placement, tokens_per_gist)
+
+
+def making(placement: Placement) -> dict[str, str]:
+    """Return what a fingerprint says of how a placement makes gists now; nothing where that was never changed.
+
+    >>> making("matched"), making("selected")
+    ({'making': '2'}, {})
+    """
+    return {"making": str(MAKINGS[placement])} if placement in MAKINGS else {}
 
 
 def gist_count(source_tokens: int, tokens_per_gist: int) -> int:

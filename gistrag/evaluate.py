@@ -289,10 +289,16 @@ def _load(given: dict[str, Any], *, placement: Placement | None, device: str | N
 def _made_with(file: Path, plan: Plan, settings: IndexSettings, engine: Engine, *, is_held_out: bool) -> dict[str, str]:
     """Return all that an answer depends on besides its case and arm; how many are asked for may grow."""
     from gistrag.catalog import file_sha256
+    from gistrag.compression import making
 
     embedder = {f"embedder_{name}": value for name, value in engine.embedder.fingerprint.items()}
     stored = {} if settings.kv_cache_dtype == "auto" else {"kv_cache_dtype": settings.kv_cache_dtype}
-    dials = {"placement": settings.placement, "chunk_tokens": settings.chunk_tokens, **stored}
+    dials = {
+        "placement": settings.placement,
+        "chunk_tokens": settings.chunk_tokens,
+        **stored,
+        **making(settings.placement),
+    }
     asked = {"seed": plan.seed, "probes": plan.probes, "top_k": plan.top_k[0], "max_new_tokens": plan.max_new_tokens}
     data = {"gistrag": __version__, "file": file_sha256(file), "held_out": is_held_out}
     return {

@@ -18,7 +18,7 @@ from typing import Any
 from gistrag import files
 from gistrag.answering import Answer, Options, Stream
 from gistrag.catalog import adapter_name, find, find_adapter
-from gistrag.compression import MAKING
+from gistrag.compression import making
 from gistrag.embedder import Embedder, Reranker
 from gistrag.errors import IndexFolderError, UsageError
 from gistrag.indexing import Builder, SyncReport
@@ -56,9 +56,7 @@ class Engine:
         dials = {name: str(getattr(settings, name)) for name in ("placement", "tokens_per_gist", "chunk_tokens")}
         chosen = {"kv_cache_dtype": settings.kv_cache_dtype, "min_quality": settings.min_quality}
         dials |= {name: str(value) for name, value in chosen.items() if value not in ("auto", 0.0)}
-        if (making := MAKING.get(settings.placement, 1)) > 1:
-            dials["making"] = str(making)
-        return {**self.model.fingerprint, **dials}
+        return {**self.model.fingerprint, **dials, **making(settings.placement)}
 
 
 class GistRAG:
