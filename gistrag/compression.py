@@ -282,11 +282,12 @@ def _repeat(batch: TextPass) -> Repeating:
     to_queries, to_keys, to_mass, to_need = observed
 
     def observe(layer: int, asked: Tensor, seen: Tensor, attention: Tensor) -> None:
-        received = attention[..., text]  # (1, heads, m, n)
+        received = attention[..., text]  # (rows, heads, m, n)
         to_queries[layer].append(asked)
         to_keys[layer].append(seen[:, :, text])
         to_mass[layer].append(received.sum(dim=-1, dtype=torch.promote_types(received.dtype, torch.float32)))
-        to_need[layer].append(received.amax(dim=2).view(1, model.kv_heads, -1, received.shape[3]).amax(dim=2))
+        most = received.amax(dim=2).view(len(received), model.kv_heads, -1, received.shape[3])
+        to_need[layer].append(most.amax(dim=2))
 
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
     batch.reading.fork().feed(fed, positions=positions, mask=mask, observer=observe)

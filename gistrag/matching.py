@@ -128,7 +128,11 @@ def _common(seen: Repetition, rope: Rope, exact: torch.dtype) -> Tensor:
 
 
 def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(heads, slots, head_dim)``."""
+    """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(heads, slots, head_dim)``.
+
+    Args:
+        dtype: of the products over the repetition; the hold is wide enough for 16 bits.
+    """
     narrow = kept.to(dtype)
     curvature = (narrow @ narrow.mT).to(kept.dtype)
     hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)

@@ -43,9 +43,9 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 Observer = Callable[[int, Tensor, Tensor, Tensor], None]
-"""Called by every layer for one row of the batch after the other, with the layer's number, its rotated queries
-``(1, heads, n, head_dim)``, all rotated keys ``(1, kv_heads, slots, head_dim)`` and the attention of one for the other
-``(1, heads, n, slots)``."""
+"""Called by every layer, for some rows of the batch after the others, with the layer's number, its rotated queries
+``(rows, heads, n, head_dim)``, all rotated keys ``(rows, kv_heads, slots, head_dim)`` and the attention of one for the
+other ``(rows, heads, n, slots)``."""
 
 
 class GistModel:
@@ -511,13 +511,16 @@ def _observed_sdpa(
 
 
 def _observed(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, observer: Observer) -> Tensor:
-    """Return what attention makes of values, ``(batch, n, heads, head_dim)``, row by row: a row stays in the cache."""
-    made = []
-    for row in range(len(query)):
-        one = slice(row, row + 1)
-        weights = _attention(query[one], key[one], mask[one] if len(mask) > 1 else mask)
-        observer(layer, query[one], key[one], weights)
-        made.append(_attended(weights, value[one]))
+    """Return what attention makes of values, ``(batch, n, heads, head_dim)``.
+
+    On a CPU one row after the other, for a row stays in the processor's cache.
+    """
+    made, size = [], 1 if query.device.type == "cpu" else len(query)
+    for start in range(0, len(query), size):
+        rows = slice(start, start + size)
+        weights = _attention(query[rows], key[rows], mask[rows] if len(mask) > 1 else mask)
+        observer(layer, query[rows], key[rows], weights)
+        made.append(_attended(weights, value[rows]))
     return torch.cat(made)
 
 
