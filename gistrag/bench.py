@@ -73,7 +73,7 @@ def bench(
 
     With --json the table goes to standard error, and every single measurement is in the JSON.
     """
-    with command.waiting("loading the models"):
+    with command.loading():
         from gistrag.rag import GistRAG
 
         rag = GistRAG.open(index, device=device)

@@ -47,7 +47,7 @@ def chat(
     Questions come from the prompt, or from standard input, one a line. A question does not know of those before it.
     /help lists what else can be typed.
     """
-    with command.waiting("loading the models"):
+    with command.loading():
         from gistrag.answering import Options
         from gistrag.rag import GistRAG
 

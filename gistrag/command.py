@@ -12,6 +12,7 @@ Results go to standard output, everything else to standard error. Nothing here l
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -139,6 +140,19 @@ def waiting(what: str) -> Iterator[None]:
     console = Console(stderr=True, quiet=not logger.isEnabledFor(logging.INFO))
     with console.status(f"{what}…"):
         yield
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show that the models are loaded, and look for no garbage meanwhile: imports make none, and are a fifth faster."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with waiting("loading the models"):
+            yield
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -159,7 +159,7 @@ def evaluate(
         )
         wanted.require_sense()
         contexts = _read(file, is_held_out=held_out)
-    with command.waiting("loading the models"):
+    with command.loading():
         settings, engine = _load(
             {
                 "model": model,

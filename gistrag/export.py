@@ -47,7 +47,7 @@ def export(
     """
     if not (chunk or scope):
         raise UsageError("no chunks; name some with --chunk, or a document with --scope")
-    with command.waiting("loading the models"):
+    with command.loading():
         from gistrag import cartridge
         from gistrag.rag import GistRAG
 

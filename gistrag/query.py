@@ -55,7 +55,7 @@ def query(
     """
     asked, passing = question_from(question), parsed(filters or ())
     started_s = time.perf_counter()
-    with command.waiting("loading the models"):
+    with command.loading():
         from gistrag.rag import GistRAG
 
         imported_s = time.perf_counter()

@@ -66,7 +66,7 @@ def serve(
     or, one for everything, from the environment variable GISTRAG_API_KEY.
     """
     with ExitStack() as stack:
-        with command.waiting("loading the models"):
+        with command.loading():
             try:
                 from gistrag import listener, server, shelf
             except ModuleNotFoundError as error:

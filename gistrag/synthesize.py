@@ -131,7 +131,7 @@ def kinds_from(listed: str) -> list[str]:
 
 
 def _load(name: str, quantize: Literal["none", "nf4"], device: str | None) -> GistModel:
-    with command.waiting("loading the model"):
+    with command.loading():
         from gistrag.catalog import find
         from gistrag.model import GistModel
 

@@ -89,7 +89,7 @@ def train(
         return _print_plan(_plan(model, chosen, quantize), as_json=as_json)
     learned, validation = _contexts(data, held_out)
     command.say(f"a step needs about {megabytes(int(_plan(model, chosen, quantize).total))} of memory, see --plan")
-    with command.waiting("loading the model"):
+    with command.loading():
         loaded = _load(model, adapter, quantize, device, chosen)
     run = _run(loaded, learned, validation, chosen, output)
     done = _train(run, minutes, as_json=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import re
@@ -23,6 +24,7 @@ from gistrag.model import GistModel
 if TYPE_CHECKING:
     from gistrag.rag import Engine
 
+gc.disable()  # until all is imported and collected, see pytest_collection_finish
 os.environ["GISTRAG_TINY"] = "1"  # notebooks run on less than they show
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker and for what it starts
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -55,6 +57,12 @@ FAMILIES = {
     "qwen3": transformers.Qwen3Config,
     "mistral": transformers.MistralConfig,
 }
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from here on, and not among the modules and tests that stay until the end."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

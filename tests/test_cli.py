@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import io
 import json
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -254,6 +256,15 @@ def test_a_run_leaves_the_process_as_it_was() -> None:
     command.run(_fail_with(UsageError("no sense")), ["--quiet"], program="gistrag fail")
 
     assert before == (signal.getsignal(signal.SIGTERM), logger.level, list(logger.handlers))
+
+
+def test_garbage_is_looked_for_again_once_models_are_loaded() -> None:
+    """Even where they cannot be."""
+    states = []
+    with suppress(UsageError), command.loading():
+        states.append(gc.isenabled())
+        raise UsageError("no such model")
+    assert [False, True] == [*states, gc.isenabled()]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
