@@ -214,6 +214,26 @@ class Searcher(Protocol):
         """Return the *top_k* best chunks, best first."""
 
 
+class Timed:
+    """The pieces of an answer as long as there is time, counted from when the first is asked for.
+
+    Attributes:
+        is_cut: time was over before the answer was.
+    """
+
+    def __init__(self, pieces: Iterator[str], seconds: float) -> None:
+        self._pieces, self._seconds = pieces, seconds
+        self.is_cut = False
+
+    def __iter__(self) -> Iterator[str]:
+        deadline_s = time.monotonic() + self._seconds
+        for piece in self._pieces:
+            yield piece
+            if time.monotonic() > deadline_s:
+                self.is_cut = True
+                return
+
+
 class Stream(Iterator[str]):
     """An answer in the making: iterate over its pieces of text; the first ``next`` takes the time to first token.
 
@@ -288,7 +308,7 @@ class Stream(Iterator[str]):
                 if is_last_try or self._text:
                     raise ResourceError(
                         f"not enough memory on {self._model.device} to answer from {len(self._passages)} chunks "
-                        f"({error}); free some, or ask for fewer chunks (--top-k)"
+                        f"({error}); free some, or ask for fewer chunks"
                     ) from error
             self._drop(len(self._passages) // 2)
 
@@ -352,7 +372,7 @@ class Stream(Iterator[str]):
             raise ContextOverflowError(
                 f"the prompt with question, best passage and {self._options.max_new_tokens} tokens kept for the answer "
                 f"takes {least} positions, the model's window has {self._model.window}; ask a shorter question, or for "
-                "a shorter answer (--max-new-tokens)"
+                "a shorter answer"
             )
         room = self._model.window - fixed
         spread = sum(passage.positions("spread") for passage in passages) <= room

@@ -118,7 +118,7 @@ def require_room(model: GistModel, used: int) -> None:
     if used >= model.window:
         raise ContextOverflowError(
             f"passages and question take {used} positions, the model's window has {model.window}; "
-            "ask a shorter question or for fewer chunks (--top-k)"
+            "ask a shorter question or for fewer chunks"
         )
 
 

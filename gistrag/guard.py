@@ -157,13 +157,17 @@ class Guard:
         """
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(k) + len(v) for k, v in scope["headers"])
         if size > HEAD_BYTES_MAX:
-            raise Refusal(431, "headers_too_large", f"expected headers of at most {HEAD_BYTES_MAX} bytes, got {size}")
+            raise headers_too_large()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "").lower()
         if host_name(host) not in self._access.hosts:
             raise Refusal(421, "unknown_host", "this server does not go by that name; see --allow-host")
         if "origin" in headers and headers["origin"].lower() not in (f"http://{host}", f"https://{host}"):
-            raise Refusal(403, "unknown_origin", "requests from pages of other origins are not answered")
+            raise Refusal(
+                403,
+                "unknown_origin",
+                "requests from pages of other origins are not answered; a proxy must pass on Host",
+            )
         scope["state"] = {**scope.get("state", {}), "indexes": self._access.indexes}
         if scope["path"] not in PUBLIC:
             scope["state"]["indexes"] = self._access.opened_by(headers.get("authorization", ""))
@@ -177,6 +181,11 @@ def host_name(host: str) -> str:
     ('localhost', '[::1]', '127.0.0.1')
     """
     return re.sub(r":\d*$", "", host)
+
+
+def headers_too_large() -> Refusal:
+    """Return what is told of too long a head."""
+    return Refusal(431, "headers_too_large", f"expected headers of at most {HEAD_BYTES_MAX:,} bytes")
 
 
 async def read_body(headers: Mapping[str, str], receive: Receive) -> bytes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gistrag.errors import UsageError
-from gistrag.guard import HEAD_BYTES_MAX
+from gistrag.guard import HEAD_BYTES_MAX, headers_too_large
 from gistrag.openai_api import Refusal
 
 REQUEST_S = 20.0
@@ -98,11 +99,18 @@ class ImpatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, in the form of all other errors, and close."""
-        body = json.dumps(Refusal(400, "invalid_http", msg).body()).encode()
+        """Answer what is no HTTP, or has too long a head, in the form of all other errors, and close."""
+        refusal = Refusal(400, "invalid_http", msg)
+        if getattr(sys.exception(), "error_status_hint", None) == 431:  # h11's, which uvicorn is handling
+            refusal = headers_too_large()
+        body = json.dumps(refusal.body()).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         with suppress(h11.LocalProtocolError):  # an answer to an earlier request is under way
-            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            for event in (
+                h11.Response(status_code=refusal.status, headers=headers),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # the request before it is not answered any more

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gistrag.answering import Answer, Options
 from gistrag.settings import Mode
@@ -47,7 +47,9 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-Short = Annotated[Text, Field(max_length=SHORT_CHARACTERS)]
+Short = Annotated[str, Field(max_length=SHORT_CHARACTERS), AfterValidator(_whole)]
+Path = Annotated[str, Field(max_length=PATH_CHARACTERS), AfterValidator(_whole)]
+Length = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
 class Part(BaseModel):
@@ -77,7 +79,7 @@ class Search(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     top_k: int = Field(default=Options.top_k, ge=1, le=TOP_K_MAX)
-    scope: Annotated[Text, Field(max_length=PATH_CHARACTERS)] | None = None
+    scope: Path | None = None
     filters: Annotated[dict[Short, Short], Field(max_length=3)] | None = None
 
 
@@ -107,9 +109,8 @@ class ChatRequest(BaseModel):
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(
-        default=None, ge=1, le=MAX_TOKENS, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
-    )
+    max_tokens: Length | None = None
+    max_completion_tokens: Length | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Short | Annotated[list[Short], Field(max_length=STOPS_MAX)] | None = None
@@ -139,7 +140,7 @@ class ChatRequest(BaseModel):
             mode=reading.mode,
             scope=reading.scope,
             filters=reading.filters,
-            max_new_tokens=self.max_tokens or Options.max_new_tokens,
+            max_new_tokens=self.max_completion_tokens or self.max_tokens or Options.max_new_tokens,
             temperature=self.temperature or 0.0,
             seed=self.seed or 0,
         )

@@ -18,8 +18,9 @@ import asyncio
 import base64
 import hashlib
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from gistrag import __version__
-from gistrag.answering import Answer, Stream
+from gistrag.answering import Answer, Timed
 from gistrag.conversation import chore, question_of
 from gistrag.errors import ContextOverflowError, GistRAGError, ResourceError, UsageError
 from gistrag.generation import require_room
@@ -53,6 +54,8 @@ QUEUE_MAX = 16
 GENERATION_S = 120.0
 RETRY_AFTER_S = 2
 PAGE = Path(__file__).with_name("page.html")
+UNBUFFERED = {"x-accel-buffering": "no"}
+"""Asks a proxy to pass on each event as it comes."""
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -127,8 +130,10 @@ class Service:
         """Return that the server lives, and how many wait in line."""
         return {"status": "ok", "version": __version__, "waiting": self._turns.waiting}
 
-    async def measured(self) -> Response:
-        """Return the counters."""
+    async def measured(self, request: Request) -> Response:
+        """Return the counters, which name all indexes: whoever may not see them all finds nothing here."""
+        if not request.state.indexes.issuperset(self._shelf):
+            raise HTTPException(404)
         return Response(self._metrics.page(waiting=self._turns.waiting), media_type=self._metrics.MEDIA_TYPE)
 
     async def models(self, request: Request) -> Record:
@@ -176,7 +181,9 @@ class Service:
             self._watch(request, reply)
             await reply.begin()
         if body.stream:
-            return StreamingResponse(self._events(reply, name, body), media_type="text/event-stream")
+            return StreamingResponse(
+                self._events(reply, name, body), headers=UNBUFFERED, media_type="text/event-stream"
+            )
         with explained(rag, name):
             text = "".join([piece async for piece in reply])
         answer, reason = self._answer(reply, name, body)
@@ -206,15 +213,16 @@ class Service:
             logger.info("%s is asked %r", name, question)
         stream = rag.stream(question, **vars(options))
         stream.generate = self._together.generate
+        timed = Timed(stream, GENERATION_S)
 
         def work() -> Generator[str]:
             require_question(rag, question, answer_tokens=options.max_new_tokens)
             try:
-                yield from cut(within(stream, GENERATION_S), body.stops)
+                yield from cut(iter(timed), body.stops)
             finally:
                 stream.close()
 
-        return Reply(self._submit(work()), answer=lambda: stream.answer)
+        return Reply(self._submit(work()), answer=lambda: stream.answer, is_cut=lambda: timed.is_cut)
 
     async def _once(self, rag: GistRAG, name: str, call: Callable[[], T]) -> T:
         """Return what *call* returns in the working thread."""
@@ -246,7 +254,7 @@ class Service:
     def _answer(self, reply: Reply, name: str, body: ChatRequest) -> tuple[Answer, str]:
         """Return an answer that is complete and why it ended, and count it."""
         answer = reply.answer()
-        is_cut = answer.usage.answer_tokens >= body.options.max_new_tokens or answer.timings.total_s >= GENERATION_S
+        is_cut = reply.is_cut() or answer.usage.answer_tokens >= body.options.max_new_tokens
         reason = "length" if is_cut else "stop" if reply.is_wanted else "gone"
         used, timings = answer.usage, answer.timings
         seconds = (timings.ttft_s, timings.total_s)
@@ -283,13 +291,17 @@ class Reply(AsyncIterator[str]):
 
     Attributes:
         answer: returns what is known of it, everything when all pieces have come.
+        is_cut: returns whether its time was over before it was.
         is_wanted: its client is still there.
     """
 
-    def __init__(self, pieces: AsyncIterator[str], *, answer: Callable[[], Answer]) -> None:
+    def __init__(
+        self, pieces: AsyncIterator[str], *, answer: Callable[[], Answer], is_cut: Callable[[], bool] = lambda: False
+    ) -> None:
         self._pieces = pieces
         self._first = ""
         self.answer = answer
+        self.is_cut = is_cut
         self.is_wanted = True
 
     def cancel(self) -> None:
@@ -310,15 +322,6 @@ class Reply(AsyncIterator[str]):
 async def at_once(text: str) -> AsyncIterator[str]:
     """Yield a text that is there already."""
     yield text
-
-
-def within(stream: Stream, seconds: float) -> Iterator[str]:
-    """Yield the pieces of an answer as long as there is time."""
-    deadline_s = time.monotonic() + seconds
-    for piece in stream:
-        yield piece
-        if time.monotonic() > deadline_s:
-            return
 
 
 def require_question(rag: GistRAG, question: str, *, answer_tokens: int) -> None:
@@ -393,12 +396,27 @@ async def refused(_: Request, error: Exception) -> JSONResponse:
             refusal = error
             headers = {"retry-after": str(RETRY_AFTER_S)} if error.status == 429 else {}
         case RequestValidationError():
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"][1:])
-            refusal = Refusal(400, "invalid_value", f"{where or 'body'}: {first['msg']}", param=where or None)
+            refusal = misshapen(error)
         case HTTPException(status_code=status):
             refusal = Refusal(status, CODES.get(status, "invalid_request"), str(error.detail))
         case _:
             refusal = Refusal(500, "internal_error", "an error nobody foresaw; the server's log has it")
             headers = {"connection": "close"}  # uvicorn hangs up after such an answer: a client must not use it again
     return JSONResponse(refusal.body(), refusal.status, headers)
+
+
+def misshapen(error: RequestValidationError) -> Refusal:
+    """Return what is wrong with the shape of a request, and where.
+
+    Of a value that may have several forms all are complained about; what goes deepest is about the one that was meant.
+    """
+    fault = max(error.errors(), key=lambda fault: len(_names(fault["loc"])))
+    if fault["type"] == "json_invalid":
+        return Refusal(400, "invalid_value", f"body: expected JSON, {fault['ctx']['error']}")
+    where = ".".join(_names(fault["loc"]))
+    return Refusal(400, "invalid_value", f"{where or 'body'}: {fault['msg']}", param=where or None)
+
+
+def _names(place: Sequence[str | int]) -> list[str]:
+    """Return the names and numbers on the way to a value, without those that only the program gave to its forms."""
+    return [str(part) for part in place[1:] if re.fullmatch(r"\w+", str(part))]

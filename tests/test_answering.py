@@ -16,7 +16,7 @@ import torch
 from conftest import HashEmbedder
 
 from gistrag import answering
-from gistrag.answering import Answer, GivenTexts, Options, Source, Timings, Usage
+from gistrag.answering import Answer, GivenTexts, Options, Source, Timed, Timings, Usage
 from gistrag.cache import GistCache, Memory
 from gistrag.command import cost_line
 from gistrag.compression import gist_count
@@ -334,6 +334,14 @@ def test_stream_works_at_the_first_next(rag: GistRAG, memories: list[tuple[list[
     assert "".join(pieces).strip() == stream.answer.text == rag.query("honey", max_new_tokens=20).text
 
 
+def test_what_is_cut_for_time_says_so() -> None:
+    """By its own clock, however long whoever takes the pieces does something else between them."""
+    hurried, patient = Timed(iter("ab"), 0.0), Timed(iter("ab"), 60.0)
+
+    assert (["a"], True) == (list(hurried), hurried.is_cut)
+    assert (["a", "b"], False) == (list(patient), patient.is_cut)
+
+
 def test_closed_stream_computes_nothing(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """After close no token is computed, and the answer is what there was."""
     stream = rag.stream("honey", max_new_tokens=20)
@@ -404,7 +412,9 @@ def test_memory_that_does_not_suffice(rag: GistRAG, monkeypatch: pytest.MonkeyPa
     """When fewer chunks do not help either, the error says on what and how many."""
     run_out(monkeypatch, times=2)
 
-    with pytest.raises(ResourceError, match=r"not enough memory on cpu to answer from [12] chunks .*9 GiB.*--top-k"):
+    with pytest.raises(
+        ResourceError, match=r"not enough memory on cpu to answer from [12] chunks .*9 GiB.*fewer chunks"
+    ):
         rag.query("honey", top_k=top_k)
 
 

@@ -229,6 +229,33 @@ def test_an_empty_index_says_what_to_do(page: Any) -> None:
     assert 0 == page.locator(".sources").count()
 
 
+def test_an_index_that_does_not_open_says_so(browser: Any, address: str, say: Say) -> None:
+    """After a question too; what was asked in the index before is gone."""
+    say("Fine.")
+    with opened(browser, address, tolerated="status of 429") as page:
+        ask(ready(page), "Why?").locator(".said", has_text="Fine.").wait_for()
+        page.route(
+            "**/v1/documents?model=evil", lambda one: one.fulfill(status=429, json={"error": {"message": "full"}})
+        )
+        page.get_by_label("Index").select_option("evil")
+        page.get_by_role("alert").filter(has_text="full").wait_for()
+        assert 0 == page.locator("article").count()
+
+
+def test_an_answer_stays_while_the_index_opens(page: Any, say: Say) -> None:
+    """A question may be asked before the list of documents has come."""
+    say("Fine.")
+    held: list[Any] = []
+    page.route("**/v1/documents?model=evil", lambda one: held.append(one))
+    ready(page).get_by_label("Index").select_option("evil")
+    entry = ask(page, "Why?")
+    entry.locator(".said", has_text="Fine.").wait_for()
+    held[0].continue_()
+    page.locator("#show-documents", has_text="1 document").wait_for()
+
+    assert "Fine." == entry.locator(".said").inner_text()
+
+
 def test_nothing_that_is_said_or_read_becomes_markup(page: Any, say: Say) -> None:
     """Images, links and scripts in answers and documents stay the text they are; no other host is asked."""
     say(EVIL)
@@ -256,6 +283,7 @@ def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: S
     ):
         page.get_by_role("textbox", name="API key").fill("wrong")
         page.get_by_role("button", name="Continue").click()
+        page.get_by_role("alert").filter(has_text="That key was not accepted.").wait_for()
         page.get_by_role("textbox", name="API key").fill("alice-0123456789")
         page.get_by_role("button", name="Continue").click()
 

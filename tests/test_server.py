@@ -108,6 +108,8 @@ def test_a_streamed_answer_is_the_same(client: Any) -> None:
 
     response = client.post(CHAT, json={**STREAMED, "stream_options": {"include_usage": True}})
 
+    assert "no" == response.headers["x-accel-buffering"]  # or a proxy would hold them back
+
     assert "text/event-stream; charset=utf-8" == response.headers["content-type"]
     first, *pieces, last, usage = events(response.text)
     said = "".join(piece["choices"][0]["delta"]["content"] for piece in pieces)
@@ -264,6 +266,39 @@ def test_bad_requests(client: Any, change: dict[str, Any], expected: tuple[int, 
 
 
 @pytest.mark.parametrize(
+    ("change", "where", "what"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+            "messages.0.content.0.type",
+            "Input should be 'text'",
+        ),
+        ({"stop": ["a" * 300]}, "stop.0", "String should have at most 200 characters"),
+        ({"stop": "a" * 300}, "stop", "String should have at most 200 characters"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "Input should be a valid string"),
+    ],
+)
+def test_what_is_misshapen_is_named(client: Any, change: dict[str, Any], where: str, what: str) -> None:
+    """By the names a client knows, not by those of the program."""
+    told = client.post(CHAT, json={**HONEY, **change}).json()["error"]
+
+    assert (where, f"{where}: {what}") == (told["param"], told["message"])
+
+
+def test_what_is_no_json_has_no_place(client: Any) -> None:
+    """The message says what was expected."""
+    told = client.post(CHAT, content=b'{"model": ', headers={"Content-Type": "application/json"}).json()["error"]
+
+    assert (None, "body: expected JSON, Expecting value") == (told["param"], told["message"])
+
+
+@pytest.mark.parametrize("given", [{"max_completion_tokens": None}, {"max_completion_tokens": 6, "max_tokens": 9}])
+def test_the_longest_answer_has_two_names(client: Any, given: dict[str, Any]) -> None:
+    """A client may send both: null is as good as nothing, and the newer name counts."""
+    assert 6 == client.post(CHAT, json={**HONEY, **given}).json()["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
         ("GET", "/v2", (404, "not_found")),
@@ -316,6 +351,12 @@ def test_errors_are_in_one_form(url: str, client: Any) -> None:
         answer = b"".join(iter(lambda: raw.recv(65536), b""))
 
     assert "invalid_http" == json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"]
+    with connect(url) as raw:  # a head that comes in parts
+        raw.sendall(b"GET / HTTP/1.1\r\nX-Long: ")
+        for _ in range(5):
+            time.sleep(0.01)
+            raw.sendall(b"a" * 4000)
+        assert b"HTTP/1.1 431" == raw.recv(12)
     assert (421, "unknown_host") == error(client.get("/", headers={"Host": "evil.example"}))
 
 
@@ -356,6 +397,7 @@ def test_keys_open_their_indexes(index: Path, engine: Engine) -> None:
         ]
         assert (404, "model_not_found") == error(get("/v1/documents?model=notes", "alice"))
         assert 200 == get("/v1/documents", "alice").status_code
+        assert [(404, "not_found"), 200] == [error(get("/metrics", "alice")), get("/metrics", "bob").status_code]
         with openai.OpenAI(base_url=f"{url}/v1", api_key="alice", max_retries=0) as ai:
             assert 6 == ai.chat.completions.create(**HONEY).usage.completion_tokens
             with pytest.raises(openai.NotFoundError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 from serving import build
 
+from gistrag.answering import Stream
+from gistrag.errors import IndexFolderError
 from gistrag.rag import Engine, GistRAG
+from gistrag.shelf import Record, status_record
 
 pytest.importorskip("mcp")
 
@@ -131,6 +135,65 @@ async def failure(client: Client, name: str, given: dict[str, Any]) -> Any:
         return error
     assert told.is_error
     return told.content[0]
+
+
+def test_an_answer_that_is_called_off_ends(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next token, and then the index is free for others."""
+    said = []
+    next_of = Stream.__next__
+
+    def slowly(stream: Stream) -> str:
+        said.append(next_of(stream))
+        time.sleep(0.02)
+        return said[-1]
+
+    monkeypatch.setattr(Stream, "__next__", slowly)
+
+    async def script(client: Client) -> None:
+        asking = asyncio.create_task(
+            client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
+        )
+        while not said:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        found = await client.call_tool("search", {"question": "honey", "index": "manual"})
+        assert not found.is_error
+
+    talk(tools.server(shelf), script)
+    assert len(said) < 50
+
+
+def test_an_answer_that_takes_too_long_is_cut(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent gets what there is by then."""
+    monkeypatch.setattr(tools, "ANSWER_S", 0.0)
+
+    async def script(client: Client) -> None:
+        told = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
+        assert told.structured_content is not None
+        assert 10 > told.structured_content["usage"]["answer_tokens"]
+
+    talk(tools.server(shelf), script)
+
+
+def test_an_index_that_cannot_be_read_hides_no_other(
+    shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`status` says of each how it is."""
+
+    def status(rag: GistRAG) -> Record:
+        if rag is shelf["notes"]:
+            raise IndexFolderError(f"{rag.folder} is damaged")
+        return status_record(rag)
+
+    monkeypatch.setattr(tools, "status_record", status)
+
+    async def script(client: Client) -> None:
+        told = (await client.call_tool("status", {})).structured_content
+        assert told is not None
+        assert 2 == told["indexes"]["manual"]["documents"]
+        assert {"error": "notes is damaged"} == told["indexes"]["notes"]
+
+    talk(tools.server(shelf), script)
 
 
 def test_over_standard_input_and_output(index: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,4 +63,4 @@ def document(store: Store, chunk: ChunkRow, score: float) -> Document:
 
 def passage(document: Document) -> str:
     """Return a document as it is compressed and shown to a model: its heading path on a line above its text."""
-    return "\n".join(filter(None, (str(document.metadata.get("heading", "")), document.page_content.strip())))
+    return "\n".join(filter(None, (str(document.metadata.get("heading") or ""), document.page_content.strip())))

@@ -137,9 +137,9 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
         return self._given.stream(question, [passage(one) for one in found], **options)
 
     def _context(self, answer: Answer, found: Sequence[Document] | None) -> list[Document]:
-        """Return the documents of an answer, best first: those that were found, or the chunks of its sources."""
+        """Return the documents of an answer, best first: of those that were found as many as fit, or its chunks."""
         if found is not None:
-            return list(found)
+            return [one for one in found if passage(one)][: len(answer.sources)]
         store, scores = self.rag.store, {source.chunk_id: source.score for source in answer.sources}
         return [document(store, chunk, scores[chunk.id]) for chunk in store.chunks(scores)]
 

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 import langchain_gistrag
 from langchain_gistrag import GistRAGRetriever, GistRAGRunnable
+from langchain_gistrag.retrievers import passage
 
 BOOK = {
     "Mills": "The mill stands by the river and grinds the wheat of the whole valley.",
@@ -326,6 +327,22 @@ def test_any_retriever(rag: GistRAG, compressed: list[list[int]]) -> None:
     assert first == second
     assert Fixed().invoke(QUESTION) == first["context"]
     assert [rag.model.encode_passage(BREAD)] == compressed
+
+
+def test_context_is_what_the_answer_rests_on(rag: GistRAG) -> None:
+    """A document that did not fit the window, or says nothing, is not in it; a heading of None is none."""
+    known = Document(page_content=BREAD, metadata={"heading": None})
+    others = [Document(page_content=f"{number} {'bread ' * 40}") for number in range(6)]
+
+    class Many(BaseRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+            return [known, Document(page_content=" "), *others]
+
+    reply = GistRAGRunnable(rag=rag, retriever=Many(), options=Options(mode="text", max_new_tokens=4)).invoke(QUESTION)
+
+    assert BREAD == passage(known)
+    assert [known, *others][: len(reply["context"])] == reply["context"]
+    assert 1 <= len(reply["context"]) < 7
 
 
 def test_documents_of_the_index_by_another_way(

@@ -47,6 +47,7 @@ from llama_index.retrievers.gistrag import (
     GistRetriever,
     GistSynthesizer,
 )
+from llama_index.retrievers.gistrag.base import _passes
 
 BOOK = {
     "Mills": "The mill stands by the river and grinds the wheat of the whole valley.",
@@ -238,6 +239,21 @@ def test_filters(rag: GistRAG, filters: Any, expected: set[str]) -> None:
     assert expected == {one.node.metadata["file_path"] for one in found}
 
 
+@pytest.mark.parametrize(
+    ("operator", "value", "pages"),
+    [
+        (">=", "9", {9, 10}), (">", 9, {10}), ("==", 9, {9}), ("==", "9", {9}), ("!=", 9, {10}), ("in", [9, 11], {9}),
+        ("nin", ["9"], {10}), ("text_match", "1", {10}),
+    ],
+)  # fmt: skip
+def test_pages_are_numbers(operator: Any, value: Any, pages: set[int]) -> None:
+    """Written as a number or as text, 9 comes before 10."""
+    wanted = MetadataFilters(filters=[MetadataFilter(key="page_label", value=value, operator=operator)])
+
+    assert pages == {page for page in (9, 10) if _passes(wanted, {"page_label": str(page)})}
+    assert (operator in ("!=", "nin")) == _passes(wanted, {})
+
+
 def test_filters_look_as_deep_as_they_must(rag: GistRAG) -> None:
     """The one node that passes is found although others are nearer."""
     question, only = (
@@ -288,13 +304,21 @@ def test_empty_question_is_refused(rag: GistRAG) -> None:
 
 
 def test_query_may_bring_its_vector(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedding of a query decides what is near, whatever its length; nothing is embedded then."""
+    """Where that is wanted it decides what is near, whatever its length, and nothing is embedded."""
     vector = [2.0 * value for value in HashEmbedder().embed_query(BOOK["Salt"]).tolist()]
     monkeypatch.setattr(rag.engine.embedder, "embed_query", None)
+    retriever = rag.as_retriever(similarity_top_k=1, use_query_embedding=True)
 
-    (salt,) = GistRetriever(rag, similarity_top_k=1).retrieve(QueryBundle("zzz", embedding=vector))
+    (salt,) = retriever.retrieve(QueryBundle("zzz", embedding=vector))
 
     assert "The book > Salt" == salt.node.metadata["heading"]
+
+
+def test_a_vector_that_another_retriever_left_is_left_alone(rag: GistRAG) -> None:
+    """As they do where several get the same query, one after the other."""
+    asked = QueryBundle(QUESTION, embedding=[1.0, 0.0])
+
+    assert texts(GistRetriever(rag).retrieve(QUESTION)) == texts(GistRetriever(rag).retrieve(asked))
 
 
 def test_query_may_bring_other_texts_to_embed(rag: GistRAG) -> None:
@@ -309,7 +333,7 @@ def test_query_may_bring_other_texts_to_embed(rag: GistRAG) -> None:
 def test_vector_of_another_model_is_refused(rag: GistRAG) -> None:
     """A vector of another length says whose it must be."""
     with pytest.raises(FingerprintMismatchError, match="open the index with the embedder that made it"):
-        GistRetriever(rag).retrieve(QueryBundle("honey", embedding=[1.0, 0.0]))
+        GistRetriever(rag, use_query_embedding=True).retrieve(QueryBundle("honey", embedding=[1.0, 0.0]))
 
 
 def test_retriever_from_folder_and_persist_dir(tmp_path: Path, docs: Path, engine: Engine) -> None:

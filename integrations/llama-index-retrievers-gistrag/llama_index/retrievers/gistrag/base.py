@@ -26,7 +26,7 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from llama_index.core.vector_stores import FilterCondition, MetadataFilters
+from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from gistrag import GistRAG
@@ -37,12 +37,17 @@ from gistrag.schema import ChunkRow
 FOR_PEOPLE = ("file_path", "file_name", "page_label")
 """Metadata of a node that no model is shown; its ``heading`` is shown."""
 
+NUMERIC = (
+    FilterOperator.EQ, FilterOperator.NE, FilterOperator.GT, FilterOperator.GTE, FilterOperator.LT, FilterOperator.LTE,
+    FilterOperator.IN, FilterOperator.NIN,
+)  # fmt: skip
+
 
 class GistRetriever(BaseRetriever):
     """Retrieves chunks of an index, by meaning and by words.
 
-    A query is honoured with all it brings: its text, its ``embedding``, its ``custom_embedding_strs``, which
-    ``HyDEQueryTransform`` sets. A vector it brings must be of the index's own embedder.
+    A query is searched for by its text, or by its ``custom_embedding_strs``, which ``HyDEQueryTransform`` sets. The
+    vector it may bring is left alone unless that is wanted: other retrievers leave theirs there.
 
     Args:
         rag: an open index.
@@ -50,6 +55,8 @@ class GistRetriever(BaseRetriever):
         filters: `MetadataFilters` over ``file_path``, ``file_name``, ``page_label`` and ``heading``, or gistrag's own
             filters as a mapping, such as ``{"path": "*.md", "kind": "pdf", "heading": "install"}``.
         scope: path of the one document to look in.
+        use_query_embedding: search by the ``embedding`` of a query where it has one, which must be of the index's own
+            embedder.
 
     Raises:
         UsageError: no open index, a filter over what no node has, or a number below 1.
@@ -62,6 +69,7 @@ class GistRetriever(BaseRetriever):
         similarity_top_k: int = 3,
         filters: MetadataFilters | Mapping[str, str] | None = None,
         scope: str | None = None,
+        use_query_embedding: bool = False,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
@@ -75,6 +83,7 @@ class GistRetriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self.filters = filters
         self.scope = scope
+        self.use_query_embedding = use_query_embedding
 
     @classmethod
     def from_folder(
@@ -114,15 +123,15 @@ class GistRetriever(BaseRetriever):
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
     def _search(self, query: QueryBundle) -> Callable[..., list[Hit]]:
-        """Return the search of the index, by the vector that a query brings if it does."""
+        """Return the search of the index, by the vector of a query if it has one of its own."""
         vector = self._vector_of(query)
         if vector is None:
             return self.rag.retrieve
         return Retriever(self.rag.store, _Known(vector), reranker=self.rag.engine.reranker).search
 
     def _vector_of(self, query: QueryBundle) -> npt.NDArray[np.float32] | None:
-        """Return the normalised vector a query brings, the mean of several; None where it has only its text."""
-        if query.embedding is not None:
+        """Return the normalised vector of a query, the mean of several; None where its text is to be embedded."""
+        if self.use_query_embedding and query.embedding is not None:
             return _normalised(np.asarray(query.embedding, np.float32))
         if query.custom_embedding_strs is not None:
             vectors = [self.rag.engine.embedder.embed_query(text) for text in query.embedding_strs]
@@ -221,16 +230,30 @@ def _metadata(chunk: ChunkRow) -> dict[str, str]:
 
 
 def _passes(filters: MetadataFilters, metadata: Mapping[str, str]) -> bool:
-    """Return whether a node passes; LlamaIndex judges each single filter, and has no judge of nested ones."""
+    """Return whether a node passes; LlamaIndex has no judge of nested filters."""
     verdicts = [
-        _passes(one, metadata)
-        if isinstance(one, MetadataFilters)
-        else build_metadata_filter_fn(lambda _: metadata, MetadataFilters(filters=[one]))("")
+        _passes(one, metadata) if isinstance(one, MetadataFilters) else _passes_one(*_with_page_numbers(one, metadata))
         for one in filters.filters
     ]
     if filters.condition == FilterCondition.OR:
         return any(verdicts) or not verdicts
     return not any(verdicts) if filters.condition == FilterCondition.NOT else all(verdicts)
+
+
+def _passes_one(one: MetadataFilter, metadata: Mapping[str, str | int]) -> bool:
+    """Return whether a node passes a single filter, as LlamaIndex judges it."""
+    return build_metadata_filter_fn(lambda _: dict(metadata), MetadataFilters(filters=[one]))("")
+
+
+def _with_page_numbers(one: MetadataFilter, metadata: Mapping[str, str]) -> tuple[MetadataFilter, dict[str, str | int]]:
+    """Return a filter and the metadata it judges, pages as the numbers they are: 9 comes before 10."""
+    values = one.value if isinstance(one.value, list) else [one.value]
+    if one.key != "page_label" or one.operator not in NUMERIC or not all(str(value).isdigit() for value in values):
+        return one, {**metadata}
+    numbers = [int(str(value)) for value in values]
+    page = {"page_label": int(metadata["page_label"])} if "page_label" in metadata else {}
+    wanted = numbers if isinstance(one.value, list) else numbers[0]
+    return one.model_copy(update={"value": wanted}), {**metadata, **page}
 
 
 def _require_known(filters: MetadataFilters) -> None:
