@@ -117,6 +117,11 @@ class Adapter:
         safetensors.torch.save_file(vectors, folder / VECTORS)
         (folder / ADAPTER_FILE).write_text(json.dumps(asdict(self.settings), indent=1, sort_keys=True) + "\n", "utf-8")
 
+    @property
+    def rank(self) -> int:
+        """Of its updates."""
+        return int(next(iter(self._wrapped.peft_config.values())).r)
+
     def acts_on(self, role: Role) -> bool:
         """Return whether it changes what is read in this role."""
         return role != "text" or self.settings.everywhere

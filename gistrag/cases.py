@@ -268,6 +268,7 @@ def planted(contexts: Sequence[Context], plan: Plan) -> list[Context]:
     randomness = random.Random(f"{plan.seed} probes")
     contexts, asked = list(contexts), {task.question for context in contexts for task in context.tasks}
     places = randomness.sample(range(len(contexts)), len(contexts))
+    places = places[: max(1, len(places) // 2)]  # what is left makes the fillers of passkeys
     for number in range(plan.probes if places else 0):
         kind = sorted(PROBES)[number % len(PROBES)]
         place = places[number % len(places)]

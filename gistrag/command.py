@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import typer.main
 
-from gistrag.errors import GistRAGError
+from gistrag.errors import GistRAGError, UsageError
 from gistrag.settings import Mode
 
 if TYPE_CHECKING:
@@ -153,6 +153,21 @@ def loading() -> Iterator[None]:
     finally:
         if is_enabled:
             gc.enable()
+
+
+def require_output(path: Path) -> None:
+    """Return if a folder for output is there, or can be made, before anything is computed for it.
+
+    Raises:
+        UsageError: neither.
+    """
+    try:
+        there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}; name another --output") from error
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise UsageError(f"cannot write to {path}: {there} {why}; name another --output")
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ import typer
 
 from gistrag import __version__, command, files
 from gistrag.errors import FingerprintMismatchError, UsageError
-from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, KvCacheDtype, Placement, require_same
+from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, HELD_OUT, KvCacheDtype, Placement, require_same
 
 if TYPE_CHECKING:
     from gistrag.cases import Case, Corpus, Plan
@@ -158,7 +158,8 @@ def evaluate(
             max_new_tokens=max_new_tokens,
         )
         wanted.require_sense()
-        contexts = _read(file, is_held_out=held_out)
+        contexts = _read(file)
+    command.require_output(output)
     with command.loading():
         settings, engine = _load(
             {
@@ -172,6 +173,8 @@ def evaluate(
             placement=placement,
             device=device,
         )
+    if held_out:
+        contexts = _held_out(contexts, engine.model, file)
     made_with = _made_with(file, plan, settings, engine, is_held_out=held_out)
     _prepare(output, made_with)
     summary = _evaluated(contexts, plan, wanted, settings, engine, output)
@@ -245,22 +248,37 @@ def _numbers(line: str, option: str) -> tuple[int, ...]:
     raise UsageError(f"--{option} takes whole numbers with commas between them, got {line!r}; for example 2,4")
 
 
-def _read(file: Path, *, is_held_out: bool) -> list[Context]:
-    """Return the contexts of a file, and say how many lines were left out.
+def _read(file: Path) -> list[Context]:
+    """Return the contexts of a file, and say what of it is strange.
 
     Raises:
         UsageError: it cannot be read, or nothing is left of it.
     """
-    from gistrag.tasks import read_contexts, split_by_article
+    from gistrag.tasks import read_contexts, unsupported
 
     contexts, dropped = read_contexts(file)
     if dropped:
         command.say(f"{dropped:,} lines of {file} left out: not JSON, or without context, question or answer")
-    if is_held_out:
-        contexts = split_by_article(contexts)[1]
-        if not contexts:
-            raise UsageError(f"{file} has no article that is held out; leave --held-out away to ask about all of them")
+    if count := unsupported(contexts):
+        command.say(
+            f"{count:,} answers of {file} do not stand in their context; retrieval is judged by the whole context"
+        )
     return contexts
+
+
+def _held_out(contexts: Sequence[Context], model: GistModel, file: Path) -> list[Context]:
+    """Return the contexts of the articles that the adapter was not trained on.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from gistrag.tasks import split_by_article
+
+    share = model.adapter.settings.held_out if model.adapter else HELD_OUT
+    if not (kept := split_by_article(contexts, held_out=share)[1]):
+        why = "the adapter was trained on all articles" if not share else f"{file} has no article that is held out"
+        raise UsageError(f"{why}; leave --held-out away to ask about all of them")
+    return kept
 
 
 def _load(given: dict[str, Any], *, placement: Placement | None, device: str | None) -> tuple[IndexSettings, Engine]:

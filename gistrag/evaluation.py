@@ -385,9 +385,12 @@ def _left_out(case: Case, arm: Arm, need: int) -> Row:
 
 def scored(case: Case, arm: Arm, said: str) -> Row:
     """Return the row of one answer: what was asked, given and said, and how good that is."""
-    texts = [passage.text for passage in case.passages]
+    gists, texts = arm.shares(case)
+    given = ["\n".join((*passage.heading, passage.text)) for passage in (*gists, *texts)]
+    has_answer = {"nothing": False, "document": True}.get(arm.give, case.about.get("has_gold", True))
     return {
         **_identity(case, arm),
+        "has_answer": has_answer,
         "answers": list(case.answers),
         "passages": [_number(passage) for passage in case.passages],
         "said": said,
@@ -395,7 +398,7 @@ def scored(case: Case, arm: Arm, said: str) -> Row:
         "f1": f1(said, case.answers),
         "contains": contains(said, case.answers),
         "refused": is_refusal(said),
-        "hallucinated": None if case.part == WHOLE else hallucinated(said, texts),
+        "hallucinated": hallucinated(said, given) if given and case.part != WHOLE else None,
     }
 
 

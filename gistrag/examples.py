@@ -15,7 +15,7 @@ the seed and the number of the step, so a run that goes on after a stop sees wha
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -113,8 +113,8 @@ class Sampler:
 
     def __init__(self, model: GistModel, contexts: Sequence[Context], mixture: Mixture, *, seed: int) -> None:
         self._model, self._mixture, self._seed = model, mixture, seed
-        self._contexts = [context for context in contexts if not _is_long(context)]
-        self._long = [context for context in contexts if _is_long(context)]
+        self._contexts = _with_tasks(contexts, lambda task: task.kind != "long")
+        self._long = _with_tasks(contexts, lambda task: task.kind == "long")
         if not self._contexts:
             self._contexts, self._long = self._long, []
         self._half = max(1, mixture.contexts // 2)
@@ -131,6 +131,7 @@ class Sampler:
         contexts = [self._prepared(context, randomness) for context in drawn]
         rate = randomness.choices(list(mixture.rates), list(mixture.rates.values()))[0]
         chunks = [self._model.encode_passage(c.text, c.heading)[: mixture.chunk_tokens] for c in contexts]
+        contexts = [self._as_shown(*pair) for pair in zip(contexts, chunks, strict=True)]
         rows = [self._row(contexts, chunks, gold, randomness) for gold in range(len(contexts))]
         return Batch(chunks, rate, [row for row in rows if row is not None])
 
@@ -170,6 +171,14 @@ class Sampler:
         if randomness.random() < mixture.probes:
             context = plant(context, randomness)
         return context if randomness.random() < mixture.heading else replace(context, heading=())
+
+    def _as_shown(self, context: Context, chunk: Sequence[int]) -> Context:
+        """Return a context with what is left of its text in a chunk, without questions whose answer was cut off."""
+        if len(chunk) < self._mixture.chunk_tokens:
+            return context
+        shown = self._model.decode(chunk)
+        tasks = [task for task in context.tasks if _holds(shown, task) or not _holds(context.text, task)]
+        return replace(context, text=shown, tasks=tuple(tasks))
 
     def _row(
         self, contexts: Sequence[Context], chunks: Sequence[list[int]], gold: int, randomness: random.Random
@@ -220,8 +229,14 @@ class Sampler:
         return [*probes, *long, *(task for task in tasks if task.kind != "long" and task not in probes)]
 
 
-def _is_long(context: Context) -> bool:
-    return any(task.kind == "long" for task in context.tasks)
+def _with_tasks(contexts: Sequence[Context], wanted: Callable[[Task], bool]) -> list[Context]:
+    """Return the contexts that have such tasks, with those alone."""
+    kept = [replace(context, tasks=tuple(filter(wanted, context.tasks))) for context in contexts]
+    return [context for context in kept if context.tasks]
+
+
+def _holds(text: str, task: Task) -> bool:
+    return any(answer in text for answer in task.answers)
 
 
 class _Packed:

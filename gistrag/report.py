@@ -60,7 +60,9 @@ def _compared(arms: Mapping[str, Answers]) -> dict[str, Figures]:
 def _scores(answers: Answers) -> Figures:
     rows = list(answers.values())
     shares = {name: _mean(row[name] for row in rows) for name in ("em", "f1", "contains")}
-    refused = [row["refused"] for row in rows if row.get("has_gold", True)]  # else it may well be right
+    refused = [
+        row["refused"] for row in rows if row.get("has_answer", row.get("has_gold", True))
+    ]  # else it may well be right
     known = [row["hallucinated"] for row in rows if row["hallucinated"] is not None]
     return {"count": len(rows), **shares, "refused": _mean(refused), "hallucinated": _mean(known)}
 

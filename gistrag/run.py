@@ -4,6 +4,7 @@
 
     run/
       recipe.json               what decides the result
+      made_with.json            base, data and adapter it began with: a run goes on with the same ones only
       log.jsonl                 a line per step, validation and event
       checkpoint-000120/        adapter, optimizer and place in the data; state.json is written last, so a checkpoint
                                 that has one is whole
@@ -25,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gistrag import files
-from gistrag.errors import DivergedError, UsageError
+from gistrag.errors import DivergedError, FingerprintMismatchError, UsageError
 from gistrag.examples import Batch
+from gistrag.settings import require_same
 from gistrag.training import Recipe, Trainer
 
 logger = logging.getLogger("gistrag")
 
 STATE, OPTIMIZER, RECIPE, LOG, ADAPTER = "state.json", "optimizer.safetensors", "recipe.json", "log.jsonl", "adapter"
+MADE_WITH = "made_with.json"
 KEPT_CHECKPOINTS = 2
 SPIKE_STEPS, SPIKE_NATS = 8, 1.5
 MOST_SLOWDOWNS = 6
@@ -63,26 +66,36 @@ class Run:
         folder: of the run, made where it is missing.
         trainer: that does the steps.
         validation: batches, by the name their loss is logged under.
+        made_with: what else than the recipe decides the result.
 
     Raises:
-        UsageError: the folder holds a run of another recipe, or of a base of another shape.
+        UsageError: the folder holds another run.
     """
 
-    def __init__(self, folder: Path, trainer: Trainer, validation: Mapping[str, Sequence[Batch]] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trainer: Trainer,
+        validation: Mapping[str, Sequence[Batch]] | None = None,
+        made_with: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self._trainer, self._validation = folder, trainer, validation or {}
         _require_same_recipe(folder, trainer.recipe)
+        _require_same_start(folder, made_with or {})
         folder.mkdir(parents=True, exist_ok=True)
         if trainer.is_main:
             files.write_atomic(folder / RECIPE, trainer.recipe.to_json().encode())
+            files.write_atomic(folder / MADE_WITH, (json.dumps(made_with or {}, indent=1) + "\n").encode())
         for checkpoint in reversed(checkpoints(folder)):
             try:
                 _load(checkpoint, trainer)
             except UsageError:  # whole, but of another base
                 raise
-            except (OSError, ValueError, KeyError, SafetensorError):
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                logger.warning("%s cannot be read (%s); going on from the one before", checkpoint, error)
                 continue
-            self._forget_later_steps()
             break
+        self._forget_later_steps()
         self._recent: deque[float] = deque(maxlen=SPIKE_STEPS)
         self._good = self._snapshot(math.inf)
 
@@ -129,13 +142,17 @@ class Run:
         took_s = time.perf_counter() - began_s
         record: dict[str, Any] = {"step": self._trainer.step, **told, "seconds": took_s}
         self._recent.append(told["answer"])
+        self._good = replace(self._good, loss=min(self._good.loss, self._recent_loss()))
         if not math.isfinite(told["norm"]) or self._has_spiked():
             record["event"] = self._take_back()
         return {name: round(value, 5) if isinstance(value, float) else value for name, value in record.items()}
 
+    def _recent_loss(self) -> float:
+        """Return the mean loss of the last few steps, infinite while there are too few to say."""
+        return sum(self._recent) / SPIKE_STEPS if len(self._recent) == SPIKE_STEPS else math.inf
+
     def _has_spiked(self) -> bool:
-        full = len(self._recent) == SPIKE_STEPS
-        return full and sum(self._recent) / SPIKE_STEPS > self._good.loss + SPIKE_NATS
+        return self._good.loss + SPIKE_NATS < self._recent_loss() < math.inf
 
     def _take_back(self) -> str:
         """Go back to the last good state at half the rate, and return what to say of it."""
@@ -171,7 +188,7 @@ class Run:
         if self._trainer.is_main:
             self._write()
         if len(self._recent) == SPIKE_STEPS:
-            self._good = self._snapshot(sum(self._recent) / SPIKE_STEPS)
+            self._good = self._snapshot(self._good.loss)
 
     def _write(self) -> None:
         target = self.folder / f"checkpoint-{self._trainer.step:06d}"
@@ -184,8 +201,9 @@ class Run:
             state = {"step": self._trainer.step, "slowdown": self._trainer.slowdown}
             files.write_atomic(target / STATE, json.dumps(state).encode())
             _replace(target / ADAPTER, self.folder / ADAPTER)
-        for old in checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old, ignore_errors=True)
+        here = [path for path in checkpoints(self.folder) if path.name <= target.name]
+        for path in {*checkpoints(self.folder)}.difference(here[-KEPT_CHECKPOINTS:]):
+            shutil.rmtree(path, ignore_errors=True)  # old, or of steps that were taken back or cannot be read
 
     def _snapshot(self, loss: float) -> Snapshot:
         trainer = self._trainer
@@ -227,6 +245,23 @@ def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
             f"{folder} holds a run of another recipe ({', '.join(other)} differ); name another --output, or give the "
             "same settings to go on with it"
         )
+
+
+def _require_same_start(folder: Path, made_with: Mapping[str, str]) -> None:
+    """Return if there is no run in *folder* yet, or one that began with the same.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    try:
+        found = json.loads((folder / MADE_WITH).read_text("utf-8"))
+        require_same(found, made_with, where=f"the run in {folder}", remedy="name another --output")
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError) as error:  # a mismatch is a ValueError too
+        is_damaged = not isinstance(error, FingerprintMismatchError)
+        told = f"{folder / MADE_WITH} is damaged; name another --output" if is_damaged else str(error)
+        raise UsageError(told) from error
 
 
 @contextmanager

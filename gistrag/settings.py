@@ -24,6 +24,10 @@ DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 ADAPTER_FILE = "gist_settings.json"
 
 
+HELD_OUT = 0.1
+"""Share of the articles of a question file that is not trained on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
     """What an adapter was trained for, saved beside its weights.
@@ -35,6 +39,7 @@ class AdapterSettings:
         rates: all tokens per gist it was trained at.
         everywhere: it acts on text as well; an ablation.
         prefix: the shared prefix it was trained behind.
+        held_out: share of the articles that was kept out of its training, see `gistrag.tasks.split_by_article`.
         recipe: what made it; not interpreted.
     """
 
@@ -45,6 +50,7 @@ class AdapterSettings:
     rates: tuple[int, ...] = (2, 4, 8, 16)
     everywhere: bool = False
     prefix: str = ""
+    held_out: float = HELD_OUT
     recipe: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -49,7 +49,9 @@ BATCH = 16
 """Texts asked for at a time; a run that is killed repeats at most so many."""
 
 NEW_TOKENS = 96
-CLOSED_BOOK_TOKENS = 32
+CLOSED_BOOK_TOKENS = 64
+KNOWN_F1 = 0.6
+"""From so much agreement an answer in a sentence, given without the document, is the answer in other words."""
 WORDS_MIN, CONTENT_WORDS_MIN = 12, 8
 """The shortest long answer, in words and in different words that say something."""
 
@@ -107,16 +109,16 @@ def passages_of_folder(
     return passages, skipped
 
 
-def passages_of_file(path: Path, *, training_only: bool = False) -> list[Passage]:
-    """Return the contexts of a question file, see `gistrag.tasks`, each a passage of its own.
+def passages_of_file(path: Path, *, training_only: bool = False) -> tuple[list[Passage], int]:
+    """Return the contexts of a question file, see `gistrag.tasks`, each a passage, and how many lines are none.
 
     Args:
         training_only: leave out the articles that are held out for evaluation.
     """
-    contexts, _ = read_contexts(path)
+    contexts, dropped = read_contexts(path)
     if training_only:
         contexts, _ = split_by_article(contexts)
-    return [Passage(one.text, one.article, 0, len(one.text), one.heading) for one in contexts]
+    return [Passage(one.text, one.article, 0, len(one.text), one.heading) for one in contexts], dropped
 
 
 def choose(passages: Sequence[Passage], limit: int | None, *, seed: int) -> list[Passage]:
@@ -372,9 +374,14 @@ def pair_flaw(kind: str, question: str, answer: str, passage: str) -> str:
     return "unsupported" if support(answer, passage) < PAIR_SUPPORT[kind] else ""
 
 
-def is_known(said: str, answer: str) -> bool:
-    """Return whether an answer given without the document is right."""
-    return metrics.exact_match(said, [answer]) or metrics.contains(said, [answer])
+def is_known(kind: str, said: str, answer: str) -> bool:
+    """Return whether an answer given without the document is right; a detail is a few words, others are sentences.
+
+    >>> is_known("theme", "It tells how a mill grinds wheat.", "It tells how the mill grinds the wheat.")
+    True
+    """
+    is_alike = kind != "detail" and metrics.f1(said, [answer]) >= KNOWN_F1
+    return is_alike or metrics.exact_match(said, [answer]) or metrics.contains(said, [answer])
 
 
 class Questions:
@@ -567,16 +574,18 @@ class Synthesis:
     def _write(self, jobs: Sequence[_Job]) -> None:
         probes = [job for job in jobs if job[1] == "probe"]
         records = [planted(passage, self._randomness(passage, kind)) for passage, kind in probes]
-        asked = [job for job in jobs if job[1] != "probe"]
-        requests = [request(kind, passage, self._randomness(passage, kind)) for passage, kind in asked]
+        put = {job: request(*job[::-1], self._randomness(*job)) for job in jobs if job[1] != "probe"}
+        asked = [job for job in put if self._teacher and self._teacher.fits(put[job], max_new_tokens=NEW_TOKENS)]
+        self.report.dropped["too long"] += len(put) - len(asked)
+        requests = [put[job] for job in asked]
         texts = self._teacher.write(requests, max_new_tokens=NEW_TOKENS) if self._teacher and asked else []
-        done = [*probes]
-        for job, put, text in zip(asked, requests, texts, strict=True):
+        done = [*probes, *(job for job in put if job not in asked)]
+        for job, text in zip(asked, texts, strict=True):
             if text is None:
                 self.report.dropped["unanswered"] += 1  # and not done: the next run asks again
                 continue
             done.append(job)
-            record, reason = judged(*job, put.task, text)
+            record, reason = judged(*job, put[job].task, text)
             if record is None:
                 self.report.dropped[reason] += 1
             else:
@@ -599,6 +608,10 @@ class Synthesis:
         if not asked or self._judge is None:
             return list(records)
         said = self._judge.write([Request(record["question"]) for record in asked], max_new_tokens=CLOSED_BOOK_TOKENS)
-        known = [record for record, text in zip(asked, said, strict=True) if is_known(text or "", record["answer"])]
+        known = [
+            record
+            for record, text in zip(asked, said, strict=True)
+            if is_known(record["kind"], text or "", record["answer"])
+        ]
         self.report.dropped["known"] += len(known)
         return [record for record in records if record not in known]

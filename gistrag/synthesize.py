@@ -167,7 +167,10 @@ def _passages(
 
     if source.is_dir():
         return passages_of_folder(source, base().text_tokenizer, window=window)
-    return passages_of_file(source, training_only=training_only), []
+    passages, dropped = passages_of_file(source, training_only=training_only)
+    if dropped:
+        command.say(f"{dropped:,} lines of {source} left out: not JSON, or without context, question or answer")
+    return passages, []
 
 
 def summary(output: Path, report: Report, skipped: Sequence[Skipped], *, seconds: float) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import gzip
 import hashlib
 import json
 import random
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from gistrag.errors import UsageError
+from gistrag.settings import HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def read_contexts(path: Path) -> tuple[list[Context], int]:
     """
     try:
         parsed = [_parsed(record) for record in _records(path)]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     contexts = gathered(context for context in parsed if context is not None)
     if not contexts:
@@ -135,7 +137,20 @@ def _strings(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value.strip() for value in values if isinstance(value, str) and value.strip()))
 
 
-def split_by_article(contexts: Iterable[Context], *, held_out: float = 0.1) -> tuple[list[Context], list[Context]]:
+def unsupported(contexts: Iterable[Context]) -> int:
+    """Return how many questions for a detail have no answer that stands in their context.
+
+    >>> unsupported([Context("It is red.", "", (Task("Which colour?", ("Red",)), Task("How old?", ("nine",))))])
+    1
+    """
+    return sum(
+        task.kind == "detail" and not any(answer.lower() in context.text.lower() for answer in task.answers)
+        for context in contexts
+        for task in context.tasks
+    )
+
+
+def split_by_article(contexts: Iterable[Context], *, held_out: float = HELD_OUT) -> tuple[list[Context], list[Context]]:
     """Return the contexts to train on and those held out: about a share of the articles, always the same ones.
 
     >>> train, held = split_by_article([Context("…", f"article {n}") for n in range(100)])

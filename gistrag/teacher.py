@@ -21,7 +21,7 @@ from email.message import Message
 from http.client import HTTPException
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from gistrag.errors import UsageError
+from gistrag.errors import GistRAGError, ResourceError, UsageError
 from gistrag.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ WAIT_S_MAX = 60.0
 ANSWER_BYTES_MAX = 4_000_000
 HOPELESS = 8
 """After so many requests in a row without an answer, each further one is tried once, until one is answered."""
+
+LOST = 40
+"""After so many the endpoint is given up."""
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
@@ -72,6 +75,9 @@ class Request:
 class Teacher(Protocol):
     """Somebody who writes."""
 
+    def fits(self, request: Request, *, max_new_tokens: int) -> bool:
+        """Return whether a request, and a text of that length, is not too long to be ever answered."""
+
     def write(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[str | None]:
         """Return a text for each request, None where there is none to be had."""
 
@@ -90,14 +96,18 @@ class LocalTeacher:
             raise UsageError("expected a base model to write with, found one with an adapter; load it without")
         self._model = model
 
+    def fits(self, request: Request, *, max_new_tokens: int) -> bool:
+        """Return whether both fit the model's window."""
+        return len(self._ids(request)) <= self._room(max_new_tokens)
+
     def write(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[str | None]:
-        """Return a text for each request, None for one that does not fit the model's window."""
+        """Return a text for each request, None for one that does not fit."""
         from gistrag.cache import concatenate
         from gistrag.generation import generate_together
 
         memory = concatenate([self._model.prefix], self._model.rope)
         prompts = [self._ids(request) for request in requests]
-        room = self._model.window - memory.next_position - max_new_tokens
+        room = self._room(max_new_tokens)
         texts: list[str | None] = [None] * len(requests)
         for rows in _groups([len(ids) for ids in prompts], room):
             said = generate_together(
@@ -106,6 +116,9 @@ class LocalTeacher:
             for row, ids in zip(rows, said, strict=True):
                 texts[row] = (requests[row].begin + self._model.decode(ids)).strip()
         return texts
+
+    def _room(self, max_new_tokens: int) -> int:
+        return self._model.window - self._model.prefix.gists - max_new_tokens
 
     def _ids(self, request: Request) -> list[int]:
         passage = self._model.encode_passage(request.passage, request.heading) if request.passage else []
@@ -162,14 +175,19 @@ class EndpointTeacher:
         self._unanswered_in_a_row = 0
         self._is_over = threading.Event()
 
+    def fits(self, request: Request, *, max_new_tokens: int) -> bool:
+        """Return True: what is too long for an endpoint only it knows, and says by not answering."""
+        return True
+
     def write(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[str | None]:
         """Return a text for each request, None where the endpoint gave none however often it was asked.
 
         Raises:
             UsageError: the endpoint refuses key, address or model; no request could ever be answered.
+            ResourceError: it answered none of the last `LOST`.
         """
         texts: list[str | None] = [None] * len(requests)
-        refusals: list[UsageError] = []
+        refusals: list[GistRAGError] = []
         numbers, turn = iter(range(len(requests))), threading.Lock()
 
         def work() -> None:
@@ -180,7 +198,7 @@ class EndpointTeacher:
                     return
                 try:
                     texts[number] = self._ask(requests[number], max_new_tokens)
-                except UsageError as refusal:
+                except GistRAGError as refusal:
                     refusals.append(refusal)
                     return
 
@@ -222,7 +240,13 @@ class EndpointTeacher:
             if self._is_over.wait(min(problem.wait_s or self._wait_s * 2**attempt, WAIT_S_MAX)):
                 break
         self._unanswered_in_a_row += 1
-        logger.warning("no answer from %s: %s", self._url, problem)
+        if self._unanswered_in_a_row == LOST:
+            raise ResourceError(
+                f"no answer from {self._url} to {LOST} requests in a row: {problem}; bring it up and run the same "
+                "command again, it goes on"
+            )
+        if self._unanswered_in_a_row <= HOPELESS:
+            logger.warning("no answer from %s: %s", self._url, problem)
         return None
 
     def _post(self, body: bytes) -> str:

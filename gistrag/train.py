@@ -15,8 +15,8 @@ import typer
 from gistrag import command
 from gistrag.errors import UsageError
 from gistrag.progress import megabytes
-from gistrag.settings import DEFAULT_MODEL, Placement
-from gistrag.tasks import Context, gathered, read_contexts, split_by_article
+from gistrag.settings import DEFAULT_MODEL, HELD_OUT, Placement
+from gistrag.tasks import Context, gathered, read_contexts, split_by_article, unsupported
 
 if TYPE_CHECKING:
     from gistrag.examples import Batch, Sampler
@@ -70,7 +70,7 @@ def train(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.")] = None,
     held_out: Annotated[
         float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of the articles, kept for validation.")
-    ] = 0.1,
+    ] = HELD_OUT,
     plan: Annotated[bool, typer.Option("--plan", help="Print the memory it needs, and do nothing else.")] = False,
     device: command.Device = None,
     as_json: command.Json = False,
@@ -89,9 +89,12 @@ def train(
         return _print_plan(_plan(model, chosen, quantize), as_json=as_json)
     learned, validation = _contexts(data, held_out)
     command.say(f"a step needs about {megabytes(int(_plan(model, chosen, quantize).total))} of memory, see --plan")
+    command.require_output(output)
     with command.loading():
-        loaded = _load(model, adapter, quantize, device, chosen)
-    run = _run(loaded, learned, validation, chosen, output)
+        loaded, chosen = _load(model, adapter, quantize, device, chosen, rank)
+    made_with = {"quantize": quantize, "held_out": f"{held_out:g}", "data": _data_sha256(data)}
+    _note_held_out(loaded, held_out)
+    run = _run(loaded, learned, validation, chosen, output, made_with)
     done = _train(run, minutes, as_json=as_json)
     if run.is_main:
         command.print_json({"output": str(output), "adapter": str(output / "adapter"), **done})
@@ -126,13 +129,28 @@ def _contexts(paths: Sequence[Path], held_out: float) -> tuple[list[Context], li
         contexts += found
         if dropped:
             command.say(f"{path}: {dropped:,} lines left out, without context, question or answer")
+    if count := unsupported(contexts):
+        command.say(f"{count:,} answers do not stand in their context; they are learned all the same")
     learned, validation = split_by_article(gathered(contexts), held_out=held_out)
     questions = sum(len(context.tasks) for context in learned)
     command.say(f"{questions:,} questions about {len(learned):,} contexts, {len(validation):,} contexts held out")
     return learned, validation
 
 
-def _load(model: str, adapter: str, quantize: Any, device: str | None, recipe: Recipe) -> GistModel:
+def _data_sha256(paths: Sequence[Path]) -> str:
+    from gistrag.catalog import file_sha256
+
+    return " ".join(file_sha256(path)[:16] for path in paths)
+
+
+def _load(
+    model: str, adapter: str, quantize: Any, device: str | None, recipe: Recipe, rank: int | None
+) -> tuple[GistModel, Recipe]:
+    """Return the model with the adapter to train, and the recipe with that one's rank.
+
+    Raises:
+        UsageError: the adapter it is to start from has no such rank, or no learned gists.
+    """
     from gistrag.catalog import find, find_adapter
     from gistrag.model import GistModel
     from gistrag.training import local_device
@@ -140,6 +158,13 @@ def _load(model: str, adapter: str, quantize: Any, device: str | None, recipe: R
     path = find(model).path
     found = find_adapter(adapter, path)
     loaded = GistModel.load(path, adapter=found, quantize=quantize, device=device or local_device())
+    if loaded.adapter is not None:
+        has = loaded.adapter.rank
+        if rank not in (None, has):
+            raise UsageError(f"{adapter} has rank {has}, so it cannot go on with {rank}; leave --rank out")
+        if recipe.placement == "learned" != loaded.adapter.settings.placement:
+            raise UsageError(f"{adapter} has no learned gists; start with --adapter none, or name another --placement")
+        recipe = replace(recipe, rank=has)
     dials: dict[str, Any] = {
         "placement": recipe.placement,
         "index_placement": recipe.placement,
@@ -153,10 +178,24 @@ def _load(model: str, adapter: str, quantize: Any, device: str | None, recipe: R
         loaded.new_adapter(rank=recipe.rank, gists=gists, seed=recipe.seed, **dials)
     else:
         loaded.adapter.settings = replace(loaded.adapter.settings, **dials)
-    return loaded
+    return loaded, recipe
 
 
-def _run(model: GistModel, learned: Sequence[Context], held: Sequence[Context], recipe: Recipe, output: Path) -> Run:
+def _note_held_out(model: GistModel, share: float) -> None:
+    """Let the adapter know which articles it never saw: of one that was trained before, not then either."""
+    if model.adapter is not None:
+        before = model.adapter.settings.held_out if model.adapter.folder else share
+        model.adapter.settings = replace(model.adapter.settings, held_out=min(before, share))
+
+
+def _run(
+    model: GistModel,
+    learned: Sequence[Context],
+    held: Sequence[Context],
+    recipe: Recipe,
+    output: Path,
+    made_with: dict[str, str],
+) -> Run:
     from gistrag.examples import Sampler
     from gistrag.run import Run
     from gistrag.training import Trainer
@@ -164,7 +203,9 @@ def _run(model: GistModel, learned: Sequence[Context], held: Sequence[Context], 
     if not learned:
         raise UsageError("expected contexts to learn from, all were held out; lower --held-out")
     sampler = Sampler(model, learned, recipe.mixture, seed=recipe.seed)
-    return Run(output, Trainer(model, sampler, recipe), _validation(model, held, recipe))
+    start = model.adapter.identity if model.adapter else ""
+    made_with = {**made_with, "base": model.weights, "adapter": start or "none"}
+    return Run(output, Trainer(model, sampler, recipe), _validation(model, held, recipe), made_with)
 
 
 def _validation(model: GistModel, held: Sequence[Context], recipe: Recipe) -> dict[str, list[Batch]]:

@@ -443,15 +443,20 @@ class Trainer:
         Raises:
             UsageError: these are tensors of another run.
         """
-        if {f"weights {name}" for name in self._masters} != {name for name in tensors if name.startswith("weights ")}:
+        found = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("weights ")}
+        if {f"weights {name}": weights.shape for name, weights in self._masters.items()} != found:
             raise UsageError("expected the weights of this run in the checkpoint, found others; name another --output")
         for name, weights in self._masters.items():
             weights.copy_(tensors[f"weights {name}"])
-            moments = {key: tensors[f"{key} {name}"] for key in _MOMENTS if f"{key} {name}" in tensors}
-            if moments:
-                self._optimizer.state[weights] = moments
+            held = {key: tensors[f"{key} {name}"].clone() for key in _MOMENTS if f"{key} {name}" in tensors}
+            if held:  # the optimizer changes them in place, where the weights are; it counts its steps on the CPU
+                self._optimizer.state[weights] = {"step": held.pop("step"), **_moved(held, weights.device)}
         self._copy_back()
         self.step, self.slowdown = step, slowdown
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "gistrag"
 
 FLOORS = [
     {"errors"},
-    {"files", "markup", "schema", "prompt", "settings", "progress", "tasks", "metrics", "turns"},
-    {"readers", "rope", "mask", "quantisation", "report"},
+    {"files", "markup", "schema", "prompt", "settings", "progress", "metrics", "turns"},
+    {"readers", "rope", "mask", "quantisation", "report", "tasks"},
     {"worker"},
     {"documents", "cache", "catalog"},
     {"chunking", "gistfile", "embedder", "vectors", "adapter", "matching"},

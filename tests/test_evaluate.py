@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag import evaluate, rag
+from gistrag.errors import UsageError
 from gistrag.model import GistModel
 from gistrag.rag import Engine
 from gistrag.tasks import read_contexts, split_by_article
@@ -177,6 +179,20 @@ def test_only_held_out_articles_are_asked(given: list[str], file: Path, tmp_path
 
     assert expected == {row["article"] for row in rows(tmp_path / "out")}
     assert 0 < len(expected) < 30
+
+
+def test_what_is_held_out_is_what_the_adapter_never_saw(file: Path) -> None:
+    """Its own share counts; one that was trained on everything cannot be measured like this."""
+    held = [{**records()[0], "title": f"Article {number}"} for number in range(30)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in held), "utf-8")
+    contexts, _ = read_contexts(file)
+    model: Any = SimpleNamespace(adapter=SimpleNamespace(settings=SimpleNamespace(held_out=0.2)))
+    expected = [one.article for one in split_by_article(contexts, held_out=0.2)[1]]
+
+    assert expected == [one.article for one in evaluate._held_out(contexts, model, file)]
+    model.adapter.settings.held_out = 0.0
+    with pytest.raises(UsageError, match="trained on all articles"):
+        evaluate._held_out(contexts, model, file)
 
 
 def test_a_sweep_reports_what_it_tried(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

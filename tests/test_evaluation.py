@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from gistrag.evaluation import (
     key_of,
     largest,
     missing,
+    scored,
     untuned,
 )
 from gistrag.generation import generate, read_text
@@ -284,6 +286,20 @@ def test_an_answer_is_cut_where_its_case_says(tuned: GistModel) -> None:
     assert whole["said"].startswith(short["said"])
     assert len(whole["said"]) > len(short["said"])
     assert whole["hallucinated"] is None
+
+
+def test_an_arm_is_judged_by_what_it_was_given() -> None:
+    """What the whole document says is not made up, even where retrieval missed it; with nothing given nothing is."""
+    one = Case(
+        "questions", "0", "Who?", ("Novak",), (Passage("a mill"),), 8, (Passage("by Novak"),), {"has_gold": False}
+    )
+
+    given = {give: scored(one, Arm(give, give), "Novak") for give in ("text", "document", "nothing")}
+    below = scored(replace(one, passages=(Passage("a mill", ("Novak",)),)), Arm("text", "text"), "Novak")
+
+    assert [True, False, None] == [row["hallucinated"] for row in given.values()]
+    assert [False, True, False] == [row["has_answer"] for row in given.values()]
+    assert not below["hallucinated"]  # the model is shown the heading
 
 
 # Keeping

@@ -141,6 +141,36 @@ def test_long_answers_are_mixed_in(model: GistModel) -> None:
     assert 21 == sum(len(batch) for batch in samples._epoch(0))
 
 
+def test_questions_beside_a_long_answer_are_asked_too(model: GistModel) -> None:
+    """A context with both is drawn like any other, and its long answer comes now and then."""
+    both = [replace(one, tasks=(*one.tasks, Task("Summarise.", ("L",), "long"))) for one in contexts()]
+    samples = Sampler(model, both, replace(MIXTURE, long=0.2, without_gold=0.0), seed=0)
+
+    said = [answer for row in all_rows(samples) for answer in answers(model, row)]
+
+    assert 21 == sum(len(batch) for batch in samples._epoch(0))
+    assert 0 < said.count("L") < 10
+    assert said.count("L") + len({*said} - {"L"}) <= len(said)
+    assert len({*said} - {"L"}) > 10
+
+
+def test_what_was_cut_off_is_not_asked(model: GistModel) -> None:
+    """A chunk ends where the mixture says, and a question whose answer stood behind is left out."""
+    long = [
+        Context(
+            f"first {n} " + "." * 80 + f" last {n}",
+            "a",
+            (Task("first?", (f"first {n}",)), Task("last?", (f"last {n}",))),
+        )
+        for n in range(6)
+    ]
+    samples = Sampler(model, long, replace(MIXTURE, without_gold=0.0), seed=0)
+
+    said = {answer for row in all_rows(samples) for answer in answers(model, row)}
+
+    assert {f"first {n}" for n in range(6)} == said
+
+
 def test_planted_facts_are_asked_for(model: GistModel) -> None:
     """A probe is asked first, so that it is never crowded out."""
     samples = sampler(model, probes=1.0, without_gold=0.0, chunk_tokens=400)

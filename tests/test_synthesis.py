@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ class Script:
     def __init__(self, say: Callable[[Request], str | None]) -> None:
         self.say = say
         self.asked: list[Request] = []
+
+    def fits(self, request: Request, *, max_new_tokens: int) -> bool:
+        """Return whether a passage is short."""
+        return len(request.passage) < 5000
 
     def write(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[str | None]:
         """Return what the script says."""
@@ -141,8 +146,11 @@ def squad(path: Path, articles: int) -> Path:
 
 def test_contexts_of_a_file_are_passages(tmp_path: Path) -> None:
     """A context is a passage of its own, under its title."""
-    first, *_ = passages_of_file(squad(tmp_path / "squad.jsonl", 2))
+    path = squad(tmp_path / "squad.jsonl", 2)
+    path.write_text(path.read_text() + "no JSON\n")
+    (first, *_), dropped = passages_of_file(path)
 
+    assert 1 == dropped
     assert Passage(f"{TOWER} 0 a", "Article_0", 0, len(TOWER) + 4, ("Article 0",)) == first
 
 
@@ -151,7 +159,7 @@ def test_held_out_articles_can_be_left_out(tmp_path: Path) -> None:
     path = squad(tmp_path / "squad.jsonl", 40)
     train, held = split_by_article(read_contexts(path)[0])
 
-    found = passages_of_file(path, training_only=True)
+    found, _ = passages_of_file(path, training_only=True)
 
     assert held
     assert [context.text for context in train] == [passage.text for passage in found]
@@ -321,7 +329,20 @@ def test_flaws_of_a_pair(kind: str, question: str, answer: str, flaw: str) -> No
 )
 def test_a_known_answer(said: str, known: bool) -> None:
     """An answer counts as known when it is or holds the right one."""
-    assert known == is_known(said, "Adela Novak")
+    assert known == is_known("detail", said, "Adela Novak")
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("A water mill uses the flow of a river to grind grain into flour.", True),
+        ("It is a mill by the river that grinds.", False),
+        ("I have no idea what the passage is about.", False),
+    ],
+)
+def test_a_known_sentence(said: str, known: bool) -> None:
+    """A sentence is known in other words too, if most of them are the same."""
+    assert known == is_known("theme", said, "A water mill uses the river's flow to grind grain into flour.")
 
 
 def asked(question: str, *, kind: str = "detail", context: str = "c", source: str = "s") -> dict[str, Any]:
@@ -393,6 +414,17 @@ def test_each_filter_counts_what_it_drops(tmp_path: Path) -> None:
     assert {"detail": 1} == report.written
     assert {"duplicate": 1, "unsupported": 1, "unreadable": 1, "unanswered": 1, "known": 1} == +report.dropped
     assert {"", None} > {request.passage for request in judge.asked}
+
+
+def test_what_is_too_long_is_not_asked_again(tmp_path: Path) -> None:
+    """A passage that no window holds is counted once, and done with."""
+    about = [*passages(1), Passage("long " * 2000, "towers.md", 0, 10_000)]
+
+    first = synthesize(tmp_path / "qa.jsonl", about, ["detail"], question)
+    second = synthesize(tmp_path / "qa.jsonl", about, ["detail"], question)
+
+    assert ({"detail": 1}, {"too long": 1}) == (first.written, +first.dropped)
+    assert (2, Counter()) == (second.done_before, +second.dropped)
 
 
 def test_long_answers_carry_their_task(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from conftest import tiny_model
 
 from gistrag import generation
 from gistrag.cache import concatenate
-from gistrag.errors import UsageError
+from gistrag.errors import ResourceError, UsageError
 from gistrag.generation import generate
 from gistrag.model import GistModel
-from gistrag.teacher import HOPELESS, EndpointTeacher, LocalTeacher, Request
+from gistrag.teacher import HOPELESS, LOST, EndpointTeacher, LocalTeacher, Request
 
 PASSAGE = Request("Who runs it?", "Adela Novak runs the tower.", ("Towers",), rules="Be brief.")
 
@@ -243,6 +243,20 @@ def test_an_endpoint_that_is_down_costs_little_patience(serve: Callable[..., End
     assert 2 == len(endpoint.bodies) - before
 
 
+def test_an_endpoint_that_stays_down_is_given_up(
+    serve: Callable[..., Endpoint], caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a long row of requests without an answer; only the first few have a line of their own."""
+    endpoint = serve(lambda number, body: RUBBISH[6])
+    down = teacher(endpoint, retries=0)
+
+    with pytest.raises(ResourceError, match=f"to {LOST} requests in a row"):
+        down.write([PASSAGE] * (LOST + 20), max_new_tokens=5)
+
+    assert LOST <= len(endpoint.bodies) < LOST + 20
+    assert HOPELESS == caplog.text.count("no answer from")
+
+
 def test_nobody_at_the_address(serve: Callable[..., Endpoint], caplog: pytest.LogCaptureFixture) -> None:
     """A refused connection is no answer, not an error."""
     endpoint = serve(lambda number, body: "fine")
@@ -313,7 +327,9 @@ def test_local_teacher_reads_like_a_prompt(model: GistModel, monkeypatch: pytest
 
 def test_local_teacher_leaves_out_what_does_not_fit(model: GistModel) -> None:
     """A passage longer than the window has no text; the others do."""
-    texts = LocalTeacher(model).write([Request("what?", "x" * 2000), Request("what?", "x")], max_new_tokens=3)
+    asked = [Request("what?", "x" * 2000), Request("what?", "x")]
+    texts = LocalTeacher(model).write(asked, max_new_tokens=3)
+    assert [False, True] == [LocalTeacher(model).fits(one, max_new_tokens=3) for one in asked]
 
     assert (None, str) == (texts[0], type(texts[1]))
 

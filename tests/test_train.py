@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -166,6 +167,56 @@ def test_the_same_command_goes_on(
     assert ([0, 0, 0], [0, 3, 3]) == (codes, steps)
 
 
+def test_another_run_is_not_taken_for_this_one(
+    model_folder: Path, questions: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With other questions, or other articles held out, the folder of a run that is done is refused."""
+    given = ["-o", str(tmp_path / "run"), "--model", str(model_folder), "--recipe", str(recipe)]
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(questions.read_bytes() + b"\n")
+
+    codes = [
+        train.main([str(path), *given, *more])
+        for path, more in ((questions, []), (other, []), (questions, ["--held-out", "0.3"]))
+    ]
+
+    assert [0, 2, 2] == codes
+    told = capsys.readouterr().err
+    assert "was made with data" in told
+    assert "was made with held_out '0.1', this one has '0.3'" in told
+    assert 0.1 == AdapterSettings.read(tmp_path / "run" / "adapter").held_out
+
+
+def test_what_an_adapter_cannot_be_is_refused(
+    model_folder: Path, questions: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is there keeps its rank, has no learned gists, and remembers what it once saw."""
+    given = [str(questions), "--model", str(model_folder), "--recipe", str(recipe), "--steps", "1"]
+    assert 0 == train.main([*given, "-o", str(tmp_path / "first"), "--rank", "2", "--held-out", "0.05"])
+    then = [*given, "--adapter", str(tmp_path / "first/adapter"), "-o", str(tmp_path / "second")]
+
+    codes = [train.main([*then, *more]) for more in (["--rank", "4"], ["--placement", "learned"], [])]
+
+    assert [2, 2, 0] == codes
+    told = capsys.readouterr().err
+    assert "has rank 2, so it cannot go on with 4" in told
+    assert "has no learned gists" in told
+    settings = AdapterSettings.read(tmp_path / "second" / "adapter")
+    assert (2, 0.05) == (settings.recipe["rank"], settings.held_out)
+
+
+def test_output_that_is_a_file_is_refused_at_once(
+    model_folder: Path, questions: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before a model is loaded."""
+    (tmp_path / "run").touch()
+
+    code = train.main([str(questions), "-o", str(tmp_path / "run" / "x"), "--model", str(model_folder)])
+
+    assert 2 == code
+    assert f"{tmp_path / 'run'} is a file; name another --output" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
@@ -173,6 +224,7 @@ def test_the_same_command_goes_on(
         (["QUESTIONS", "--recipe", "none"], 2, "no recipe 'none'"),
         (["QUESTIONS", "--adapter", "nowhere"], 2, "no adapter 'nowhere'"),
         (["QUESTIONS", "--model", "nowhere"], 2, "no folder or file 'nowhere'"),
+        (["DAMAGED"], 2, "cannot read"),
         (["EMPTY"], 2, "found none that can be used"),
     ],
 )
@@ -182,7 +234,14 @@ def test_wrong_input_is_one_line(
 ) -> None:  # fmt: skip
     """Whatever is wrong with the input, one line says it and nothing is made."""
     (tmp_path / "empty.jsonl").touch()
-    named = {"QUESTIONS": str(questions), "EMPTY": str(tmp_path / "empty.jsonl")}
+    damaged = bytearray(gzip.compress(questions.read_bytes()))
+    damaged[20:30] = bytes(10)
+    (tmp_path / "damaged.jsonl.gz").write_bytes(damaged)
+    named = {
+        "QUESTIONS": str(questions),
+        "EMPTY": str(tmp_path / "empty.jsonl"),
+        "DAMAGED": str(tmp_path / "damaged.jsonl.gz"),
+    }
     model = [] if "--model" in arguments else ["--model", str(model_folder)]
 
     found = train.main([*(named.get(one, one) for one in arguments), "-o", str(tmp_path / "run"), *model])

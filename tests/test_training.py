@@ -7,11 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model
 from safetensors import SafetensorError
+from torch import Tensor
 
 from gistrag import adapter, training
 from gistrag.adapter import Adapter, Role
@@ -20,7 +22,7 @@ from gistrag.compression import TextPass, compress
 from gistrag.errors import DivergedError, ResourceError, UsageError
 from gistrag.examples import IGNORED, Batch, Mixture, Row, Sampler
 from gistrag.model import GistModel
-from gistrag.run import Run, checkpoints, draw, read_log
+from gistrag.run import SPIKE_STEPS, Run, checkpoints, draw, read_log
 from gistrag.settings import Placement
 from gistrag.tasks import Context, Task
 from gistrag.training import Pass, Reader, Recipe, Trainer, Weights
@@ -419,6 +421,80 @@ def test_a_step_that_diverges_is_taken_back(tmp_path: Path, monkeypatch: pytest.
     assert ["diverged at step 4, back to 0 at 0.5 of the learning rate"] == events
     assert 0.5 == one.slowdown
     assert all(bool(tensor.isfinite().all()) for tensor in one.state().values())
+
+
+def test_a_loss_that_grows_is_taken_back_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is noticed before anything was saved, by the first losses; and each time the state is that of the start."""
+    one = trainer(replace(RECIPE, steps=40))
+    run = Run(tmp_path, one)
+    before = {name: tensor.clone() for name, tensor in one.state().items()}
+    healthy, returned = one.advance, []
+
+    def advance() -> dict[str, float]:
+        return {**healthy(), "answer": 1.0 if one.step <= SPIKE_STEPS or len(returned) > 1 else 9.0}
+
+    def restore(tensors: dict[str, Tensor], **place: Any) -> None:
+        Trainer.restore(one, tensors, **place)
+        returned.append({name: tensor.clone() for name, tensor in one.state().items()})
+
+    monkeypatch.setattr(one, "advance", advance)
+    monkeypatch.setattr(one, "restore", restore)
+    records = list(run.steps(save_every_s=1e9))
+
+    assert [0.5, 0.25] == [
+        float(record["event"].split(" at ")[2].split()[0]) for record in records if "event" in record
+    ]
+    assert all(torch.equal(tensor, state[name]) for state in returned for name, tensor in before.items())
+
+
+def test_moments_survive_two_take_backs(tmp_path: Path) -> None:
+    """What the optimizer does after a state was restored does not change the state that was kept."""
+    one = trainer()
+    for _ in range(2):
+        one.advance()
+    kept = {name: tensor.clone() for name, tensor in one.state().items()}
+    expected = {name: tensor.clone() for name, tensor in kept.items()}
+
+    one.restore(kept, step=2, slowdown=1.0)
+    one.advance()
+
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in expected.items())
+
+
+def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
+    """Other data, another base or another adapter is another run."""
+    list(Run(tmp_path, trainer(replace(RECIPE, steps=2)), made_with={"data": "a"}).steps())
+
+    assert 2 == Run(tmp_path, trainer(replace(RECIPE, steps=2)), made_with={"data": "a"}).step
+    with pytest.raises(UsageError, match="made with data 'a', this one has 'b'; name another --output"):
+        Run(tmp_path, trainer(replace(RECIPE, steps=2)), made_with={"data": "b"})
+
+
+def test_checkpoints_that_cannot_be_read_make_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are told of, and those of the run that begins anew stay, although their numbers are lower."""
+    recipe = replace(RECIPE, steps=6)
+    first = trainer(recipe)
+    list(Run(tmp_path, first).steps(save_every_s=0, stop=lambda: first.step == 6))
+    for checkpoint in checkpoints(tmp_path):
+        (checkpoint / "optimizer.safetensors").write_bytes(b"damaged")
+
+    second = trainer(recipe)
+    again = Run(tmp_path, second)
+    assert 0 == again.step
+    list(again.steps(save_every_s=0, stop=lambda: second.step == 2))
+
+    assert 2 == caplog.text.count("cannot be read")
+    assert ["checkpoint-000001", "checkpoint-000002"] == [path.name for path in checkpoints(tmp_path)]
+    assert [1, 2] == [record["step"] for record in read_log(tmp_path)]
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    """A base of as many layers may be wider."""
+    one = trainer()
+    tensors = {name: torch.zeros(3, *tensor.shape) for name, tensor in one.state().items()}
+
+    with pytest.raises(UsageError, match="expected the weights of this run"):
+        one.restore(tensors, step=1, slowdown=1.0)
 
 
 def test_a_run_that_always_diverges_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
