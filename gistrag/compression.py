@@ -4,8 +4,9 @@
 matched     adaptive, with keys and values changed so that heads get from them what the chunk gave them, see
             `gistrag.matching`.
 adaptive    the chunk's own keys and values at the tokens its heads need to repeat the chunk (KVzip, Kim et al. 2025,
-            arXiv 2505.23416): heads share one budget, and those that look things up keep most of it (Ada-KV, Feng
-            et al. 2024, arXiv 2407.11550). No training; at one token per gist it is the full cache of the chunk.
+            arXiv 2505.23416), attention to long values counting for more (VATP, Guo et al. 2024, arXiv 2406.12335):
+            heads share one budget, and those that look things up keep most of it (Ada-KV, Feng et al. 2024,
+            arXiv 2407.11550). No training; at one token per gist it is the full cache of the chunk.
 selected    the same with an equal budget for every head.
 anchored    the chunk's most surprising tokens, read a second time behind it, so that each sees the whole chunk; what
             adapters are trained for.
@@ -30,11 +31,11 @@ from torch import Tensor
 from gistrag.cache import GistCache, concatenate
 from gistrag.matching import Repetition, match
 from gistrag.model import GistModel, Reading
-from gistrag.settings import Placement
+from gistrag.settings import MADE, Placement
 
 BATCH_TOKENS = 2048
 REPEAT = "Repeat the passage."
-MAKINGS: dict[Placement, int] = {"matched": 2}
+MAKINGS: dict[Placement, int] = {"matched": 3, "adaptive": 2, "selected": 2}
 """Version of each placement, 1 where it is not named: raised when the same chunk gets other gists than before."""
 SURE = 0.1
 """Of its equal share, what an adaptive head keeps for sure."""
@@ -94,8 +95,8 @@ def _compress(
 def making(placement: Placement) -> dict[str, str]:
     """Return what a fingerprint says of how a placement makes gists now; nothing where that was never changed.
 
-    >>> making("matched"), making("selected")
-    ({'making': '2'}, {})
+    >>> making("matched"), making("anchored")
+    ({'making': '3'}, {})
     """
     return {"making": str(MAKINGS[placement])} if placement in MAKINGS else {}
 
@@ -141,7 +142,9 @@ class TextPass:
         self.hidden = self.reading.feed(self.ids, positions=self.start + torch.arange(self.ids.shape[1]))
 
     def compress(self, placement: Placement, tokens_per_gist: int) -> list[GistCache]:
-        """Return the gist cache of each chunk."""
+        """Return the gist cache of each chunk; at one token per gist of its own, the full cache."""
+        if tokens_per_gist == 1 and placement not in MADE:
+            return list(_full(self))
         return list(_PLACE[placement](self, tokens_per_gist))
 
     @cached_property
@@ -177,38 +180,63 @@ def _full(batch: TextPass) -> Iterator[GistCache]:
 
 def _selected(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield of each chunk's cache what every head needs to repeat the chunk."""
-    if tokens_per_gist == 1:
-        yield from _full(batch)
-        return
-    need = batch.repetition.need
-    for row, cache in enumerate(_full(batch)):
-        count = gist_count(cache.source_tokens, tokens_per_gist)
-        kept = need[:, row, :, : cache.source_tokens].topk(count, dim=-1).indices.sort(dim=-1).values
-        index = kept[:, None, :, :, None].expand(-1, 2, -1, -1, batch.model.head_dim)
-        yield GistCache(cache.kv.gather(3, index), kept, cache.source_tokens)
+    for row, need in enumerate(_needs(batch)):
+        places = need.topk(gist_count(need.shape[2], tokens_per_gist), dim=-1).indices.sort(dim=-1).values
+        yield _kept(batch, row, places)
 
 
 def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield of each chunk's cache what its heads need to repeat the chunk, out of one budget."""
-    if tokens_per_gist == 1:
-        yield from _full(batch)
-        return
-    need = batch.repetition.need
-    for row, cache in enumerate(_full(batch)):
-        places = shared_out(need[:, row, :, : cache.source_tokens], gist_count(cache.source_tokens, tokens_per_gist))
-        held = torch.where(places < 0, places[..., :1], places)  # a hole repeats the first gist of its head
-        index = held[:, None, :, :, None].expand(-1, 2, -1, -1, batch.model.head_dim)
-        yield GistCache(cache.kv.gather(3, index), places, cache.source_tokens)
+    for row, need in enumerate(_needs(batch)):
+        yield _kept(batch, row, shared_out(need, gist_count(need.shape[2], tokens_per_gist)))
 
 
 def _matched(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield adaptive gists, matched to their chunk."""
     for row, cache in enumerate(_adaptive(batch, tokens_per_gist)):
-        if tokens_per_gist == 1:
-            yield cache
-        else:
-            values = batch.kv[:, 1, row, :, : cache.source_tokens]
-            yield match(cache, values, batch.repetition.of(row, cache.source_tokens), batch.model.rope)
+        values = batch.kv[:, 1, row, :, : cache.source_tokens]
+        yield match(cache, values, batch.repetition.of(row, cache.source_tokens), batch.model.rope)
+
+
+def _needs(batch: TextPass) -> Iterator[Tensor]:
+    """Yield how much every head needs each token of each chunk, ``(layers, kv_heads, n)``."""
+    for row, length in enumerate(batch.lengths.tolist()):
+        yield needed(batch.repetition.attention[:, row, :, :length], batch.kv[:, 1, row, :, :length])
+
+
+def _kept(batch: TextPass, row: int, places: Tensor) -> GistCache:
+    """Return the cache of a chunk at some places of each head; a hole repeats the first of its head.
+
+    Args:
+        places: ``(layers, kv_heads, slots)``, -1 for a hole.
+    """
+    model, hole = batch.model, places < 0
+    layer, head, slot = (~hole).nonzero(as_tuple=True)
+    at = places[layer, head, slot]
+    own = batch.kv[layer, :, row, head, at]  # (kept, 2, head_dim)
+    own[:, 0] = model.rope.unrotate(own[:, 0], batch.start + at).to(own.dtype)
+    kv = own.new_empty(*places.shape, *own.shape[1:])
+    kv[layer, head, slot] = own
+    kv[hole] = kv[:, :, :1].expand_as(kv)[hole]
+    return GistCache(kv.movedim(3, 1).contiguous(), places, int(batch.lengths[row]))
+
+
+def needed(attention: Tensor, values: Tensor) -> Tensor:
+    """Return how much every head needs each token, ``(layers, kv_heads, n)``, float32 or wider.
+
+    Attention brings in values, so it counts by their length; between heads, by the root of the mean length of
+    their values: layers further up have longer ones and are not that much more in need.
+
+    Args:
+        attention: the most that each token got, ``(layers, kv_heads, n)``.
+        values: ``(layers, kv_heads, n, head_dim)``.
+
+    >>> needed(torch.tensor([[[0.5, 0.25]]]), torch.tensor([[[[1.0, 0.0], [0.0, 7.0]]]])).tolist()
+    [[[0.25, 0.875]]]
+    """
+    exact = torch.promote_types(attention.dtype, values.dtype)
+    lengths: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=exact)
+    return attention * lengths / lengths.mean(dim=-1, keepdim=True).clamp(min=torch.finfo(exact).tiny).sqrt()
 
 
 def shared_out(need: Tensor, gists: int) -> Tensor:
@@ -243,14 +271,14 @@ class Repeating:
     Attributes:
         queries: of each layer, ``(batch, heads, m, head_dim)``; keys: of the text, ``(batch, kv_heads, n, head_dim)``.
         mass: of each layer, the share of attention that the text got, ``(batch, heads, m)``, float32 or wider.
-        need: the most attention each token of the text got, ``(layers, batch, kv_heads, n)``.
+        attention: the most that each token of the text got, ``(layers, batch, kv_heads, n)``, float32.
         asked: tokens read before the repetition; start: position of the text.
     """
 
     queries: list[Tensor]
     keys: list[Tensor]
     mass: list[Tensor]
-    need: Tensor
+    attention: Tensor
     asked: int
     start: int
 
@@ -279,7 +307,7 @@ def _repeat(batch: TextPass) -> Repeating:
     mask = torch.cat((batch.visible()[:, None] & real[:, :, None], own), dim=2)  # (batch, m, slots + m)
     text = slice(batch.start, batch.start + batch.ids.shape[1])
     observed: list[list[list[Tensor]]] = [[[] for _ in range(model.layers)] for _ in range(4)]  # row by row
-    to_queries, to_keys, to_mass, to_need = observed
+    to_queries, to_keys, to_mass, to_most = observed
 
     def observe(layer: int, asked: Tensor, seen: Tensor, attention: Tensor) -> None:
         received = attention[..., text]  # (rows, heads, m, n)
@@ -287,12 +315,12 @@ def _repeat(batch: TextPass) -> Repeating:
         to_keys[layer].append(seen[:, :, text])
         to_mass[layer].append(received.sum(dim=-1, dtype=torch.promote_types(received.dtype, torch.float32)))
         most = received.amax(dim=2).view(len(received), model.kv_heads, -1, received.shape[3])
-        to_need[layer].append(most.amax(dim=2))
+        to_most[layer].append(most.amax(dim=2))
 
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
     batch.reading.fork().feed(fed, positions=positions, mask=mask, observer=observe)
-    queries, keys, mass, need = [[torch.cat(rows) for rows in layers] for layers in observed]
-    return Repeating(queries, keys, mass, torch.stack(need).float(), len(ask), batch.start)
+    queries, keys, mass, most = [[torch.cat(rows) for rows in layers] for layers in observed]
+    return Repeating(queries, keys, mass, torch.stack(most).float(), len(ask), batch.start)
 
 
 def _anchored(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:

@@ -72,7 +72,8 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
     exact = torch.promote_types(kv.dtype, torch.float32)
     gists = (cache.positions >= 0).sum(dim=-1)  # (layers, kv_heads)
     common = _common(seen, rope, exact)
-    turned = rope.unrotate(common[:, :, None].expand_as(cache.kv[:, 0]), seen.start + cache.positions.clamp(min=0))
+    turned, held = torch.zeros_like(cache.kv[:, 0], dtype=exact), cache.visible
+    turned[held] = rope.unrotate(common[:, :, None].expand_as(turned)[held], seen.start + cache.positions[held])
     for layer, count in enumerate(gists):  # one at a time stays in the processor's cache
         heads = (count < WHOLE * cache.source_tokens).nonzero()[:, 0]
         if not len(heads):
@@ -115,14 +116,13 @@ def _common(seen: Repetition, rope: Rope, exact: torch.dtype) -> Tensor:
     spreads, means = [], []
     for layer in range(len(seen.keys)):
         queries, _, mass = seen.of(layer, slice(None))
-        heard = (mass[..., None] * queries.to(exact)).mT  # (heads, head_dim, m)
-        spreads.append(heard @ queries.to(exact))
-        means.append(heard.sum(dim=2))
+        heard = (mass[..., None].to(queries.dtype) * queries).mT  # (heads, head_dim, m)
+        spreads.append((heard @ queries).to(exact))
+        means.append(heard.sum(dim=2, dtype=exact))
     spread, mean = torch.cat(spreads), torch.cat(means)  # of all heads of all layers
-    at = torch.tensor(FURTHER, device=spread.device)[:, None].expand(-1, spread.shape[1])  # (further, head_dim)
-    turn = Rope(rope.inv_freq).rotate
-    total = turn(turn(spread[:, None], at).mT, at).sum(dim=1)  # (heads, head_dim, head_dim)
-    aim = turn(mean[:, None, None], at[:, :1]).sum(dim=1)  # (heads, 1, head_dim)
+    at = torch.tensor(FURTHER, device=spread.device)
+    total = rope.rotate_products(spread, at)  # (heads, head_dim, head_dim)
+    aim = Rope(rope.inv_freq).rotate(mean[:, None, None], at[:, None]).sum(dim=1)  # (heads, 1, head_dim)
     hold = HOLD_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
     return _solved(total, hold, aim.mT)[..., 0].view(len(spreads), -1, spread.shape[1])
 

@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gistrag.examples import Mixture
+from gistrag.settings import MADE
 from gistrag.training import Recipe
-
-MADE = ("anchored", "learned")
-"""Placements whose gists are made by the adapter, and must remember how for their gradient."""
 
 NF4_BYTES = 0.5625  # four bits, and one doubly quantised scale for 64 weights
 

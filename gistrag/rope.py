@@ -47,6 +47,22 @@ class Rope:
         cos, sin = (_wide(table.to(keys.dtype)) for table in self._tables(positions))
         return _turn(_wide(keys), cos, -sin) / _twice(cos**2 + sin**2)
 
+    def rotate_products(self, products: Tensor, positions: Tensor) -> Tensor:
+        """Return the sum of ``R products Rᵀ`` over the rotations *R* to all *positions*, ``(..., head_dim, head_dim)``.
+
+        That is the sum of ``k kᵀ`` over rotated keys when *products* is that of keys as they are.
+
+        Args:
+            positions: ``(n,)``; ``R`` turns without `scaling`.
+        """
+        angles = positions[:, None].to(self.inv_freq.dtype) * self.inv_freq
+        cos, sin = angles.cos(), angles.sin()
+        cc, cs, sc, ss = (each.to(products.dtype) for each in (cos.T @ cos, cos.T @ sin, sin.T @ cos, sin.T @ sin))
+        (a, b), (c, d) = (half.chunk(2, dim=-1) for half in products.chunk(2, dim=-2))
+        upper = torch.cat((cc * a - cs * b - sc * c + ss * d, cs * a + cc * b - ss * c - sc * d), dim=-1)
+        lower = torch.cat((sc * a - ss * b + cc * c - cs * d, ss * a + sc * b + cs * c + cc * d), dim=-1)
+        return torch.cat((upper, lower), dim=-2)
+
     def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosine and sine at *positions*, ``(..., n, head_dim / 2)``; on a CPU each is computed once."""
         places: Any = ...

@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageError
 
 Placement = Literal["matched", "adaptive", "selected", "anchored", "learned"]
+MADE: tuple[Placement, ...] = ("anchored", "learned")
+"""Placements whose gists are read behind the chunk; the others keep some of its own keys and values."""
 Mode = Literal["gist", "text", "hybrid", "auto"]
 KvCacheDtype = Literal["auto", "int8", "int4"]
 
@@ -132,7 +134,7 @@ class IndexSettings:
         if adapter is None:
             return cls(**given)
         settings = cls(**{"placement": adapter.index_placement, "tokens_per_gist": adapter.tokens_per_gist, **given})
-        if settings.placement not in ("matched", "adaptive", "selected", adapter.placement):
+        if settings.placement in MADE and settings.placement != adapter.placement:
             raise UsageError(
                 f"the adapter {settings.adapter} makes {adapter.placement} gists, asked were {settings.placement} "
                 "ones; leave the placement out, or name --adapter none"

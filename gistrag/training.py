@@ -32,7 +32,7 @@ from gistrag.compression import TextPass
 from gistrag.errors import UsageError
 from gistrag.examples import IGNORED, Batch, Mixture, Questions, Row, Sampler, side_by_side
 from gistrag.model import GistModel
-from gistrag.settings import AdapterSettings, Placement
+from gistrag.settings import MADE, AdapterSettings, Placement
 
 KEPT_BYTES = 2**32
 """Most bytes of caches that training keeps across epochs; data of which it could not keep half is read anew."""
@@ -164,7 +164,7 @@ class Reader:
         """Return the full cache of each chunk of a batch, and its gists."""
         settings = self._model.adapter.settings if self._model.adapter else AdapterSettings(base="")
         placement, rate = settings.placement, batch.tokens_per_gist
-        if not self._kept_bytes or settings.everywhere or placement in ("anchored", "learned"):
+        if not self._kept_bytes or settings.everywhere or placement in MADE:
             text = TextPass(self._model, batch.chunks)
             return text.compress("selected", 1), text.compress(placement, rate)
         pairs = [self._alone(tuple(chunk), placement, rate) for chunk in batch.chunks]

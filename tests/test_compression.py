@@ -65,8 +65,8 @@ def test_selected_keeps_entries_of_the_full_cache(model: GistModel) -> None:
             assert torch.equal(full.kv[layer, :, head, kept.positions[layer, head]], kept.kv[layer, :, head])
 
 
-def test_selected_keeps_what_repeating_attends_to(any_model: GistModel) -> None:
-    """Each head keeps the tokens with the highest attention of a naive repetition, computed by transformers itself."""
+def test_selected_keeps_what_repeating_hears_most_of(any_model: GistModel) -> None:
+    """Each head keeps the tokens with the most attention of a naive repetition, times the length of their values."""
     text = TEXTS[0]
     kept = compress(any_model, [text], placement="selected", tokens_per_gist=4)[0].positions
     prefix = any_model.encode_template(any_model.prompt.prefix)
@@ -74,14 +74,15 @@ def test_selected_keeps_what_repeating_attends_to(any_model: GistModel) -> None:
     network = any_model.network
     network.set_attn_implementation("eager")
     try:
-        weights = network(torch.tensor([prefix + text + ask + text]), output_attentions=True).attentions
+        read = network(torch.tensor([prefix + text + ask + text]), output_attentions=True)
     finally:
         network.set_attn_implementation("gistrag_sdpa")
 
     start, end = len(prefix), len(prefix) + len(text)
-    for layer, attention in enumerate(weights):
+    for layer, attention in enumerate(read.attentions):
+        lengths = read.past_key_values.layers[layer].values[0, :, start:end].norm(dim=-1)  # (kv_heads, n)
         received = attention[0, :, end:, start:end].amax(dim=1)  # (heads, n)
-        need = received.view(any_model.kv_heads, -1, len(text)).amax(dim=1)
+        need = received.view(any_model.kv_heads, -1, len(text)).amax(dim=1) * lengths
         expected = need.topk(gist_count(len(text), 4)).indices.sort().values
         assert torch.equal(expected, kept[layer])
 

@@ -30,6 +30,17 @@ def test_rotation_equals_its_naive_twin() -> None:
     torch.testing.assert_close(rope.rotate(keys, torch.tensor(positions)), naive(keys, positions, rope.inv_freq))
 
 
+def test_products_of_rotated_keys_are_summed_without_rotating_them() -> None:
+    """The closed form gives what rotating every key to every position and multiplying gives; scaling has no part."""
+    rope, positions = Rope(torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64), scaling=1.3), torch.tensor([0, 3, 500])
+    first, second = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    turned = [Rope(rope.inv_freq).rotate(keys[:, None], positions) for keys in (first, second)]  # (5, positions, 6)
+
+    expected = sum(one.mT @ other for one, other in zip(*(keys.unbind(1) for keys in turned), strict=True))
+
+    torch.testing.assert_close(rope.rotate_products(first.mT @ second, positions), expected)
+
+
 def test_rotating_by_zero_is_the_identity() -> None:
     """A key at position 0 is the un-rotated key."""
     keys = torch.randn(5, 8)
