@@ -68,7 +68,7 @@ class Tools:
         document: Document = None,
         max_tokens: Length = 256,
     ) -> Record:
-        """Return an answer from the documents, with its sources. Every question stands alone."""
+        """Return an answer from the documents, with its sources; is_cut says it is not whole. Questions stand alone."""
         options = Options(mode=mode, top_k=top_k, scope=document, max_new_tokens=max_tokens)
         gone = threading.Event()
         try:
@@ -88,10 +88,12 @@ class Tools:
     def _answer(self, question: str, index: str | None, options: Options, gone: threading.Event) -> Record:
         """Return an answer, as far as it comes in time and before its client has gone."""
         with self._open(index) as rag, closing(rag.stream(question, **vars(options))) as stream:
-            for _ in () if gone.is_set() else Timed(stream, ANSWER_S):
+            timed = Timed(stream, ANSWER_S)
+            for _ in () if gone.is_set() else timed:
                 if gone.is_set():
                     break
-            return answer_record(stream.answer)
+            answer = stream.answer
+        return answer_record(answer, is_cut=timed.is_cut or answer.usage.answer_tokens >= options.max_new_tokens)
 
     def _status(self, name: str) -> Record:
         """Return how much is in an index, or why that cannot be told."""
@@ -119,10 +121,11 @@ class Tools:
             raise ToolError(str(error).replace(str(rag.folder), name)) from error
 
 
-def answer_record(answer: Answer) -> Record:
-    """Return an answer as plain values."""
+def answer_record(answer: Answer, *, is_cut: bool) -> Record:
+    """Return an answer as plain values; *is_cut* where its time or its tokens were over before it was."""
     return {
         "answer": answer.text,
+        "is_cut": is_cut,
         "sources": [source_record(source) for source in answer.sources],
         "usage": asdict(answer.usage),
         "timings": asdict(answer.timings),

@@ -96,6 +96,7 @@ def test_search_ask_and_status(shelf: dict[str, GistRAG]) -> None:
         assert ["bees.md"] == [passage["path"] for passage in found["passages"]]
         assert "combs of wax" in found["passages"][0]["text"]
         assert (["mills.md"], 4) == ([one["path"] for one in answer["sources"]], answer["usage"]["answer_tokens"])
+        assert answer["is_cut"]
         assert ["bees.md", "mills.md"] == [row["path"] for row in documents["documents"]]
         assert {"manual": 2, "notes": 2} == {name: one["documents"] for name, one in status["indexes"].items()}
 
@@ -163,14 +164,27 @@ def test_an_answer_that_is_called_off_ends(shelf: dict[str, GistRAG], monkeypatc
     assert len(said) < 50
 
 
+def test_an_answer_that_ends_is_whole(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model itself ended is not cut."""
+    monkeypatch.setattr(Stream, "_answer", lambda stream, question: iter(["wax", "."]))
+
+    async def script(client: Client) -> None:
+        told = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
+        assert told.structured_content is not None
+        assert ("wax.", False) == (told.structured_content["answer"], told.structured_content["is_cut"])
+
+    talk(tools.server(shelf), script)
+
+
 def test_an_answer_that_takes_too_long_is_cut(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent gets what there is by then."""
+    """An agent gets what there is by then, and is told that it is not all."""
     monkeypatch.setattr(tools, "ANSWER_S", 0.0)
 
     async def script(client: Client) -> None:
         told = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
         assert told.structured_content is not None
         assert 10 > told.structured_content["usage"]["answer_tokens"]
+        assert told.structured_content["is_cut"]
 
     talk(tools.server(shelf), script)
 
