@@ -15,10 +15,12 @@ the seed and the number of the step, so a run that goes on after a stop sees wha
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
 from gistrag.cache import Layout
@@ -42,6 +44,8 @@ class Mixture:
         packed: rows in the packed layout; gap: most extra positions between two chunks.
         probes: contexts with a planted fact; heading: contexts that show their heading.
         long: contexts taken from those with a long answer, where there are any.
+        rivals: articles whose contexts stand beside those that retrieval would take for them, see `rivals_of`; others
+            stand beside those of their length, which is quicker.
         question_tokens: most tokens of all questions and answers of a row.
         continued: tokens to go on with in a continuation task, 0 for none.
     """
@@ -58,6 +62,7 @@ class Mixture:
     probes: float = 0.2
     heading: float = 0.5
     long: float = 0.12
+    rivals: float = 0.0
     question_tokens: int = 136
     continued: int = 24
 
@@ -101,7 +106,7 @@ class Batch:
 
 
 class Sampler:
-    """Batches of contexts: neighbours in length of the same article stand together.
+    """Batches of contexts: rivals, or neighbours in length, of the same article stand together.
 
     Args:
         contexts: to draw from, with their tasks.
@@ -118,6 +123,13 @@ class Sampler:
         if not self._contexts:
             self._contexts, self._long = self._long, []
         self._half = max(1, mixture.contexts // 2)
+        self._articles: dict[str, list[int]] = {}
+        for number, context in enumerate(self._contexts):
+            self._articles.setdefault(context.article, []).append(number)
+        self._rivals: dict[int, list[int]] = {}
+        for numbers in self._articles.values() if mixture.rivals else ():
+            ranked = rivals_of([self._contexts[number] for number in numbers])
+            self._rivals |= {numbers[one]: [numbers[other] for other in others] for one, others in enumerate(ranked)}
         self._current: tuple[int, list[list[int]]] | None = None
         self.steps_per_epoch = len(self._epoch(0))
         self.tokens = sum(min(len(context.text) // 4, mixture.chunk_tokens) for context in contexts)
@@ -148,12 +160,12 @@ class Sampler:
         return self._contexts[number]
 
     def _draw(self, randomness: random.Random) -> list[list[int]]:
-        articles: dict[str, list[int]] = {}
-        for number, context in enumerate(self._contexts):
-            articles.setdefault(context.article, []).append(number)
         lengths = [len(context.text) * randomness.uniform(0.85, 1.15) for context in self._contexts]
         groups = []
-        for numbers in articles.values():
+        for numbers in self._articles.values():
+            if self._rivals and randomness.random() < self._mixture.rivals:
+                groups += self._beside_rivals(numbers, randomness)
+                continue
             numbers = sorted(numbers, key=lengths.__getitem__)
             parts = -(-len(numbers) // self._half)
             groups += [
@@ -165,6 +177,17 @@ class Sampler:
             batches[-1:] = [[*(batches[-1] if batches else []), *groups[-1]]]
         randomness.shuffle(batches)
         return batches
+
+    def _beside_rivals(self, numbers: Sequence[int], randomness: random.Random) -> list[list[int]]:
+        """Return contexts of an article in groups: one at random and its first rivals of those that are left."""
+        left, groups = dict.fromkeys(randomness.sample(numbers, len(numbers))), []
+        while left:
+            first = next(iter(left))
+            rivals = [number for number in self._rivals[first] if number in left]
+            groups.append([first, *rivals[: self._half - 1]])
+            for number in groups[-1]:
+                del left[number]
+        return groups
 
     def _prepared(self, context: Context, randomness: random.Random) -> Context:
         mixture = self._mixture
@@ -227,6 +250,27 @@ class Sampler:
         long = [task for task in tasks if task.kind == "long"][:1]
         probes = [task for task in tasks if task.kind.startswith("probe")]
         return [*probes, *long, *(task for task in tasks if task.kind != "long" and task not in probes)]
+
+
+def rivals_of(contexts: Sequence[Context]) -> list[list[int]]:
+    """Return for each context the numbers of the others, those first that hold most of what its questions ask for.
+
+    These are what retrieval finds beside it: passages that look right and are not.
+
+    >>> mill, bees, sails = Context("The mill grinds.", ""), Context("Bees hum.", ""), Context("A mill has sails.", "")
+    >>> rivals_of([replace(mill, tasks=(Task("What does the mill do?", ("It grinds.",)),)), bees, sails])[0]
+    [2, 1]
+    """
+    weigh = TfidfVectorizer(analyzer=_words, sublinear_tf=True)
+    texts = weigh.fit_transform([context.text for context in contexts])
+    asked = weigh.transform([" ".join(task.question for task in context.tasks) for context in contexts])
+    likeness = (asked @ texts.T).toarray()
+    ranked = (-likeness).argsort(axis=1, kind="stable").tolist()
+    return [[other for other in others if other != one] for one, others in enumerate(ranked)]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower()) or [""]
 
 
 def _with_tasks(contexts: Sequence[Context], wanted: Callable[[Task], bool]) -> list[Context]:

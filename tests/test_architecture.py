@@ -66,6 +66,7 @@ DOORS = {
     "safetensors": {"gistfile", "adapter", "run"},
     "semantic_text_splitter": {"chunking"},
     "sentence_transformers": {"embedder"},
+    "sklearn": {"examples"},
     "sqlite3": {"store"},
     "transformers": {"model", "catalog"},  # the catalogue only quiets it
     "typer": {"command", "cli"} | VERBS,

@@ -49,6 +49,21 @@ def test_an_epoch_asks_every_context_once(model: GistModel) -> None:
     assert first[0] != first[1]
 
 
+def test_rivals_stand_together(model: GistModel) -> None:
+    """A group is a context and those that hold what its questions ask for; every context stays gold once an epoch."""
+    pairs = [
+        Context(f"{word} {n}", "one article" if n < 8 else "another", (Task(f"Where is {word}?", (str(n),)),))
+        for n, word in enumerate(["oak", "elm", "ash", "fir", "elm", "fir", "oak", "ash", "yew", "bay"])
+    ]
+    samples = Sampler(model, pairs, replace(MIXTURE, contexts=4, rivals=1.0), seed=0)
+
+    groups = [batch[at : at + 2] for epoch in range(4) for batch in samples._epoch(epoch) for at in range(0, 4, 2)]
+
+    together = {tuple(sorted(group)) for group in groups if group}
+    assert {(0, 6), (1, 4), (2, 7), (3, 5), (8, 9)} == together
+    assert all(sorted(range(10)) == sorted(n for batch in samples._epoch(epoch) for n in batch) for epoch in range(4))
+
+
 def test_seed_and_step_decide_a_batch(model: GistModel) -> None:
     """A run that goes on sees what it would have seen; another seed sees something else."""
     one, again, other = sampler(model).batch(2), sampler(model).batch(2), sampler(model, seed=1).batch(2)
