@@ -116,9 +116,10 @@ def _common(seen: Repetition, rope: Rope, exact: torch.dtype) -> Tensor:
     spreads, means = [], []
     for layer in range(len(seen.keys)):
         queries, _, mass = seen.of(layer, slice(None))
-        heard = (mass[..., None].to(queries.dtype) * queries).mT  # (heads, head_dim, m)
-        spreads.append((heard @ queries).to(exact))
-        means.append(heard.sum(dim=2, dtype=exact))
+        queries = queries.to(exact)  # in 16 bits what follows is not positive definite now and then
+        heard = (mass[..., None] * queries).mT  # (heads, head_dim, m)
+        spreads.append(heard @ queries)
+        means.append(heard.sum(dim=2))
     spread, mean = torch.cat(spreads), torch.cat(means)  # of all heads of all layers
     at = torch.tensor(FURTHER, device=spread.device)
     total = rope.rotate_products(spread, at)  # (heads, head_dim, head_dim)

@@ -13,6 +13,7 @@ from gistrag.cache import GistCache, concatenate
 from gistrag.compression import TextPass, compress
 from gistrag.matching import Repetition, _solved, match
 from gistrag.model import GistModel
+from gistrag.rope import Rope
 
 TEXTS = [list(b"a first chunk of some length"), list(b"short"), list(b"a third chunk, the longest of the three by far")]
 
@@ -71,6 +72,22 @@ def test_matched_gists_give_what_the_text_gives(
     for row in range(len(TEXTS)):
         assert torch.equal(kept[row].positions, matched[row].positions)
         assert error(any_model, text, row, matched[row]) < 0.95 * error(any_model, text, row, kept[row])
+
+
+def test_queries_in_16_bits_that_nearly_agree_have_a_direction_in_common() -> None:
+    """The direction is found where rounding products to 16 bits would make them those of no queries at all."""
+    torch.manual_seed(0)
+    rope = Rope(10_000.0 ** -(torch.arange(32) / 32))
+    shared = torch.zeros(200, 1, 64)
+    shared[..., 20:32] = 30 * torch.rand(200, 1, 12)  # the slowest channels, as in the default model
+    queries = (shared + 0.1 * torch.randn(200, 200, 64)).to(torch.bfloat16)
+    keys, mass = torch.zeros(200, 9, 64, dtype=torch.bfloat16), torch.ones(200, 200)
+    seen = Repetition([queries], [keys], [mass], 0)
+
+    direction = matching._common(seen, rope, torch.float32)[0]
+
+    products = seen.of(0, slice(None))[0].float() @ direction[..., None]
+    torch.testing.assert_close(products, torch.ones_like(products), rtol=0, atol=0.25)
 
 
 def test_where_nothing_is_left_out_nothing_changes(any_model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
