@@ -103,9 +103,8 @@ def _weights(kept: Tensor, mass: Tensor) -> Tensor:
         kept: ``(heads, slots, m)``; mass: ``(heads, m)``.
     """
     curvature = kept @ kept.mT
-    hold = HOLD * curvature.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
-    aim = kept @ mass[..., None] + hold[..., None]
-    return _solved(curvature, hold, aim)[..., 0].clamp(1 / MOST, MOST)
+    hold, aim = HOLD * curvature.diagonal(dim1=1, dim2=2).clamp(min=1e-12), kept @ mass[..., None]
+    return _solved(curvature, aim, hold, torch.ones_like(aim))[..., 0].clamp(1 / MOST, MOST)
 
 
 def _common(seen: Repetition, rope: Rope, exact: torch.dtype) -> Tensor:
@@ -125,7 +124,7 @@ def _common(seen: Repetition, rope: Rope, exact: torch.dtype) -> Tensor:
     total = rope.rotate_products(spread, at)  # (heads, head_dim, head_dim)
     aim = Rope(rope.inv_freq).rotate(mean[:, None, None], at[:, None]).sum(dim=1)  # (heads, 1, head_dim)
     hold = HOLD_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
-    return _solved(total, hold, aim.mT)[..., 0].view(len(spreads), -1, spread.shape[1])
+    return _solved(total, aim.mT, hold, torch.zeros_like(aim.mT))[..., 0].view(len(spreads), -1, spread.shape[1])
 
 
 def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,13 +136,18 @@ def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor, dtype: torch
     narrow = kept.to(dtype)
     curvature = (narrow @ narrow.mT).to(kept.dtype)
     hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)
-    return _solved(curvature, hold[:, None], kept @ told + hold[:, None, None] * old)
+    return _solved(curvature, kept @ told, hold[:, None], old)
 
 
-def _solved(curvature: Tensor, hold: Tensor, aim: Tensor) -> Tensor:
-    """Return the solution of ``(curvature + diagonal(hold)) x = aim`` for every head.
+def _solved(curvature: Tensor, aim: Tensor, hold: Tensor, start: Tensor) -> Tensor:
+    """Return the solution of ``curvature x = aim`` for every head, held at *start*; *start* itself where there is none.
 
     By Cholesky: torch's batched LU on a CPU goes wrong, without an error, with two threads and some 150 rows.
+
+    Args:
+        curvature: ``(heads, n, n)``; aim, start: ``(heads, n, columns)``; hold: ``(heads, n or 1)``.
     """
-    factor, _ = torch.linalg.cholesky_ex(curvature + hold[..., None] * torch.eye(curvature.shape[1]).to(curvature))
-    return torch.cholesky_solve(aim, factor)
+    held = curvature + hold[..., None] * torch.eye(curvature.shape[1]).to(curvature)
+    factor, failed = torch.linalg.cholesky_ex(held)
+    solution = torch.cholesky_solve(aim + hold[..., None] * start, factor)
+    return torch.where((failed == 0)[:, None, None], solution, start)

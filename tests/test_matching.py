@@ -134,9 +134,19 @@ def test_many_large_systems_are_solved_with_two_threads() -> None:
     try:
         half = torch.randn(90, 400, 176)
         curvature, hold, aim = half.transpose(1, 2) @ half, torch.full((90, 176), 40.0), torch.randn(90, 176, 64)
-        solution = _solved(curvature, hold, aim)
+        solution = _solved(curvature, aim, hold, torch.zeros_like(aim))
     finally:
         torch.set_num_threads(before)
 
     exact = torch.linalg.solve(curvature.double() + 40 * torch.eye(176).double(), aim.double())
     torch.testing.assert_close(solution.double(), exact, rtol=0, atol=1e-5)
+
+
+def test_what_has_no_solution_stays_as_it_is() -> None:
+    """Rounding may leave a head with a system that is not positive definite; the others are solved all the same."""
+    curvature = torch.stack((torch.eye(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.full((2, 2), torch.nan)))
+    start = torch.full((3, 2, 1), 5.0)
+
+    solution = _solved(curvature, torch.ones(3, 2, 1), torch.full((3, 1), 0.5), start)
+
+    torch.testing.assert_close(solution, torch.tensor([3.5 / 1.5, 5.0, 5.0])[:, None, None].expand(3, 2, 1))
