@@ -142,7 +142,7 @@ class TextPass:
         self.hidden = self.reading.feed(self.ids, positions=self.start + torch.arange(self.ids.shape[1]))
 
     def compress(self, placement: Placement, tokens_per_gist: int) -> list[GistCache]:
-        """Return the gist cache of each chunk; at one token per gist of its own, the full cache."""
+        """Return the gist cache of each chunk; at one token per gist what is not made behind a chunk is all of it."""
         if tokens_per_gist == 1 and placement not in MADE:
             return list(_full(self))
         return list(_PLACE[placement](self, tokens_per_gist))

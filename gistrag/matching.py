@@ -71,11 +71,12 @@ def match(cache: GistCache, values: Tensor, seen: Repetition, rope: Rope) -> Gis
     kv = cache.kv.clone()
     exact = torch.promote_types(kv.dtype, torch.float32)
     gists = (cache.positions >= 0).sum(dim=-1)  # (layers, kv_heads)
-    common = _common(seen, rope, exact)
-    turned, held = torch.zeros_like(cache.kv[:, 0], dtype=exact), cache.visible
-    turned[held] = rope.unrotate(common[:, :, None].expand_as(turned)[held], seen.start + cache.positions[held])
+    changed = gists < WHOLE * cache.source_tokens
+    common, turned = _common(seen, rope, exact), torch.zeros_like(cache.kv[:, 0], dtype=exact)
+    slots = cache.visible & changed[..., None]
+    turned[slots] = rope.unrotate(common[:, :, None].expand_as(turned)[slots], seen.start + cache.positions[slots])
     for layer, count in enumerate(gists):  # one at a time stays in the processor's cache
-        heads = (count < WHOLE * cache.source_tokens).nonzero()[:, 0]
+        heads = changed[layer].nonzero()[:, 0]
         if not len(heads):
             continue
         fullest, count = int(count[heads].max()), count[heads]

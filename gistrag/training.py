@@ -103,7 +103,7 @@ RECIPES = {
         continuation=0.2,
         teacher_from=0.3,
         placement="matched",
-        mixture=Mixture(rates={2: 0.1, 4: 0.35, 8: 0.3, 16: 0.25}, chunks=(0.15, 0.15, 0.5, 0.12, 0.08), rivals=0.7),
+        mixture=Mixture(rates={2: 0.1, 4: 0.35, 8: 0.3, 16: 0.25}, chunks=(0.15, 0.15, 0.5, 0.12, 0.08)),
     ),
     "24gb": Recipe(
         steps=3000,
@@ -112,7 +112,7 @@ RECIPES = {
         vector_rate=1e-3,
         placement="matched",
         rows_together=1,
-        mixture=Mixture(contexts=4, chunk_tokens=384, question_tokens=256, rivals=0.7),
+        mixture=Mixture(contexts=4, chunk_tokens=384, question_tokens=256),
     ),
 }
 
