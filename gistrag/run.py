@@ -11,7 +11,8 @@
       adapter/                  the adapter of the last checkpoint, ready to be used with --adapter
       curve.png                 losses against steps, where matplotlib is installed
 
-A step that diverges takes the run back to its last good state at half the learning rate.
+A batch whose gradient is not finite is skipped; a run that diverges goes back to its last good state, at half the
+learning rate.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ STATE, OPTIMIZER, RECIPE, LOG, ADAPTER = "state.json", "optimizer.safetensors", 
 MADE_WITH = "made_with.json"
 KEPT_CHECKPOINTS = 2
 SPIKE_STEPS, SPIKE_NATS = 8, 1.5
+MOST_SKIPPED = 3  # batches in a row
 MOST_SLOWDOWNS = 6
 
 
@@ -97,6 +99,7 @@ class Run:
             break
         self._forget_later_steps()
         self._recent: deque[float] = deque(maxlen=SPIKE_STEPS)
+        self._skipped = 0
         self._good = self._snapshot(math.inf)
 
     @property
@@ -141,11 +144,19 @@ class Run:
         told = self._trainer.advance()
         took_s = time.perf_counter() - began_s
         record: dict[str, Any] = {"step": self._trainer.step, **told, "seconds": took_s}
+        if event := self._event(told):
+            record["event"] = event
+        return {name: round(value, 5) if isinstance(value, float) else value for name, value in record.items()}
+
+    def _event(self, told: Mapping[str, float]) -> str | None:
+        """Return what to say of a step that went wrong, after doing what mends it; None of one that did not."""
+        if not math.isfinite(told["norm"]):  # one batch can be to blame; several in a row, the weights
+            self._skipped += 1
+            return self._take_back() if self._skipped > MOST_SKIPPED else "skipped, its gradient is not finite"
+        self._skipped = 0
         self._recent.append(told["answer"])
         self._good = replace(self._good, loss=min(self._good.loss, self._recent_loss()))
-        if not math.isfinite(told["norm"]) or self._has_spiked():
-            record["event"] = self._take_back()
-        return {name: round(value, 5) if isinstance(value, float) else value for name, value in record.items()}
+        return self._take_back() if self._has_spiked() else None
 
     def _recent_loss(self) -> float:
         """Return the mean loss of the last few steps, infinite while there are too few to say."""
@@ -166,6 +177,7 @@ class Run:
         told = f"diverged at step {self._trainer.step}, back to {good.step} at {slowdown:g} of the learning rate"
         self._trainer.restore(good.tensors, step=good.step, slowdown=slowdown)
         self._recent.clear()
+        self._skipped = 0
         logger.warning(told)
         return told
 

@@ -401,24 +401,45 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert ["checkpoint-000002"] == [path.name for path in checkpoints(tmp_path)]
 
 
-def test_a_step_that_diverges_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gradient that is no number brings the last good state back, at half the learning rate, and is reported."""
+def test_a_batch_without_a_finite_gradient_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes no weight and no learning rate, it is reported, and the run goes on behind it."""
     one = trainer(replace(RECIPE, steps=6))
+    update = one._update
+
+    def spoiled(factor: float) -> float:
+        if one.step == 3:
+            next(weights.grad for weights in one._trained.values() if weights.grad is not None).fill_(float("nan"))
+        return update(factor)
+
+    monkeypatch.setattr(one, "_update", spoiled)
+    records = list(Run(tmp_path, one).steps())
+
+    assert {4: "skipped, its gradient is not finite"} == {
+        record["step"]: record["event"] for record in records if "event" in record
+    }
+    assert (6, 1.0) == (one.step, one.slowdown)
+    assert all(bool(tensor.isfinite().all()) for tensor in one.state().values())
+
+
+def test_weights_that_are_not_finite_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch after them fails: the last good state comes back, at half the learning rate, and is reported."""
+    one = trainer(replace(RECIPE, steps=8))
     run = Run(tmp_path, one)
-    healthy, spoiled = one.advance, [True]
+    healthy, spoiled = one.advance, [float("nan")]
 
     def advance() -> dict[str, float]:
         told = healthy()
-        if one.step == 4 and spoiled.pop() if spoiled else False:
-            one.state()["weights gist_vectors"].fill_(float("nan"))
-            return {**told, "norm": float("nan")}
+        if one.step == 3 and spoiled:
+            one.state()["weights gist_vectors"].fill_(spoiled.pop())
+            one._copy_back()
         return told
 
     monkeypatch.setattr(one, "advance", advance)
     records = list(run.steps())
 
     events = [record["event"] for record in records if "event" in record]
-    assert ["diverged at step 4, back to 0 at 0.5 of the learning rate"] == events
+    assert ["skipped, its gradient is not finite"] * 3 == events[:3]
+    assert ["diverged at step 7, back to 0 at 0.5 of the learning rate"] == events[3:]
     assert 0.5 == one.slowdown
     assert all(bool(tensor.isfinite().all()) for tensor in one.state().values())
 
