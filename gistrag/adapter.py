@@ -56,6 +56,7 @@ class Adapter:
         self._wrapped = wrapped
         self._layers = [part for part in wrapped.modules() if isinstance(part, peft.tuners.tuners_utils.BaseTunerLayer)]
         self._state: Literal["off", "on", "merged"] = "on"
+        self._dtype = gist_vectors.dtype  # of the files
         self._weights: list[tuple[Any, Tensor, Tensor]] = []  # (parameter, as it came, with the adapter worked in)
         self.gist_vectors = gist_vectors
         self.settings = settings
@@ -107,13 +108,20 @@ class Adapter:
             weights.data = weights.data.to(vectors.dtype)
         return cls(wrapped, vectors.to(network.device), settings, folder=folder)
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Compute in *dtype*, whatever the files hold."""
+        for weights in _weights(self._wrapped):
+            weights.data = weights.data.to(dtype)
+        self.gist_vectors = self.gist_vectors.to(dtype)
+
     def save(self, folder: Path) -> None:
         """Write the adapter into *folder*, which is made where it is missing."""
         for config in self._wrapped.peft_config.values():
             config.base_model_name_or_path = self.settings.base  # peft would write where the model lay on this machine
-        self._wrapped.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        own = {name: one.to(self._dtype) for name, one in self._wrapped.state_dict().items() if "lora_" in name}
+        self._wrapped.save_pretrained(str(folder), safe_serialization=True, state_dict=own, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
-        vectors = {"gist_vectors": self.gist_vectors.detach().cpu().contiguous()}
+        vectors = {"gist_vectors": self.gist_vectors.detach().to(self._dtype).cpu().contiguous()}
         safetensors.torch.save_file(vectors, folder / VECTORS)
         (folder / ADAPTER_FILE).write_text(json.dumps(asdict(self.settings), indent=1, sort_keys=True) + "\n", "utf-8")
 

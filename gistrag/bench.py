@@ -221,7 +221,7 @@ def measure_answer(rag: GistRAG, case: Case, arm: str, *, new_tokens: int) -> di
         "context_s": context_s,
         "decode_tokens_per_s": (new_tokens - 1) / decode_s,
         "context_slots": memory.carried_slots + len(prompt),
-        "context_bytes": (memory.carried_slots + len(prompt)) * model.kv_bytes_per_slot,
+        "context_bytes": (memory.carried_slots + len(prompt)) * model.context_bytes_per_slot,
         "peak_process_bytes": _peak_bytes(model),
     }
 
@@ -310,7 +310,7 @@ def machine(model: GistModel) -> dict[str, Any]:
         "processor": _processor(),
         "device": str(model.device),
         "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(model.network_dtype).removeprefix("torch."),
         "model": f"{model.network.config.model_type}, {model.layers} layers, {model.kv_heads} kv_heads",
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],

@@ -121,7 +121,7 @@ def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spr
         local = torch.arange(cache.gists, device=cache.kv.device)
     moved = cache.kv.clone()
     keys = moved[:, 0]  # (layers, kv_heads, gists, head_dim)
-    if cache.has_holes:  # nothing looks at a hole
+    if keys.device.type == "cpu" and cache.has_holes:  # nothing looks at a hole, and a GPU would wait to know where
         held = cache.visible
         keys[held] = rope.rotate(keys[held], local[held] + offset).to(keys.dtype)
     else:

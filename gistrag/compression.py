@@ -145,7 +145,8 @@ class TextPass:
         """Return the gist cache of each chunk; at one token per gist what is not made behind a chunk is all of it."""
         if tokens_per_gist == 1 and placement not in MADE:
             return list(_full(self))
-        return list(_PLACE[placement](self, tokens_per_gist))
+        dtype = self.model.dtype
+        return [replace(cache, kv=cache.kv.to(dtype)) for cache in _PLACE[placement](self, tokens_per_gist)]
 
     @cached_property
     def repetition(self) -> Repeating:
@@ -156,6 +157,11 @@ class TextPass:
     def kv(self) -> Tensor:
         """Keys (rotated) and values of the chunks, ``(layers, 2, batch, kv_heads, n, head_dim)``."""
         return self.reading.kv(self.start)
+
+    def together(self) -> Iterator[slice]:
+        """Yield which rows to work on at once: a GPU likes all, a processor's cache holds one."""
+        size = 1 if self.kv.device.type == "cpu" else len(self.chunks)
+        yield from (slice(row, row + size) for row in range(0, len(self.chunks), size))
 
     def visible(self) -> Tensor:
         """Return which slots hold prefix or text of each row, ``(batch, slots)`` bool: everything but padding."""
@@ -193,9 +199,11 @@ def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
 
 def _matched(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield adaptive gists, matched to their chunk."""
-    for row, cache in enumerate(_adaptive(batch, tokens_per_gist)):
-        values = batch.kv[:, 1, row, :, : cache.source_tokens]
-        yield match(cache, values, batch.repetition.of(row, cache.source_tokens), batch.model.rope)
+    caches = list(_adaptive(batch, tokens_per_gist))
+    for rows in batch.together():
+        seen = batch.repetition.of(rows, batch.lengths[rows].tolist())
+        values = batch.kv[:, 1, rows, :, : max(seen.lengths)]
+        yield from match(caches[rows], values, seen, batch.model.rope)
 
 
 def _needs(batch: TextPass) -> Iterator[Tensor]:
@@ -282,13 +290,15 @@ class Repeating:
     asked: int
     start: int
 
-    def of(self, row: int, source_tokens: int) -> Repetition:
-        """Return one chunk's part, without padding behind it."""
-        count = self.asked + source_tokens
+    def of(self, rows: slice, lengths: Sequence[int]) -> Repetition:
+        """Return the part of some chunks of these lengths, without the padding behind the longest."""
+        longest = max(lengths)
+        count = self.asked + longest
         return Repetition(
-            [queries[row, :, :count] for queries in self.queries],
-            [keys[row, :, :source_tokens] for keys in self.keys],
-            [mass[row, :, :count] for mass in self.mass],
+            [queries[rows, :, :count] for queries in self.queries],
+            [keys[rows, :, :longest] for keys in self.keys],
+            [mass[rows, :, :count] for mass in self.mass],
+            lengths,
             self.start,
         )
 

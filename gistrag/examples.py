@@ -105,6 +105,27 @@ class Batch:
         return sum(map(len, self.chunks)) + sum(len(row.ids) for row in self.rows)
 
 
+def merged(batches: Sequence[Batch]) -> Batch:
+    """Return batches as one, whose rows stand beside those of their own batch only, at the rate of the first."""
+    chunks: list[list[int]] = []
+    rows: list[Row] = []
+    for batch in batches:
+        begin = len(chunks)
+        chunks += batch.chunks
+        rows += [_moved(row, begin) for row in batch.rows]
+    return Batch(chunks, batches[0].tokens_per_gist, rows)
+
+
+def _moved(row: Row, begin: int) -> Row:
+    """Return a row whose chunks are numbered from *begin* on."""
+    return replace(
+        row,
+        chunks=tuple(begin + number for number in row.chunks),
+        gold=row.gold if row.gold < 0 else begin + row.gold,
+        as_text=frozenset(begin + number for number in row.as_text),
+    )
+
+
 class Sampler:
     """Batches of contexts: rivals, or neighbours in length, of the same article stand together.
 

@@ -25,6 +25,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -56,7 +57,8 @@ class GistModel:
         rope: the angles of its rotary position embedding.
         prompt: the words its chat template puts around passages and question.
         layers, kv_heads, head_dim: shape of its cache; window: positions it was trained for.
-        device, dtype: where it computes, and in what.
+        device: where it computes; dtype: of its weights as they came, in which gists are kept.
+        network_dtype: in which it computes: float32 on a processor that multiplies 16-bit numbers slowly.
         weights: sha256 of its weights, which an adapter belongs to.
         adapter: the trained part, None for the base model as it came.
         is_training: gradients flow through what the adapter acts on.
@@ -66,7 +68,14 @@ class GistModel:
     """
 
     def __init__(
-        self, network: Any, tokenizer: Any, *, identity: str, weights: str = "", quantize: str = "none"
+        self,
+        network: Any,
+        tokenizer: Any,
+        *,
+        identity: str,
+        weights: str = "",
+        quantize: str = "none",
+        dtype: torch.dtype | None = None,
     ) -> None:
         require_supported(network.config)
         network.set_attn_implementation(_ATTENTION)
@@ -84,7 +93,7 @@ class GistModel:
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.window: int = config.max_position_embeddings
         self.device: torch.device = network.device
-        self.dtype: torch.dtype = network.dtype
+        self.dtype: torch.dtype = dtype or network.dtype
         rotary = network.model.rotary_emb
         self.rope = Rope(
             rotary.inv_freq.to(torch.promote_types(rotary.inv_freq.dtype, torch.float32)),
@@ -92,6 +101,7 @@ class GistModel:
         )
         self.prompt: Prompt = chat_prompt(_renderer(tokenizer))
         self.text_tokenizer = _plain_tokenizer(tokenizer)
+        self._template_ids: dict[str, list[int]] = {}
 
     @classmethod
     def load(
@@ -126,12 +136,21 @@ class GistModel:
                 trust_remote_code=False,
                 use_safetensors=True,
             )
+        dtype = network.dtype
+        if quantize == "none" and network.device.type == "cpu" and not multiplies_16_bits():
+            network.float()
         model = cls(
-            network, tokenizer, identity=folder_sha256(folder), weights=weights_sha256(Path(path)), quantize=quantize
+            network,
+            tokenizer,
+            identity=folder_sha256(folder),
+            weights=weights_sha256(Path(path)),
+            quantize=quantize,
+            dtype=dtype,
         )
         if adapter is not None:
             with quiet:
                 model.adapter = Adapter.load(network, Path(adapter), base=model.weights, prefix=model.prompt.prefix)
+                model.adapter.compute_in(model.network_dtype)
             model.adapter.merge()
         return model
 
@@ -147,7 +166,9 @@ class GistModel:
         placement = settings.get("placement", "anchored")
         vectors = torch.zeros(1, self._table.shape[1]) if placement == "anchored" else self.gist_vectors(gists)
         chosen = AdapterSettings(base=self.weights, prefix=self.prompt.prefix, **settings)
-        self.adapter = Adapter.create(self.network, vectors.to(self._table), chosen, rank=rank, seed=seed)
+        vectors = vectors.to(self._table).to(self.dtype)
+        self.adapter = Adapter.create(self.network, vectors, chosen, rank=rank, seed=seed)
+        self.adapter.compute_in(self.network_dtype)
 
     def prepare_training(self) -> None:
         """Make gradients possible; to be called before anything is read.
@@ -166,9 +187,20 @@ class GistModel:
         self.network.train()
 
     @property
+    def network_dtype(self) -> torch.dtype:
+        """What the network computes in: a cache is widened to it first, and rounded to `dtype` in the end."""
+        dtype: torch.dtype = self.network.dtype
+        return dtype
+
+    @property
     def kv_bytes_per_slot(self) -> int:
-        """Bytes of keys and values that one cache slot takes."""
+        """Bytes of keys and values that one cache slot takes, in a file and before the network widens it."""
         return self.layers * 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def context_bytes_per_slot(self) -> int:
+        """Bytes that one slot takes while the network reads it."""
+        return self.kv_bytes_per_slot * self.network_dtype.itemsize // self.dtype.itemsize
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -220,8 +252,9 @@ class GistModel:
 
     def encode_template(self, text: str) -> list[int]:
         """Return the token ids of our own template text, special tokens included."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        if text not in self._template_ids:
+            self._template_ids[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(self._template_ids[text])
 
     def encode_question(self, question: str) -> list[int]:
         """Return the token ids of a question in its frame, up to where the answer begins."""
@@ -278,7 +311,7 @@ class GistModel:
     @property
     def can_widen(self) -> bool:
         """Whether float32 holds more than the weights do, which 4-bit ones cannot be turned into."""
-        return self._quantize == "none" and self.dtype.itemsize < torch.float32.itemsize
+        return self._quantize == "none" and self.network_dtype.itemsize < torch.float32.itemsize
 
     @contextlib.contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -323,8 +356,8 @@ class GistModel:
             kv: ``(layers, 2, kv_heads, gists, head_dim)``, keys rotated to ``start + positions``.
             positions: ``(gists,)`` or ``(layers, kv_heads, gists)``, inside the chunk.
         """
-        keys = self.rope.unrotate(kv[:, 0], positions + start).to(kv.dtype)
-        return GistCache(torch.stack((keys, kv[:, 1]), dim=1), positions, source_tokens)
+        keys = self.rope.unrotate(kv[:, 0], positions + start).to(self.dtype)
+        return GistCache(torch.stack((keys, kv[:, 1].to(self.dtype)), dim=1), positions, source_tokens)
 
 
 class Reading:
@@ -335,8 +368,10 @@ class Reading:
     """
 
     def __init__(self, model: GistModel, kv: Tensor | None, visible: Tensor | None = None) -> None:
-        layers = None if kv is None else [(keys, values) for keys, values in kv]  # (batch, kv_heads, slots, head_dim)
         self._model = model
+        layers = None  # of keys and values, each (batch, kv_heads, slots, head_dim)
+        if kv is not None:
+            layers = [(keys, values) for keys, values in kv.to(model.network_dtype)]
         self._began = 0 if kv is None else kv.shape[4]
         self._columns: list[Tensor] | None = None
         self._visible: list[Tensor] | None = None
@@ -372,7 +407,7 @@ class Reading:
         if mask is None and (count > 1 or observer):
             # explicit, so that transformers never guesses one from the positions
             mask = torch.ones(1, count, self.slots + count, dtype=torch.bool).tril(self.slots)
-        with self._model.reading_as(role):
+        with self._model.reading_as(role), _kernels(device):
             output = self._model.network.model(
                 input_ids=None if ids is None else ids.to(device),
                 inputs_embeds=embeddings,
@@ -421,6 +456,21 @@ class Reading:
                 layer[:, at] = seen[row]
             visible = visible[..., start:]
         return Memory(kv[:, :, :, start:], next_position, visible)
+
+
+def _kernels(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return a context without cuDNN's attention, which plans anew for every shape: here every layer has its own."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def multiplies_16_bits() -> bool:
+    """Return whether this processor multiplies matrices of 16-bit numbers about as fast as of 32 bits.
+
+    One without AVX-512 takes some ten times as long, as many in laptops and desktops do.
+    """
+    return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
 
 
 def require_supported(config: Any) -> None:

@@ -90,21 +90,24 @@ def plan(shape: Shape, recipe: Recipe, *, quantize: str = "none") -> Plan:
         quantize: ``"nf4"`` for a base in 4 bits.
     """
     mixture = recipe.mixture
-    text_tokens = mixture.contexts * mixture.chunk_tokens
+    text_tokens = recipe.batches * mixture.contexts * mixture.chunk_tokens
     gist_tokens = text_tokens / min(mixture.rates) if recipe.placement in MADE else 0.0
     row_tokens = recipe.rows_together * mixture.question_tokens
     slots = recipe.rows_together * len(mixture.chunks) * mixture.chunk_tokens
     kv_bytes = 2 * shape.layers * 2 * shape.kv_heads * shape.head_dim
+    query_bytes = 2 * shape.layers * shape.heads * shape.head_dim
+    repetition = 0.0 if recipe.placement in MADE else text_tokens * (kv_bytes + query_bytes)
     labels = recipe.rows_together * _labels(mixture)
     return Plan(
         weights=shape.linear * (NF4_BYTES if quantize == "nf4" else 2) + 2 * shape.embedding,
         adapter=shape.adapter(recipe.rank) * (2 + 2 + 4 * 4),  # bf16 with gradient; float32 with gradient and moments
-        text=3 * text_tokens * kv_bytes + 2 * text_tokens * shape.intermediate * 3,
+        text=3 * text_tokens * kv_bytes + repetition + 2 * text_tokens * shape.intermediate * 3,
         gists=2 * gist_tokens * shape.layers * shape.remembered
         + 2 * gist_tokens * shape.layers * shape.heads * 2 * mixture.chunk_tokens,
         rows=2 * row_tokens * shape.layers * shape.remembered
         + 2 * row_tokens * shape.layers * shape.heads * 2 * len(mixture.chunks) * mixture.chunk_tokens
-        + 3 * slots * kv_bytes,
+        + 3 * slots * kv_bytes
+        + 2 * slots * query_bytes,  # keys and values, repeated for the heads that share them
         logits=labels * shape.vocabulary * 4 * 4,
     )
 

@@ -30,9 +30,12 @@ from gistrag.cache import GistCache, Memory, concatenate
 from gistrag.cache import side_by_side as memories_side_by_side
 from gistrag.compression import TextPass
 from gistrag.errors import UsageError
-from gistrag.examples import IGNORED, Batch, Mixture, Questions, Row, Sampler, side_by_side
+from gistrag.examples import IGNORED, Batch, Mixture, Questions, Row, Sampler, merged, side_by_side
 from gistrag.model import GistModel
 from gistrag.settings import MADE, AdapterSettings, Placement
+
+SLOTS_OF_A_ROW = 1280
+"""Of memory, in the mean over the rows that are read at once."""
 
 KEPT_BYTES = 2**32
 """Most bytes of caches that training keeps across epochs; data of which it could not keep half is read anew."""
@@ -48,7 +51,8 @@ class Recipe:
         clip: greatest norm of the gradient; decay: weight decay.
         distillation, continuation: weights of the two further losses; the second fades to a fifth.
         teacher_from: share of the run after which there is a teacher; before, it knows too little to be worth its time.
-        rows_together: rows read at once; fewer take less memory.
+        batches: of the sampler that a step learns from together, as a GPU is idle with one.
+        rows_together: most rows read at once; fewer take less memory.
         placement: where gists come from; tokens_per_gist: what the adapter is for, the default of its users.
         everywhere: the adapter acts on text as well; an ablation.
         seed: of everything random; mixture: of the examples.
@@ -64,6 +68,7 @@ class Recipe:
     distillation: float = 0.5
     continuation: float = 0.5
     teacher_from: float = 0.5
+    batches: int = 1
     rows_together: int = 8
     placement: Placement = "anchored"
     tokens_per_gist: int = 4
@@ -209,7 +214,7 @@ class Pass:
 
     def measure(self, rows_together: int = 8) -> Losses:
         """Return the losses of all rows, without gradients."""
-        for rows in _groups(self._batch.rows, rows_together):
+        for rows in self._groups(rows_together):
             self._read_rows(rows, self._gists, has_teacher=False)
         return self.losses
 
@@ -217,7 +222,7 @@ class Pass:
         """Return the losses of all rows, and leave gradients at the adapter and the gist vectors."""
         ends = [_leaf(cache) if cache.kv.requires_grad else cache for cache in self._gists]
         answers, continued = self._label_counts()
-        for rows in _groups(self._batch.rows, rows_together):
+        for rows in self._groups(rows_together):
             answer, distance, continuation = self._read_rows(rows, ends, has_teacher=weights.distillation > 0)
             loss = (
                 answer + weights.distillation * distance
@@ -231,6 +236,22 @@ class Pass:
             with self._model.reading_as("gists"):
                 torch.autograd.backward([made for made, _ in wanted], [gradient for _, gradient in wanted])
         return self.losses
+
+    def _groups(self, size: int) -> Iterator[Sequence[Row]]:
+        """Yield rows a few at a time, similar memories together; fewer where those are long."""
+        group: list[Row] = []
+        for row in sorted(self._batch.rows, key=lambda row: (self._slots(row), len(row.ids))):
+            if group and (len(group) == size or self._slots(row) * (len(group) + 1) > size * SLOTS_OF_A_ROW):
+                yield group
+                group = []
+            group.append(row)
+        if group:
+            yield group
+
+    def _slots(self, row: Row) -> int:
+        """Return the slots of a row's memory, but for the prefix."""
+        given = ((self._full if number in row.as_text else self._gists)[number] for number in row.chunks)
+        return sum(cache.kv.shape[3] for cache in given)
 
     def _label_counts(self) -> tuple[int, int]:
         """Return how many answer tokens and continuation tokens there are in all rows, at least 1 each."""
@@ -307,12 +328,6 @@ def _leaf(cache: GistCache) -> GistCache:
     return GistCache(cache.kv.detach().requires_grad_(True), cache.positions, cache.source_tokens)
 
 
-def _groups(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
-    """Yield rows a few at a time, similar lengths together."""
-    ordered = sorted(rows, key=lambda row: len(row.ids))
-    yield from (ordered[start : start + size] for start in range(0, len(ordered), size))
-
-
 def local_device() -> str | None:
     """Return the GPU of this process where several train together, None where one trains alone."""
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -364,7 +379,8 @@ class Trainer:
         The weights stay as they were if the gradient is not finite.
         """
         progress = self.step / self.recipe.steps
-        batch = self._sampler.batch(self.step * self._accelerator.num_processes + self._accelerator.process_index)
+        first = self.recipe.batches * (self.step * self._accelerator.num_processes + self._accelerator.process_index)
+        batch = merged([self._sampler.batch(first + number) for number in range(self.recipe.batches)])
         weights = Weights(
             distillation=self.recipe.distillation if progress >= self.recipe.teacher_from else 0.0,
             continuation=self.recipe.continuation * (1 - 0.8 * progress),

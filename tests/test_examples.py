@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gistrag.examples import IGNORED, Mixture, Row, Sampler, side_by_side
+from gistrag.examples import IGNORED, Mixture, Row, Sampler, merged, side_by_side
 from gistrag.model import GistModel
 from gistrag.prompt import REFUSAL
 from gistrag.tasks import Context, Task
@@ -62,6 +62,24 @@ def test_rivals_stand_together(model: GistModel) -> None:
     together = {tuple(sorted(group)) for group in groups if group}
     assert {(0, 6), (1, 4), (2, 7), (3, 5), (8, 9)} == together
     assert all(sorted(range(10)) == sorted(n for batch in samples._epoch(epoch) for n in batch) for epoch in range(4))
+
+
+def test_batches_are_merged_into_one(model: GistModel) -> None:
+    """Every row stands beside the same chunks as before, only numbered on, and asks the same."""
+    samples = sampler(model, as_text=0.5, without_gold=0.3)
+    batches = [samples.batch(0), samples.batch(1)]
+
+    one = merged(batches)
+
+    assert one.chunks == batches[0].chunks + batches[1].chunks
+    assert one.tokens_per_gist == batches[0].tokens_per_gist
+    before = [(batch.chunks, row) for batch in batches for row in batch.rows]
+    for (chunks, row), moved in zip(before, one.rows, strict=True):
+        assert [chunks[number] for number in row.chunks] == [one.chunks[number] for number in moved.chunks]
+        assert [chunks[number] for number in row.as_text] == [one.chunks[number] for number in moved.as_text]
+        assert (row.gold < 0) == (moved.gold < 0)
+        assert row.gold < 0 or chunks[row.gold] == one.chunks[moved.gold]
+        assert row.ids is moved.ids
 
 
 def test_seed_and_step_decide_a_batch(model: GistModel) -> None:

@@ -27,11 +27,11 @@ def received(seen: Repetition, layer: int, keys: torch.Tensor, values: torch.Ten
         keys, values: one list for each head that shares them; keys rotated.
     """
     out = []
-    queries = seen.queries[layer]
+    queries = seen.queries[layer][0]
     group = len(queries) // len(keys)
     for head, query in enumerate(queries):
-        own, value, text = (each[head // group].double() for each in (keys, values, seen.keys[layer]))
-        query, mass, width = query.double(), seen.mass[layer][head].double(), query.shape[1] ** 0.5
+        own, value, text = (each[head // group].double() for each in (keys, values, seen.keys[layer][0]))
+        query, mass, width = query.double(), seen.mass[layer][0, head].double(), query.shape[1] ** 0.5
         others = (query @ text.T / width).exp().sum(dim=1) * (1 - mass) / mass
         scores = (query @ own.T / width).exp()
         out.append(scores / (scores.sum(dim=1) + others)[:, None] @ value)
@@ -41,7 +41,7 @@ def received(seen: Repetition, layer: int, keys: torch.Tensor, values: torch.Ten
 def error(model: GistModel, text: TextPass, row: int, cache: GistCache) -> float:
     """Return how far what a cache gives is from what the text gives, relative, over all layers."""
     length = len(text.chunks[row])
-    seen = text.repetition.of(row, length)
+    seen = text.repetition.of(slice(row, row + 1), [length])
     whole = text.reading.kv(text.start)[:, :, row, :, :length]
     at = cache.positions.clamp(min=0) + text.start
     turned = model.rope.rotate(cache.kv[:, 0], at)
@@ -92,12 +92,12 @@ def test_queries_in_16_bits_that_nearly_agree_have_a_direction_in_common() -> No
     shared = torch.zeros(200, 1, 64)
     shared[..., 20:32] = 30 * torch.rand(200, 1, 12)  # the slowest channels, as in the default model
     queries = (shared + 0.1 * torch.randn(200, 200, 64)).to(torch.bfloat16)
-    keys, mass = torch.zeros(200, 9, 64, dtype=torch.bfloat16), torch.ones(200, 200)
-    seen = Repetition([queries], [keys], [mass], 0)
+    keys, mass = torch.zeros(1, 200, 9, 64, dtype=torch.bfloat16), torch.ones(1, 200, 200)
+    seen = Repetition([queries[None]], [keys], [mass], [9], 0)
 
     direction = matching._common(seen, rope, torch.float32)[0]
 
-    products = seen.of(0, slice(None))[0].float() @ direction[..., None]
+    products = seen.of(0)[0].float() @ direction[..., None]
     torch.testing.assert_close(products, torch.ones_like(products), rtol=0, atol=0.25)
 
 
@@ -110,8 +110,8 @@ def test_where_nothing_is_left_out_nothing_changes(any_model: GistModel, monkeyp
         every = whole.positions.expand(any_model.layers, any_model.kv_heads, -1)
         cache = replace(whole, positions=every)
 
-        matched = match(cache, values[:, row, :, : len(TEXTS[row])], text.repetition.of(row, len(TEXTS[row])),
-                        any_model.rope)  # fmt: skip
+        own, length = slice(row, row + 1), len(TEXTS[row])
+        matched = match([cache], values[:, own, :, :length], text.repetition.of(own, [length]), any_model.rope)[0]
 
         torch.testing.assert_close(matched.kv, cache.kv, rtol=0, atol=1e-9)
 
@@ -132,9 +132,21 @@ def test_a_gist_that_is_not_finite_stays_so(model: GistModel) -> None:
     """Nothing is raised for numbers that cannot be matched: what comes out is seen not to be usable."""
     text = TextPass(model, TEXTS[:1])
     cache = text.compress("adaptive", 3)[0]
-    values = text.reading.kv(text.start)[:, 1, 0] * torch.nan
+    values = text.reading.kv(text.start)[:, 1] * torch.nan
 
-    assert not match(cache, values, text.repetition.of(0, len(TEXTS[0])), model.rope).is_finite
+    assert not match([cache], values, text.repetition.of(slice(0, 1), [len(TEXTS[0])]), model.rope)[0].is_finite
+
+
+def test_matched_together_is_matched_alone(any_model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU all chunks of a batch are matched at once, on a CPU one after the other: padding changes nothing."""
+    alone = TextPass(any_model, TEXTS).compress("matched", 3)
+    monkeypatch.setattr(TextPass, "together", lambda text: iter([slice(0, len(text.chunks))]))
+
+    together = TextPass(any_model, TEXTS).compress("matched", 3)
+
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.positions, other.positions)
+        torch.testing.assert_close(one.kv, other.kv, rtol=0, atol=1e-9)
 
 
 def test_many_large_systems_are_solved_with_two_threads() -> None:

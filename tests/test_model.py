@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from conftest import FAMILIES, SHAPE, byte_tokenizer, tiny_model, tiny_network
 
+from gistrag.cache import concatenate
 from gistrag.compression import compress
 from gistrag.errors import ModelNotFoundError, UnsupportedModelError
+from gistrag.generation import generate_together
 from gistrag.model import GistModel, require_supported
 from gistrag.prompt import INSTRUCTION, chat_prompt
 
@@ -31,6 +34,34 @@ def test_a_folder_loads(saved: Path) -> None:
     assert (3, 2, 16, 1024) == (model.layers, model.kv_heads, model.head_dim, model.window)
     assert model.dtype == torch.bfloat16
     assert model.kv_bytes_per_slot == 3 * 2 * 2 * 16 * 2
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_processor_that_is_slow_in_16_bits_computes_in_32(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fast: bool
+) -> None:
+    """Weights are widened, gists and adapters are kept as before: they are the same files, but for rounding."""
+    monkeypatch.setattr("gistrag.model.multiplies_16_bits", lambda: True)
+    expected = GistModel.load(saved)
+    monkeypatch.setattr("gistrag.model.multiplies_16_bits", lambda: is_fast)
+    model = GistModel.load(saved)
+    model.new_adapter(rank=2, gists=1, placement="anchored")
+    model.adapter.save(tmp_path / "adapter")
+
+    assert model.network_dtype == (torch.bfloat16 if is_fast else torch.float32)
+    assert model.context_bytes_per_slot == model.kv_bytes_per_slot * (1 if is_fast else 2)
+    assert model.can_widen == is_fast
+    assert expected.fingerprint == {name: value for name, value in model.fingerprint.items() if name != "adapter"}
+    for placement in ("matched", "anchored"):
+        one, other = (compress(each, [list(b"a chunk of text")], placement=placement)[0] for each in (expected, model))
+        assert other.kv.dtype == torch.bfloat16
+        torch.testing.assert_close(one.kv.float(), other.kv.float(), rtol=0.05, atol=0.05)
+    for name in ("adapter_model", "gist_vectors"):
+        tensors = safetensors.torch.load_file(tmp_path / "adapter" / f"{name}.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    again = GistModel.load(saved, adapter=tmp_path / "adapter")
+    memory = concatenate([again.prefix, *compress(again, [list(b"a chunk")])], again.rope)
+    assert generate_together(again, [memory], [again.encode_question("what?")], max_new_tokens=3)
 
 
 def test_the_fingerprint_follows_weights_and_tokenizer(saved: Path) -> None:
