@@ -166,7 +166,7 @@ class GistModel:
         placement = settings.get("placement", "anchored")
         vectors = torch.zeros(1, self._table.shape[1]) if placement == "anchored" else self.gist_vectors(gists)
         chosen = AdapterSettings(base=self.weights, prefix=self.prompt.prefix, **settings)
-        vectors = vectors.to(self._table).to(self.dtype)
+        vectors = vectors.to(self.device, self.dtype)
         self.adapter = Adapter.create(self.network, vectors, chosen, rank=rank, seed=seed)
         self.adapter.compute_in(self.network_dtype)
 
@@ -459,7 +459,7 @@ class Reading:
 
 
 def _kernels(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Return a context without cuDNN's attention, which plans anew for every shape: here every layer has its own."""
+    """Return a context without cuDNN's attention, whose plans are for one shape: here every layer has its own."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
@@ -468,7 +468,7 @@ def _kernels(device: torch.device) -> contextlib.AbstractContextManager[None]:
 def multiplies_16_bits() -> bool:
     """Return whether this processor multiplies matrices of 16-bit numbers about as fast as of 32 bits.
 
-    One without AVX-512 takes some ten times as long, as many in laptops and desktops do.
+    One without AVX-512, as in many laptops and desktops, does not: a Zen 3 takes nine times as long.
     """
     return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
 

@@ -35,7 +35,7 @@ from gistrag.model import GistModel
 from gistrag.settings import MADE, AdapterSettings, Placement
 
 SLOTS_OF_A_ROW = 1280
-"""Of memory, in the mean over the rows that are read at once."""
+"""Most slots of memory, in the mean over the rows that are read at once."""
 
 KEPT_BYTES = 2**32
 """Most bytes of caches that training keeps across epochs; data of which it could not keep half is read anew."""

@@ -13,7 +13,6 @@ from conftest import FAMILIES, SHAPE, byte_tokenizer, tiny_model, tiny_network
 from gistrag.cache import concatenate
 from gistrag.compression import compress
 from gistrag.errors import ModelNotFoundError, UnsupportedModelError
-from gistrag.generation import generate_together
 from gistrag.model import GistModel, require_supported
 from gistrag.prompt import INSTRUCTION, chat_prompt
 
@@ -61,7 +60,10 @@ def test_a_processor_that_is_slow_in_16_bits_computes_in_32(
         assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     again = GistModel.load(saved, adapter=tmp_path / "adapter")
     memory = concatenate([again.prefix, *compress(again, [list(b"a chunk")])], again.rope)
-    assert generate_together(again, [memory], [again.encode_question("what?")], max_new_tokens=3)
+    places = memory.next_position + torch.arange(2)
+    hidden = again.read(memory).feed(torch.tensor([[1, 2]]), positions=places, role="answers")
+    assert hidden.dtype == again.network_dtype
+    assert hidden.isfinite().all()
 
 
 def test_the_fingerprint_follows_weights_and_tokenizer(saved: Path) -> None:
