@@ -23,7 +23,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import peft
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -32,6 +31,20 @@ from torch import Tensor
 from gistrag.catalog import folder_sha256
 from gistrag.errors import ModelNotFoundError
 from gistrag.settings import ADAPTER_FILE, AdapterSettings, require_same
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Leave functions as they are that modules imported meanwhile want compiled."""
+    kept, torch.compile = torch.compile, lambda function=None, **_: function or (lambda it: it)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = kept
+
+
+with _uncompiled():  # peft imports bitsandbytes, and four spare functions there would load torch's compiler: 1.5 s
+    import peft
 
 VECTORS = "gist_vectors.safetensors"
 MERGED_BYTES = 2**31

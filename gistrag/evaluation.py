@@ -312,7 +312,7 @@ class Examiner:
         size = 0
         for case, arm in pairs:
             added = {(passage, arm.dial) for passage in arm.shares(case)[0]} - held
-            slots = sum(gist_count(passage.tokens, rate) for passage, (_, rate) in added)
+            slots = sum(_widest(passage, dial) for passage, dial in added)
             if group and case is not group[-1][0] and size + slots * self._model.kv_bytes_per_slot > self._group_bytes:
                 yield group
                 group, held, size = [], set(), 0
@@ -464,6 +464,12 @@ def unanswered(pairs: Sequence[Pair], journal: Journal) -> list[Pair]:
 def answered(cases: Sequence[Case], arms: Sequence[Arm], journal: Journal) -> list[Row]:
     """Return the rows of these cases and arms, whatever else the journal holds."""
     return rows_of([(case, arm) for case in cases for arm in arms], journal)
+
+
+def _widest(passage: Passage, dial: Dial) -> int:
+    """Return the most slots that the gists of a passage take in memory: matched ones where a head keeps all."""
+    placement, tokens_per_gist = dial
+    return passage.tokens if placement == "matched" else gist_count(passage.tokens, tokens_per_gist)
 
 
 def rows_of(pairs: Sequence[Pair], journal: Journal) -> list[Row]:

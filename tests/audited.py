@@ -74,7 +74,8 @@ def main(folder: Path, is_real: bool) -> None:
             answers = [rag.query(QUESTION, top_k=2, max_new_tokens=4, mode=mode) for mode in ("gist", "text", "hybrid")]
             skipped = [row.path for row in rag.store.skipped()]
     ear.is_keen = False
-    print(json.dumps({"heard": ear.heard, "sources": len(answers[0].sources), "skipped": skipped}))
+    found = {"heard": ear.heard, "sources": len(answers[0].sources), "skipped": skipped}
+    print(json.dumps({**found, "has_compiler": "torch._inductor.compile_fx" in sys.modules}))
 
 
 if __name__ == "__main__":

@@ -231,6 +231,23 @@ def test_small_groups_give_the_same_rows(tuned: GistModel) -> None:
     assert at_once == bit_by_bit
 
 
+def test_groups_of_matched_gists_fit_where_heads_keep_different_numbers(model: GistModel) -> None:
+    """What is kept at a time is counted as it lies in memory, as wide as the head that keeps most."""
+    texts = [f"{day} {' '.join(TEXTS)}" for day in ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")]
+    passages = [Passage(text, (), len(model.encode_passage(text, ()))) for text in texts]
+    pairs = [(case(str(at), passages=(passage,)), gist_arm("matched", 8)) for at, passage in enumerate(passages)]
+    most = max(one.tokens for one in passages) * model.kv_bytes_per_slot
+    examiner = Examiner(model, group_bytes=most)
+
+    groups = list(examiner._groups(pairs))
+
+    assert pairs == [pair for group in groups for pair in group]
+    for group in groups:
+        caches = examiner._memories.caches(group)
+        assert any(cache.has_holes for cache in caches.values())
+        assert sum(cache.kv.nbytes for cache in caches.values()) <= most
+
+
 def test_a_passage_is_read_once_for_all_rates(tuned: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """One text pass makes gists at every rate and the full cache, however many cases share a passage."""
     read: list[list[int]] = []
