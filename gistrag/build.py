@@ -70,7 +70,7 @@ def build(
     ] = None,
     kv_cache_dtype: Annotated[
         KvCacheDtype | None,
-        typer.Option(help="Numbers in gist files: auto as in the model, int8 half the bytes; at first auto."),
+        typer.Option(help="Numbers in gist files: int8, int4 or auto, those of the model; at first int8."),
     ] = None,
     min_quality: Annotated[
         float | None,

@@ -86,7 +86,7 @@ def evaluate(
     ] = "none",
     kv_cache_dtype: Annotated[
         KvCacheDtype, typer.Option("--kv-cache-dtype", help="Numbers that gists are kept in, as in gistrag build.")
-    ] = "auto",
+    ] = "int8",
     arms: Annotated[
         str, typer.Option("--arms", metavar="A,B", help="Some of none, full, untuned, text, kv, gist and hybrid.")
     ] = "none,full,untuned,text,kv,gist,hybrid",

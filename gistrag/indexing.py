@@ -249,7 +249,7 @@ class Builder:
             raise ResourceError(
                 f"the gists need {needed:,} bytes ({megabytes(needed)}), {self._store.folder} has {free:,} "
                 f"({megabytes(free)}) free; free some, put --index on another disk, raise --tokens-per-gist, or store "
-                "them in 8 bits (--kv-cache-dtype int8)"
+                "them in 4 bits (--kv-cache-dtype int4)"
             )
 
     def _stored_bytes(self, gists: int) -> int:

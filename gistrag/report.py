@@ -204,9 +204,9 @@ def main_table(summary: Figures) -> Table:
         rows.append(
             [
                 arm,
-                *(_percent(figures[name]) for name in ("em", "f1", "f1_kept", "retention", "hallucinated", "refused")),
-                _percent(refusal.get(arm, {}).get("refused")),
-                _percent(probes.get(arm, {}).get("em")),
+                *(percent(figures[name]) for name in ("em", "f1", "f1_kept", "retention", "hallucinated", "refused")),
+                percent(refusal.get(arm, {}).get("refused")),
+                percent(probes.get(arm, {}).get("em")),
                 _number(figures["slots_per_source_token"], ".2f"),
                 _number(figures["bytes_per_source_token"], ",.0f"),
                 _number(times.get("ttft_s"), ".3f", " s"),
@@ -216,10 +216,10 @@ def main_table(summary: Figures) -> Table:
     return headers, rows
 
 
-def _percent(estimate: Figures | None) -> str:
+def percent(estimate: Figures | None) -> str:
     """Return an estimate in percent with its interval.
 
-    >>> _percent({"value": 0.5, "low": 0.41, "high": 0.6})
+    >>> percent({"value": 0.5, "low": 0.41, "high": 0.6})
     '50.0 (41–60)'
     """
     if estimate is None:
@@ -239,7 +239,7 @@ def frontier_table(summary: Figures) -> Table:
             f"{int(budget):,}",
             arm,
             _number(figures["chunks"], ".1f"),
-            *(_percent(figures[name]) for name in ("has_gold", "em", "f1", "f1_more")),
+            *(percent(figures[name]) for name in ("has_gold", "em", "f1", "f1_more")),
             _number(figures["ttft_s"], ".3f", " s"),
         ]
         for budget, arms in (summary.get("frontier") or {}).items()
@@ -277,22 +277,23 @@ def markdown(summary: Figures) -> str:
     ]
     written = [f"# Evaluation of {summary['title']}", *summary["notes"]]
     if summary["parts"].get("questions"):
-        written += [_lines(main_table(summary), {}), LEGEND]
+        written += [in_markdown(main_table(summary)), LEGEND]
     for title, table in sections:
         if table[1]:
-            written += [f"## {title}", _lines(table, labels)]
+            written += [f"## {title}", in_markdown(table, labels)]
     return "\n\n".join(written) + "\n"
 
 
-def _lines(table: Table, labels: Mapping[str, str]) -> str:
+def in_markdown(table: Table, labels: Mapping[str, str] | None = None) -> str:
     """Return a table in Markdown, some cells by another name."""
     headers, rows = table
+    labels = labels or {}
     lines = (headers, ["---"] * len(headers), *rows)
     return "\n".join(f"| {' | '.join(labels.get(cell, cell) for cell in cells)} |" for cells in lines)
 
 
 def _shares(found: Mapping[str, Figures | None]) -> Table:
-    rows = [[part, _percent(share)] for part, share in found.items() if share]
+    rows = [[part, percent(share)] for part, share in found.items() if share]
     return ["part", "found"], rows
 
 
@@ -300,13 +301,13 @@ def _by_part(parts: Mapping[str, Mapping[str, Figures]], names: Sequence[str], f
     """Return one figure of every arm in several parts."""
     known = [name for name in names if name in parts]
     arms = dict.fromkeys(arm for name in known for arm in parts[name])
-    rows = [[arm, *(_percent(parts[name].get(arm, {}).get(figure)) for name in known)] for arm in arms]
+    rows = [[arm, *(percent(parts[name].get(arm, {}).get(figure)) for name in known)] for arm in arms]
     return ["arm", *known], rows
 
 
 def _mixed(mixing: Mapping[str, Mapping[str, Figures | None]]) -> Table:
     names = list(dict.fromkeys(name for losses in mixing.values() for name in losses))
-    return ["arm", *names], [[arm, *(_percent(losses.get(name)) for name in names)] for arm, losses in mixing.items()]
+    return ["arm", *names], [[arm, *(percent(losses.get(name)) for name in names)] for arm, losses in mixing.items()]
 
 
 def _depths(passkey: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
@@ -320,7 +321,7 @@ def _depths(passkey: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
 
 
 def _ordered(orders: Mapping[str, Figures]) -> Table:
-    rows = [[arm, _percent(found["f1_spread"]), _percent(found["changed"])] for arm, found in orders.items()]
+    rows = [[arm, percent(found["f1_spread"]), percent(found["changed"])] for arm, found in orders.items()]
     return ["arm", "F1, best less worst order", "answers that change"], rows
 
 
@@ -346,7 +347,7 @@ def _speeds(speed: Mapping[str, Mapping[str, Figures]]) -> Table:
 def _swept(sweep: Figures | None) -> Table:
     points = sorted(sweep["points"], key=lambda point: float(point["tokens_per_gist"])) if sweep else []
     rows = [
-        [f"{point['tokens_per_gist']}", _percent(point["f1_kept"]), _number(point["bytes_per_source_token"], ",.0f")]
+        [f"{point['tokens_per_gist']}", percent(point["f1_kept"]), _number(point["bytes_per_source_token"], ",.0f")]
         for point in points
     ]
     return ["tokens per gist", "F1 kept", "bytes/token"], rows

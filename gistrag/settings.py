@@ -84,8 +84,8 @@ class IndexSettings:
         tokens_per_gist: source tokens one gist stands for, at least 1. 1 keeps the full KV cache.
         chunk_tokens: most tokens of the model's own tokenizer in one chunk.
         quantize: ``"nf4"`` loads the model in 4 bits (bitsandbytes), ``"none"`` as it is stored.
-        kv_cache_dtype: numbers of gist files: ``"auto"`` for those of the model, ``"int8"`` for half, ``"int4"`` for a
-            quarter of the bytes.
+        kv_cache_dtype: numbers of gist files: ``"auto"`` for those of the model, ``"int8"`` for half of the bytes and
+            the same answers, ``"int4"`` for a quarter.
         min_quality: fidelity that the gists of a chunk are to have, 0 to 1; chunks below get more gists, and are read
             as text by mode ``auto`` where that does not help. 0 measures none.
 
@@ -103,7 +103,7 @@ class IndexSettings:
     tokens_per_gist: int = 4
     chunk_tokens: int = 256
     quantize: Literal["none", "nf4"] = "none"
-    kv_cache_dtype: KvCacheDtype = "auto"
+    kv_cache_dtype: KvCacheDtype = "int8"
     min_quality: float = 0.0
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class IndexSettings:
     def from_json(cls, line: str) -> IndexSettings:
         """Return the settings saved by `to_json`."""
         values: dict[str, Any] = json.loads(line)
-        return cls(**values)
+        return cls(**{"kv_cache_dtype": "auto", **values})  # what it was before it could be chosen
 
 
 def digest(parts: Mapping[str, str]) -> str:

@@ -379,7 +379,7 @@ def test_inspect_brackets_what_the_gists_keep(index: Path, capsys: pytest.Captur
     assert 0 == inspect.main(["--index", str(index), "--chunk", "1", "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert [1.0, 0.5, 0.5] == [piece["kept"] for piece in shown["kept"] if piece["kept"]]
-    assert (2, "auto") == (shown["gist"]["gists"], shown["gist"]["kv_cache_dtype"])
+    assert (2, "int8") == (shown["gist"]["gists"], shown["gist"]["kv_cache_dtype"])
 
 
 def test_inspect_does_without_the_tokenizer(index: Path, capsys: pytest.CaptureFixture[str]) -> None:

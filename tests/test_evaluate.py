@@ -89,7 +89,7 @@ def test_an_evaluation_is_a_folder(given: list[str], tmp_path: Path, capsys: pyt
     parts = {"questions", "top 1", "oracle", "refusal", "probe date", "probe identifier", "probes", "passkey"}
     assert parts == set(summary["parts"])
     assert {"question", "100 tokens", "200 tokens"} == set(summary["speed"])
-    assert (output / "table.md").read_text("utf-8").startswith("# Evaluation of model, no adapter\n")
+    assert (output / "table.md").read_text("utf-8").startswith("# Evaluation of model, no adapter, gists in int8\n")
     assert {"quality.png", "ttft.png", "passkey.png"} == {path.name for path in (output / "figures").iterdir()}
     assert "3 questions of questions.jsonl" in printed.err
 

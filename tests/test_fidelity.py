@@ -136,7 +136,9 @@ def built(tmp_path: Path, model: GistModel, **settings: object) -> GistRAG:
 
 def test_a_build_refines_and_remembers(tmp_path: Path, sharp: GistModel, capsys: pytest.CaptureFixture[str]) -> None:
     """More gists where they are needed, the fidelity in every file, and inspect shows it."""
-    with built(tmp_path, sharp, placement="selected", tokens_per_gist=8, min_quality=1.0 - 1e-6) as rag:
+    with built(
+        tmp_path, sharp, placement="selected", tokens_per_gist=8, min_quality=1.0 - 1e-6, kv_cache_dtype="auto"
+    ) as rag:
         assert rag.report is not None
         assert (2, 2, 0) == (rag.report.gists_made, rag.report.refined, rag.report.below)
         loaded = [rag.store.load(row.key) for row in rag.store.gist_rows()]
@@ -170,7 +172,7 @@ def test_auto_reads_as_text_what_gists_keep_badly(tmp_path: Path, sharp: GistMod
 
 def test_auto_without_a_floor_is_gist(tmp_path: Path, sharp: GistModel) -> None:
     """An index that measured nothing answers from gists, and has the fingerprint it always had."""
-    with built(tmp_path, sharp) as rag:
+    with built(tmp_path, sharp, kv_cache_dtype="auto") as rag:
         answer = rag.query("mill", mode="auto", top_k=2, max_new_tokens=2)
         fingerprint = rag.store.gist_fingerprint
 

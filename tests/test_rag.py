@@ -248,7 +248,7 @@ def test_other_embedder_is_refused(docs: Path, engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"tokens_per_gist": 2}, {"placement": "anchored"}, {"chunk_tokens": 32}, {"kv_cache_dtype": "int8"}],
+    [{"tokens_per_gist": 2}, {"placement": "anchored"}, {"chunk_tokens": 32}, {"kv_cache_dtype": "int4"}],
 )
 def test_rebuild_makes_everything_again(docs: Path, engine: Engine, settings: dict[str, Any]) -> None:
     """With other settings and rebuild every document is chunked and compressed anew, and no old gist stays."""

@@ -444,7 +444,11 @@ def test_rows_come_back(tmp_path: Path) -> None:
         )  # fmt: skip
         assert {"markdown": 1, "pdf": 1} == stats.kinds
         assert gist_file(tmp_path).stat().st_size == stats.gist_bytes == reader.gist_rows()[0].size
-        assert (IndexSettings(), "docs", GISTS_BY) == (reader.settings, reader.source, reader.gist_fingerprint)
+        assert (IndexSettings(kv_cache_dtype="auto"), "docs", GISTS_BY) == (
+            reader.settings,
+            reader.source,
+            reader.gist_fingerprint,
+        )
         assert ([], [], []) == (reader.integrity(), reader.damaged_documents(), reader.unreferenced())
 
 

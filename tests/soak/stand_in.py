@@ -21,7 +21,7 @@ from conftest import HashEmbedder, tiny_model
 
 from gistrag import indexing
 from gistrag.answering import Passage
-from gistrag.cache import GistCache
+from gistrag.cache import GistCache, as_stored
 from gistrag.chunking import Chunk
 from gistrag.documents import Document
 from gistrag.errors import IncompleteIndexError
@@ -47,6 +47,11 @@ def gist_of(ids: Sequence[int], tokens_per_gist: int = TOKENS_PER_GIST) -> GistC
     gists = -(-len(ids) // tokens_per_gist)
     kv = torch.randn(LAYERS, 2, KV_HEADS, gists, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
     return GistCache(kv, torch.arange(gists) * tokens_per_gist, len(ids))
+
+
+def stored_gist_of(ids: Sequence[int], tokens_per_gist: int = TOKENS_PER_GIST) -> GistCache:
+    """Return the stand-in gist of token *ids* as it comes back from its file."""
+    return as_stored(gist_of(ids, tokens_per_gist), IndexSettings().kv_cache_dtype)
 
 
 def compress_at_once(delay_s: float = 0.0) -> Any:
@@ -138,7 +143,7 @@ def look_into(folder: Path, ids: Callable[[str], Sequence[int]] = ids_of) -> See
             for chunk in store.chunks_of(path):
                 if chunk.gist_key is None:
                     continue
-                expected = gist_of(ids(chunk.text), store.settings.tokens_per_gist)
+                expected = stored_gist_of(ids(chunk.text), store.settings.tokens_per_gist)
                 try:
                     found = store.load(chunk.gist_key)
                 except Exception as error:
@@ -198,5 +203,5 @@ def is_right(passage: Passage, engine: Engine, *, tokens_per_gist: int = TOKENS_
     ids = engine.model.encode_passage(chunk.text, chunk.heading)
     if not isinstance(passage.content, GistCache):
         return passage.content == ids
-    expected = gist_of(ids, tokens_per_gist)
+    expected = stored_gist_of(ids, tokens_per_gist)
     return torch.equal(expected.kv, passage.content.kv) and torch.equal(expected.positions, passage.content.positions)
