@@ -88,14 +88,17 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
         tensors = safetensors.torch.load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         seal = metadata.pop("sha256")
-        is_plain, is_ragged = tensors["kv"].is_floating_point(), "counts" in tensors
-        whole = _with_holes(tensors) if is_ragged else tensors
-        kv = whole["kv"] if is_plain else quantisation.dequantise(whole, DTYPES[metadata["dtype"]])
+        is_plain = tensors["kv"].is_floating_point()
+        kv, positions, counts = tensors["kv"], tensors["positions"].long(), _counts(tensors)
+        if not is_plain:
+            kv = quantisation.dequantise(tensors, DTYPES[metadata["dtype"]], counts=counts)
+        if counts is not None:  # only now, as holes would be most of the work
+            kv, positions = _with_holes(kv, positions, counts)
         fidelity = float(metadata["fidelity"]) if "fidelity" in metadata else None
-        cache = GistCache(kv, whole["positions"].long(), int(metadata["source_tokens"]), fidelity)
+        cache = GistCache(kv, positions, int(metadata["source_tokens"]), fidelity)
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise corrupt(path, "a gist file", f"{type(error).__name__}: {error}") from error
-    version = _version(is_ragged=is_ragged, is_plain=is_plain)
+    version = _version(is_ragged=counts is not None, is_plain=is_plain)
     identity = {"format": version, "key": key, "fingerprint": fingerprint, "dtype": str(cache.kv.dtype)}
     for name, expected in identity.items():
         if (found := metadata.get(name)) != expected:
@@ -124,22 +127,27 @@ def _without_holes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, **rows, "kv": kv, "counts": kept.sum(dim=-1).to(torch.int32)}
 
 
-def _with_holes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors that `_without_holes` took; a hole repeats the first that its head keeps.
+def _counts(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Return how much each head keeps, ``(layers, kv_heads)``; None where all keep the same.
 
     Raises:
-        ValueError: the counts are not those of the rows.
+        ValueError: the counts are not those of what is kept.
     """
-    counts = tensors["counts"].long()  # (layers, kv_heads)
-    if counts.ndim != 2 or int(counts.min()) < 1 or int(counts.sum()) != len(tensors["positions"]):
-        raise ValueError(f"{tuple(counts.shape)} counts for {len(tensors['positions'])} positions")
+    if "counts" not in tensors:
+        return None
+    counts, kept = tensors["counts"].long(), len(tensors["positions"])
+    if counts.ndim != 2 or int(counts.min()) < 1 or int(counts.sum()) != kept:
+        raise ValueError(f"{tuple(counts.shape)} counts for {kept} positions")
+    return counts
+
+
+def _with_holes(kv: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `_without_holes` took; a hole repeats the first that its head keeps."""
     ends = counts.flatten().cumsum(0).view_as(counts)[..., None]  # (layers, kv_heads, 1)
     slots = torch.arange(int(counts.max()))
     is_hole = slots >= counts[..., None]  # (layers, kv_heads, slots)
     index = ends - counts[..., None] + slots.masked_fill(is_hole, 0)
-    rows = {name: tensors[name][index] for name in _BY_SLOT if name in tensors}
-    rows["positions"] = rows["positions"].masked_fill(is_hole, -1)
-    return {**tensors, **rows, "kv": tensors["kv"][index].permute(0, 3, 1, 2, 4)}
+    return kv[index].permute(0, 3, 1, 2, 4), positions[index].masked_fill(is_hole, -1)
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -51,17 +51,22 @@ def quantise(kv: Tensor, bits: int) -> dict[str, Tensor]:
     return {"kv": codes if bits == 8 else _packed(codes), **found}
 
 
-def dequantise(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+def dequantise(tensors: Mapping[str, Tensor], dtype: torch.dtype, *, counts: Tensor | None = None) -> Tensor:
     """Return the keys and values that `quantise` took, nearly, as *dtype*.
+
+    Args:
+        counts: ``(layers, kv_heads)``, where keys and values are one row of what the heads keep, ``(kept, 2,
+            head_dim)``, and the scales of values ``(kept,)``.
 
     Raises:
         ValueError: shapes or types that `quantise` does not give; LookupError where something is missing.
     """
     codes, bits = tensors["kv"], {torch.int8: 8, torch.uint8: 4}.get(tensors["kv"].dtype)
-    if bits is None or codes.ndim != 5:
+    if bits is None or codes.ndim != (5 if counts is None else 3):
         raise ValueError(f"expected keys and values in 8 or 4 bits, got {tuple(codes.shape)} of {codes.dtype}")
-    layers, _, kv_heads, gists, width = codes.shape
-    shapes = {"key_scales": (layers, kv_heads, width * 8 // bits), "value_scales": (layers, kv_heads, gists)}
+    tokens = tuple(codes[:, 0, ..., 0].shape)  # (layers, kv_heads, gists) or (kept,)
+    heads = tokens[:2] if counts is None else tuple(counts.shape)
+    shapes = {"key_scales": (*heads, codes.shape[-1] * 8 // bits), "value_scales": tokens}
     for name, expected in shapes.items():
         if tuple(tensors[name].shape) != expected or tensors[name].dtype != torch.uint8:
             raise ValueError(
@@ -69,10 +74,16 @@ def dequantise(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
             )
     wide = dtype if dtype == torch.bfloat16 else torch.promote_types(dtype, torch.float32)
     kv = codes.to(wide) if bits == 8 else _unpacked(codes, wide)
-    kv[:, 0] *= _scales(tensors["key_scales"]).to(wide)[:, :, None]
+
+    def by_token(of_head: Tensor) -> Tensor:
+        if counts is None:
+            return of_head[:, :, None]
+        return of_head.flatten(0, 1).repeat_interleave(counts.flatten(), dim=0)
+
+    kv[:, 0] *= by_token(_scales(tensors["key_scales"]).to(wide))
     kv[:, 1] *= _scales(tensors["value_scales"]).to(wide)[..., None]
     if bits == 4:
-        kv[:, 0] += tensors["key_centres"].to(wide)[:, :, None]
+        kv[:, 0] += by_token(tensors["key_centres"].to(wide))
     return kv.to(dtype)
 
 
