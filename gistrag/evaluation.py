@@ -359,6 +359,12 @@ class Examiner:
             yield self._model.decode(ids[: case.max_new_tokens]).strip()
 
 
+def _widest(passage: Passage, dial: Dial) -> int:
+    """Return the most slots that the gists of a passage take in memory: matched ones where a head keeps all."""
+    placement, tokens_per_gist = dial
+    return passage.tokens if placement == "matched" else gist_count(passage.tokens, tokens_per_gist)
+
+
 def batches(sizes: Sequence[int], budget: int, *, most: int | None = None) -> Iterator[list[int]]:
     """Yield row numbers in groups of similar size, each at most *budget* with padding and at most *most* rows.
 
@@ -464,12 +470,6 @@ def unanswered(pairs: Sequence[Pair], journal: Journal) -> list[Pair]:
 def answered(cases: Sequence[Case], arms: Sequence[Arm], journal: Journal) -> list[Row]:
     """Return the rows of these cases and arms, whatever else the journal holds."""
     return rows_of([(case, arm) for case in cases for arm in arms], journal)
-
-
-def _widest(passage: Passage, dial: Dial) -> int:
-    """Return the most slots that the gists of a passage take in memory: matched ones where a head keeps all."""
-    placement, tokens_per_gist = dial
-    return passage.tokens if placement == "matched" else gist_count(passage.tokens, tokens_per_gist)
 
 
 def rows_of(pairs: Sequence[Pair], journal: Journal) -> list[Row]:

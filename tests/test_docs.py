@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import re
+import runpy
 import shlex
 import typing
 from collections.abc import Iterator
@@ -277,3 +278,17 @@ def test_questions_have_their_answer_in_the_manual() -> None:
     assert len({one["question"] for one in asked}) == len(asked) >= 100
     texts = {path.name: " ".join(path.read_text("utf-8").lower().split()) for path in PAGES[1:]}
     assert [] == [one for one in asked if one["answers"][0].lower() not in texts[one["document"]]]
+
+
+# Figures
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md", "gistrag/adapters/smollm2-135m-instruct/README.md"])
+def test_tables_show_what_was_measured(name: str) -> None:
+    """The tables of figures are those that `notebooks/bench/results.py` makes of the summary that is kept."""
+    made = runpy.run_path(str(ROOT / "notebooks" / "bench" / "results.py"))
+    page, summary = (ROOT / name).read_text("utf-8"), json.loads(made["SUMMARY"].read_text("utf-8"))
+
+    assert name in made["PAGES"]
+    assert "<!-- table: questions -->\n\n| " in page
+    assert page == made["with_tables"](page, summary, is_korean=name.endswith(".ko.md"))

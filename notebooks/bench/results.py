@@ -1,0 +1,215 @@
+"""Every figure about the adapter that comes with gistrag, from one command.
+
+    python notebooks/bench/results.py squad.jsonl.gz --work evaluation/
+
+Runs `gistrag evaluate` four times, each into a folder below ``--work``, where one that was stopped goes on:
+
+    questions   1,000 held-out questions and planted facts, gists as a build stores them
+    16-bit      the same from gists in the numbers of the model; the right passage alone, refusals and other orders too
+    frontier    100 of them, text and gists with the same slots, gists in the numbers of the model
+    breadth     the written questions of ``tests/data/breadth.jsonl`` over other texts
+
+What comes out goes into ``notebooks/results/summary.json``, into `04_results`, and into the tables of README.md,
+README.ko.md and the card that stand behind a comment with their name. The sentences around them do not follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from gistrag import evaluate
+from gistrag.cases import WHOLE
+from gistrag.evaluation import Journal, Row
+from gistrag.metrics import mean
+from gistrag.report import Table, in_markdown, percent, summarised
+
+ROOT = Path(__file__).parents[2]
+SUMMARY = ROOT / "notebooks" / "results" / "summary.json"
+BREADTH = ROOT / "tests" / "data" / "breadth.jsonl"
+PAGES = ("README.md", "README.ko.md", "gistrag/adapters/smollm2-135m-instruct/README.md")
+RATES = (2, 4, 8, 16)
+KOREAN = {
+    "arm": "방식", "slots": "슬롯", "exact match": "정확히 일치", "F1 kept of text": "텍스트 대비 F1",
+    "bytes a source token": "원문 토큰당 바이트", "**text**": "**텍스트**", "text, no adapter": "텍스트, 어댑터 없음",
+    **{f"gists of {rate} tokens": f"{rate}토큰짜리 기스트" for rate in RATES},
+}  # fmt: skip
+
+BESIDE = ("16-bit", "frontier")
+NOTE = "The right passage alone, refusals, other orders and the same slots for both: with gists in 16 bits."
+
+Figures = dict[str, Any]
+
+
+def main() -> None:
+    """Evaluate what is not evaluated yet, and write everything that shows figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("evaluation"))
+    given = parser.parse_args()
+
+    held_out = [str(given.file), "--held-out", "--seed", "0", "--top-k", "3"]
+    thousand = [*held_out, "--questions", "1000", "--passkey", "0"]
+    few = ["--no-oracle", "--unanswerable", "0", "--orders", "0"]
+    plain = ["--kv-cache-dtype", "auto"]
+    runs = {
+        "questions": [*thousand, *few, "--arms", "none,untuned,text,gist"],
+        "16-bit": [*thousand, *plain, "--repeats", "0", "--arms", "text,gist"],
+        "frontier": [*held_out, *plain, "--frontier", "--questions", "100", "--probes", "0", "--repeats", "1"],
+        "breadth": [str(BREADTH), "--top-k", "3", "--no-oracle", "--probes", "0", "--passkey", "0", "--orders", "0",
+                    "--repeats", "0", "--arms", "untuned,text,gist"],
+    }  # fmt: skip
+    for name, arguments in runs.items():
+        if code := evaluate.main([*arguments, "--output", str(given.work / name)]):
+            raise SystemExit(code)
+    summary = gathered(given.work)
+    SUMMARY.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(with_tables(path.read_text("utf-8"), summary, is_korean=page.endswith(".ko.md")), "utf-8")
+    subprocess.run(["jupyter-execute", "--inplace", "04_results.ipynb"], cwd=SUMMARY.parents[1], check=True)
+
+
+def gathered(work: Path) -> Figures:
+    """Return the summary of the questions, with what the other evaluations add to it."""
+    found = {name: json.loads((work / name / "summary.json").read_text("utf-8")) for name in ("questions", *BESIDE)}
+    summary, exact, frontier = found.values()
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
+    return {
+        **summary,
+        "commit": git.stdout.strip(),
+        "parts": {**exact["parts"], **summary["parts"]},
+        **{name: exact[name] for name in ("mixing", "orders")},
+        "frontier": frontier["frontier"],
+        "storage": storage(rows_in(work / "questions"), rows_in(work / "16-bit")),
+        "breadth": breadth(rows_in(work / "breadth")),
+        "notes": [*summary["notes"], NOTE],
+    }
+
+
+def rows_in(folder: Path) -> list[Row]:
+    """Return the answers of an evaluation."""
+    with Journal(folder / "rows.jsonl") as journal:
+        return [row for row in journal.rows.values() if "left_out" not in row]
+
+
+def storage(stored: list[Row], exact: list[Row]) -> dict[str, Figures]:
+    """Return for each gist arm what F1 loses, question by question, when its gists are stored as a build does it."""
+    by_arm: dict[str, dict[str, tuple[Row, Row]]] = {}
+    known = {(row["arm"], row["name"]): row for row in exact if row["part"] == "questions"}
+    for row in stored:
+        pair = known.get((row["arm"], row["name"]))
+        if pair and row["part"] == "questions" and row["arm"].startswith("gist "):
+            by_arm.setdefault(row["arm"], {})[row["name"]] = row, pair
+    return {arm: _lost(list(pairs.values())) for arm, pairs in by_arm.items()}
+
+
+def _lost(pairs: list[tuple[Row, Row]]) -> Figures:
+    tokens = sum(row["source_tokens"] for row, _ in pairs)
+    return {
+        "count": len(pairs),
+        "f1_lost": vars(mean([other["f1"] - row["f1"] for row, other in pairs])),
+        "same_words": sum(row["said"] == other["said"] for row, other in pairs) / len(pairs),
+        "bytes": sum(row["stored_bytes"] for row, _ in pairs) / tokens,
+        "bytes_in_16_bits": sum(other["stored_bytes"] for _, other in pairs) / tokens,
+    }
+
+
+def breadth(rows: list[Row]) -> dict[str, dict[str, Figures]]:
+    """Return the figures of every arm by sort of text, of all sorts, of whole documents, and of what nothing says."""
+    names: dict[str, list[Row]] = {}
+    for row in rows:
+        sort = row["part"] if row["part"] in (WHOLE, "refusal") else row["article"].partition("/")[0]
+        called = {"refusal": ["what nothing says"], "unanswerable": ["what nothing says"], WHOLE: ["whole documents"]}
+        for name in called.get(sort, [sort, "all of these"]):
+            names.setdefault(name, []).append({**row, "part": "questions", "name": f"{row['part']} {row['name']}"})
+    listed = sorted(names, key=lambda name: (" " in name, name))
+    found = {name: summarised(names[name])["parts"]["questions"] for name in listed}
+    return {
+        name: {arm: one for arm, one in arms.items() if one["count"] == arms["text"]["count"]}
+        for name, arms in found.items()
+    }
+
+
+def tables(summary: Figures) -> dict[str, Table]:
+    """Return the tables that pages show, by the name in their comment."""
+    parts, storage = summary["parts"], summary["storage"]
+    arms = ["text untuned", "text", *(f"gist {rate}" for rate in RATES)]
+    main = [(_called(arm), parts["questions"][arm], arm) for arm in arms]
+    kept = ["exact match", "F1", "F1 kept of text", "bytes a source token"]
+    sizes = {arm: f"{found['bytes']:,.0f}" for arm, found in storage.items()}
+    return {
+        "questions": (
+            ["arm", *kept],
+            [[name, *(percent(one[figure]) for figure in ("em", "f1", "f1_kept")), sizes.get(arm, "")]
+             for name, one, arm in main],
+        ),
+        "details": (
+            ["arm", "of the answers text gets right", "the right passage alone, F1", "F1 lost beside two others",
+             "refused where nothing answers", "planted facts, exactly", "said, and in no passage"],
+            [[name, percent(one["retention"]), percent(parts["oracle"][arm]["f1"]),
+              points(summary["mixing"][arm]["questions"]), percent(parts["refusal"][arm]["refused"]),
+              percent(parts["probes"][arm]["em"]), percent(one["hallucinated"])] for name, one, arm in main[1:]],
+        ),
+        "frontier": (
+            ["slots", *(_called(arm) for arm in arms[1:])],
+            [[f"{int(budget):,}", *(percent(found[arm]["f1"]) for arm in arms[1:])]
+             for budget, found in summary["frontier"].items()],
+        ),
+        "frontier more": (
+            ["slots", *(_called(arm) for arm in arms[2:])],
+            [[f"{int(budget):,}", *(points(found[arm]["f1_more"]) for arm in arms[2:])]
+             for budget, found in summary["frontier"].items()],
+        ),
+        "storage": (
+            ["gists of", "F1 lost to 8 bits", "in the same words, %", "bytes a source token, 8 bits", "16 bits"],
+            [[arm.removeprefix("gist ") + " tokens", points(found["f1_lost"]), f"{100 * found['same_words']:.0f}",
+              f"{found['bytes']:,.0f}", f"{found['bytes_in_16_bits']:,.0f}"] for arm, found in storage.items()],
+        ),
+        "breadth": (
+            ["F1, of questions about", "questions", *(_called(arm) for arm in arms)],
+            [[sort, str(found["text"]["count"]), *(percent(found[arm]["f1"]) if arm in found else "" for arm in arms)]
+             for sort, found in summary["breadth"].items()],
+        ),
+    }  # fmt: skip
+
+
+def points(estimate: Figures) -> str:
+    """Return a difference in percentage points with its interval.
+
+    >>> points({"value": 0.011, "low": -0.002, "high": 0.02})
+    '+1.1 (-0.2 to +2.0)'
+    """
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * estimate[name] for name in ("value", "low", "high")))
+
+
+def _called(arm: str) -> str:
+    """Return what tables call an arm."""
+    name, _, rate = arm.partition(" ")
+    return {"text": "**text**", "text untuned": "text, no adapter"}.get(arm) or f"{name}s of {rate} tokens"
+
+
+def with_tables(page: str, summary: Figures, *, is_korean: bool = False) -> str:
+    """Return a page with the tables whose names stand in comments of it: `<!-- table: questions -->`.
+
+    Raises:
+        KeyError: there is no table of that name.
+    """
+    made = tables(summary)
+
+    def table(found: re.Match[str]) -> str:
+        headers, rows = made[found[2]]
+        cells = [headers, *rows]
+        if is_korean:
+            cells = [[KOREAN.get(cell, cell) for cell in line] for line in cells]
+        return f"{found[1]}\n\n{in_markdown((cells[0], cells[1:]))}\n"
+
+    return re.sub(r"(<!-- table: ([\w ]+) -->)\n\n(?:\|.*\n)*", table, page)
+
+
+if __name__ == "__main__":
+    main()
