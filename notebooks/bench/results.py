@@ -103,9 +103,9 @@ def storage(stored: list[Row], exact: list[Row]) -> dict[str, Figures]:
     known = {(row["arm"], row["name"]): row for row in exact if row["part"] == "questions"}
     for row in stored:
         pair = known.get((row["arm"], row["name"]))
-        if pair and row["part"] == "questions" and row["arm"].startswith("gist "):
+        if pair and row["part"] == "questions":
             by_arm.setdefault(row["arm"], {})[row["name"]] = row, pair
-    return {arm: _lost(list(pairs.values())) for arm, pairs in by_arm.items()}
+    return {f"gist {rate}": _lost(list(by_arm[f"gist {rate}"].values())) for rate in RATES}
 
 
 def _lost(pairs: list[tuple[Row, Row]]) -> Figures:
