@@ -15,8 +15,9 @@ demo: $(INSTALLED)
 test: check
 	$(PYTEST)
 
+# One more process than processors, as many of these tests wait for another process.
 fast: check
-	$(PYTEST) -m "not model"
+	$(PYTEST) -m "not model" -n $$($(BIN)/python -c "import os; print(min(4, os.cpu_count() + 1))")
 
 # A browser for the tests of the page, where there is none and this is root on a Debian; without one they are skipped.
 browser:
