@@ -85,7 +85,7 @@ class IndexSettings:
         chunk_tokens: most tokens of the model's own tokenizer in one chunk.
         quantize: ``"nf4"`` loads the model in 4 bits (bitsandbytes), ``"none"`` as it is stored.
         kv_cache_dtype: numbers of gist files: ``"auto"`` for those of the model, ``"int8"`` for half of the bytes and
-            the same answers, ``"int4"`` for a quarter.
+            answers as good, ``"int4"`` for a quarter.
         min_quality: fidelity that the gists of a chunk are to have, 0 to 1; chunks below get more gists, and are read
             as text by mode ``auto`` where that does not help. 0 measures none.
 
