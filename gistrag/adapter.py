@@ -43,7 +43,7 @@ def _uncompiled() -> Iterator[None]:
         torch.compile = kept
 
 
-with _uncompiled():  # peft imports bitsandbytes, and four spare functions there would load torch's compiler: 1.5 s
+with _uncompiled():  # peft imports bitsandbytes, and four spare functions there would load torch's compiler: 1.4 s
     import peft
 
 VECTORS = "gist_vectors.safetensors"

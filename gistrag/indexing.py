@@ -248,8 +248,8 @@ class Builder:
         if needed > free:
             raise ResourceError(
                 f"the gists need {needed:,} bytes ({megabytes(needed)}), {self._store.folder} has {free:,} "
-                f"({megabytes(free)}) free; free some, put --index on another disk, raise --tokens-per-gist, or store "
-                "them in 4 bits (--kv-cache-dtype int4)"
+                f"({megabytes(free)}) free; free some, put --index on another disk, raise --tokens-per-gist, or keep "
+                "them in fewer bits (--kv-cache-dtype)"
             )
 
     def _stored_bytes(self, gists: int) -> int:
