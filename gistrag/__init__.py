@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gistrag.errors import GistRAGError
 
 if TYPE_CHECKING:
-    from gistrag.answering import Answer, Options, Source, Stream, Timings, Usage
+    from gistrag.answering.answering import Answer, Options, Source, Stream, Timings, Usage
     from gistrag.rag import Engine, GistRAG
     from gistrag.settings import IndexSettings
 
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it would complain of optional kernels
 
 _HOMES = {
-    **dict.fromkeys(("Answer", "Options", "Source", "Stream", "Timings", "Usage"), "gistrag.answering"),
+    **dict.fromkeys(("Answer", "Options", "Source", "Stream", "Timings", "Usage"), "gistrag.answering.answering"),
     **dict.fromkeys(("Engine", "GistRAG"), "gistrag.rag"),
     "IndexSettings": "gistrag.settings",
 }

@@ -1,6 +1,6 @@
 """`python -m gistrag` is `gistrag`."""
 
-from gistrag.cli import run
+from gistrag.cli.main import run
 
 if __name__ == "__main__":
     run()

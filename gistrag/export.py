@@ -1,79 +1,222 @@
-"""`gistrag export`: chosen chunks of an index in a form that other programs load."""
+"""Chosen chunks as one adapter that peft loads on the base model: a CARTRIDGE.
+
+peft's CARTRIDGE (Eyuboglu et al. 2025, arXiv 2506.06266) is a KV cache that stands before every prompt. peft knows no
+gaps between its slots: behind *n* of them a prompt begins at position *n*. The gaps of a spread memory survive all the
+same. A rotated key only knows its distance to who looks at it, so the whole memory is moved until it ends at *n*::
+
+    here    prefix 0…P       first chunk P…P+n₁        second chunk …    question from P+n₁+n₂ on
+    peft    prefix s…s+P     first chunk s+P…s+P+n₁    second chunk …    question from n on,   s = n - (P+n₁+n₂) ≤ 0
+
+The logits are those of `gistrag.model.generation.generate` behind the same chunks, if the model that loads the
+cartridge is the one that reads questions here: the base, with the adapter merged into it where there is one.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import typer
+from gistrag.compression.compress import compress
+from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundError, ResourceError, UsageError
+from gistrag.index.schema import ChunkRow
+from gistrag.index.store import Store
+from gistrag.kv.cache import GistCache, Layout, Memory, concatenate
+from gistrag.model.adapter import cartridge_files
+from gistrag.model.generation import read_text
+from gistrag.model.gist_model import GistModel
+from gistrag.storage import files
 
-from gistrag import command
-from gistrag.errors import UsageError
+logger = logging.getLogger("gistrag")
 
-app = command.application()
+FACTS_FILE = "cartridge.json"
+CARD_FILE = "README.md"
 
 
-@app.command(
-    "export",
-    epilog=command.examples(
-        "gistrag export --scope safety.md -o safety-cartridge/",
-        "gistrag export --chunk 12 --chunk 7 -o two-chunks/ --index notes-index/",
-    ),
-)
-def export(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write: none yet, or empty.")
-    ],
-    index: command.Index = command.INDEX,
-    form: Annotated[
-        Literal["cartridge"], typer.Option("--format", help="cartridge is a KV cache as an adapter for peft.")
-    ] = "cartridge",
-    chunk: Annotated[
-        list[int] | None, typer.Option("--chunk", metavar="ID", help="A chunk, by its number; repeatable.")
-    ] = None,
-    scope: Annotated[
-        list[str] | None, typer.Option("--scope", metavar="PATH", help="All chunks of a document; repeatable.")
-    ] = None,
-    device: command.Device = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
-) -> None:
-    """Write the gist caches of chosen chunks as one adapter that peft loads on the base model.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cartridge:
+    """A memory of chosen chunks that ends where peft lets a prompt begin.
 
-    Documents come first, each in its order, then single chunks in the order given.
+    Attributes:
+        memory: prefix and chunks; ``next_position`` is the number of its slots.
+        chunks: in the order of the memory; texts: ids of those that were read as text, which stand last; again: of
+            those that were compressed again, because their heads keep different numbers of tokens.
+        source_tokens: tokens the chunks have; layout: of the gists.
     """
-    if not (chunk or scope):
+
+    memory: Memory
+    chunks: tuple[ChunkRow, ...]
+    texts: tuple[int, ...]
+    again: tuple[int, ...]
+    source_tokens: int
+    layout: Layout
+
+
+def chosen(store: Store, ids: Iterable[int], scopes: Iterable[str]) -> list[ChunkRow]:
+    """Return the chunks of whole documents, in their order, and then those of single numbers; none of them twice.
+
+    Raises:
+        UsageError: no such document or chunk, or none was named.
+    """
+    found: dict[int, ChunkRow] = {}
+    for path in scopes:
+        listed = store.chunks(sorted(store.select(None, path) or ()))
+        found |= {chunk.id: chunk for chunk in sorted(listed, key=lambda chunk: chunk.ordinal)}
+    for number in ids:
+        if not (single := store.chunks([number])):
+            raise UsageError(f"no chunk {number} in {store.folder}; gistrag inspect --document PATH lists them")
+        found.setdefault(number, single[0])
+    if not found:
         raise UsageError("no chunks; name some with --chunk, or a document with --scope")
-    with command.loading():
-        from gistrag import cartridge
-        from gistrag.rag import GistRAG
-
-        rag = GistRAG.open(index, device=device)
-    with rag, rag.store.snapshot():
-        made = cartridge.assemble(rag.store, rag.model, cartridge.chosen(rag.store, chunk or (), scope or ()))
-        facts = cartridge.save(made, rag.model, output, name=rag.store.settings.model)
-    if as_json:
-        command.print_json({"output": str(output), **facts})
-    else:
-        print(_line(facts, output))
+    return list(found.values())
 
 
-def _line(facts: dict[str, Any], output: Path) -> str:
-    texts, again = (sum(chunk[name] for chunk in facts["chunks"]) for name in ("as_text", "compressed_again"))
-    read = f", {texts:,} of them read as text" if texts else ""
-    read += f", {again:,} compressed again, alike for every head" if again else ""
-    merge = "; merge its adapter into the base before loading it" if facts["adapter"] else ""
-    counts = f"{len(facts['chunks']):,} chunks{read}, {facts['slots']:,} slots for {facts['source_tokens']:,} tokens"
-    return f"{output}: {counts}, for {facts['base']}{merge}"
+def assemble(store: Store, model: GistModel, chunks: Sequence[ChunkRow]) -> Cartridge:
+    """Return the chunks as one memory; those without a sound gist are read as text, behind the others.
+
+    Spread if the window holds them so, packed else, as in an answer.
+
+    A cartridge has the same slots for every head, and adaptive gists have not: their chunks are compressed again, as
+    selected gists of the same number.
+
+    Raises:
+        ContextOverflowError: the window holds them in neither layout.
+    """
+    gists = {chunk.id: cache for chunk in chunks if (cache := _gists(store, chunk)) is not None}
+    again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].has_holes]
+    gists |= _evened(model, again, store.settings.tokens_per_gist)
+    texts = {chunk.id: model.encode_passage(chunk.text, chunk.heading) for chunk in chunks if chunk.id not in gists}
+    caches = [model.prefix, *(cache.to(model.device) for cache in gists.values())]
+    ids = [token for text in texts.values() for token in text]
+    layout = _layout(model, caches, len(ids))
+    span = sum(cache.span(layout) for cache in caches)
+    start = sum(cache.gists for cache in caches) - span
+    memory = read_text(model, concatenate(caches, model.rope, layout=layout, start=start), ids)
+    return Cartridge(
+        memory=memory,
+        chunks=tuple(sorted(chunks, key=lambda chunk: chunk.id in texts)),
+        texts=tuple(texts),
+        again=tuple(chunk.id for chunk in again),
+        source_tokens=sum(cache.source_tokens for cache in caches[1:]) + len(ids),
+        layout=layout,
+    )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export chunks and return the exit code."""
-    return command.run(app, argv, program="gistrag export")
+def _gists(store: Store, chunk: ChunkRow) -> GistCache | None:
+    if chunk.gist_key is None:
+        return None
+    try:
+        return store.load(chunk.gist_key)
+    except (CorruptGistError, GistNotFoundError) as error:
+        logger.warning("read as text: %s", error)
+        return None
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _evened(model: GistModel, chunks: Sequence[ChunkRow], tokens_per_gist: int) -> dict[int, GistCache]:
+    """Return selected gists of chunks by their ids; those of each head stand for the same number of tokens."""
+    ids = [model.encode_passage(chunk.text, chunk.heading) for chunk in chunks]
+    caches = compress(model, ids, placement="selected", tokens_per_gist=tokens_per_gist)
+    return {chunk.id: cache for chunk, cache in zip(chunks, caches, strict=True)}
+
+
+def _layout(model: GistModel, caches: Sequence[GistCache], text_tokens: int) -> Layout:
+    """Return the layout in which the window has room for the caches and at least one position more."""
+    needed = {layout: sum(cache.span(layout) for cache in caches) + text_tokens for layout in ("spread", "packed")}
+    for layout in ("spread", "packed"):
+        if needed[layout] < model.window:
+            return layout
+    raise ContextOverflowError(
+        f"the chunks take {needed['packed']} positions, the model's window has {model.window}; choose fewer"
+    )
+
+
+def save(cartridge: Cartridge, model: GistModel, folder: Path, *, name: str) -> dict[str, Any]:
+    """Write the adapter into *folder*, private as gists are, and return what is said of it there.
+
+    Args:
+        name: of the base model, as the index knows it.
+
+    Raises:
+        UsageError: there is something at *folder* already.
+        ResourceError: the disk is too small.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"expected nothing or an empty folder at {folder}, found something; name another --output")
+    needed, free = cartridge.memory.kv.nbytes, files.free_bytes(folder)
+    if needed > free:
+        raise ResourceError(f"the cartridge needs {needed:,} bytes, {folder} has {free:,} free; free some")
+    base = model.weights if Path(name).expanduser().exists() else name  # not where the model lies on this machine
+    facts = _facts(cartridge, model, base)
+    written = cartridge_files(cartridge.memory.kv, base=base)
+    written[FACTS_FILE] = (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
+    written[CARD_FILE] = _card(facts).encode()
+    files.make_folder(folder)
+    for file, data in written.items():
+        files.write_atomic(folder / file, data)
+    return facts
+
+
+def _facts(cartridge: Cartridge, model: GistModel, base: str) -> dict[str, Any]:
+    return {
+        "base": base,
+        "base_sha256": model.weights,
+        "adapter": model.adapter.identity if model.adapter else None,
+        "slots": cartridge.memory.slots,
+        "source_tokens": cartridge.source_tokens,
+        "layout": cartridge.layout,
+        "before_question": f"{model.prompt.before_question} ",
+        "after_question": model.prompt.after_question,
+        "chunks": [
+            {
+                "chunk": chunk.id,
+                "path": chunk.path,
+                "page": chunk.page,
+                "heading": list(chunk.heading),
+                "start": chunk.start,
+                "end": chunk.end,
+                "as_text": chunk.id in cartridge.texts,
+                "compressed_again": chunk.id in cartridge.again,
+            }
+            for chunk in cartridge.chunks
+        ],
+    }
+
+
+def _card(facts: dict[str, Any]) -> str:
+    """Return what a person who finds the folder must know."""
+    places = "\n".join(f"- {chunk['path']}, characters {chunk['start']} to {chunk['end']}" for chunk in facts["chunks"])
+    merged = (
+        "\nQuestions were read with a gistrag adapter in the index this comes from. Merge that adapter into the base "
+        f"model first\n(sha256 of its folder: `{facts['adapter']}`).\n"
+        if facts["adapter"]
+        else ""
+    )
+    return _CARD.format(**{**facts, "places": places, "merged": merged})
+
+
+_CARD = """---
+library_name: peft
+tags: [cartridge, gistrag]
+---
+# {slots:,} slots that stand for {source_tokens:,} tokens
+
+A CARTRIDGE adapter for peft, written by `gistrag export`: the KV cache of these passages, which stands before every
+prompt.
+
+{places}
+
+It fits one base model only, `{base}`, whose weights have the sha256 `{base_sha256}`.
+{merged}
+The cache ends inside a prompt. Put the question between the two strings of `cartridge.json`:
+
+```python
+facts = json.load(open("cartridge.json"))
+prompt = facts["before_question"] + question + facts["after_question"]
+ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+```
+
+Keys and values can be turned back into text: this folder is as confidential as the passages.
+"""

@@ -15,18 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gistrag import files
-from gistrag.answering import Answer, Options, Stream
-from gistrag.catalog import adapter_name, find, find_adapter
-from gistrag.compression import making
-from gistrag.embedder import Embedder, Reranker
+from gistrag.answering.answering import Answer, Options, Stream
+from gistrag.compression.compress import making
 from gistrag.errors import IndexFolderError, UsageError
-from gistrag.indexing import Builder, SyncReport
-from gistrag.model import GistModel
+from gistrag.index.builder import Builder, SyncReport
+from gistrag.index.embedder import Embedder, Reranker
+from gistrag.index.retriever import Hit, Retriever
+from gistrag.index.store import Store
+from gistrag.model.gist_model import GistModel
+from gistrag.model.hub import adapter_name, find, find_adapter
 from gistrag.progress import Progress, Silence, Terminal
-from gistrag.retrieval import Hit, Retriever
 from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings, require_same
-from gistrag.store import Store
+from gistrag.storage import files
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class GistRAG:
             question: in words.
             top_k: how many chunks.
             scope: path of a document to stay in.
-            filters: see `gistrag.store.Store.select`.
+            filters: see `gistrag.index.store.Store.select`.
 
         Raises:
             UsageError: an empty question, ``top_k`` below 1, an unknown filter or document.
@@ -205,7 +205,7 @@ class GistRAG:
             return self._retriever.search(question, top_k=top_k, scope=scope, filters=filters)
 
     def query(self, question: str, **options: Any) -> Answer:
-        """Return the answer to a question; options are the fields of `gistrag.answering.Options`.
+        """Return the answer to a question; options are the fields of `gistrag.answering.answering.Options`.
 
         Raises:
             UsageError: an empty question, or an option out of range.

@@ -35,13 +35,13 @@ class AdapterSettings:
     """What an adapter was trained for, saved beside its weights.
 
     Attributes:
-        base: sha256 of the weights of its base model, see `gistrag.catalog.weights_sha256`.
+        base: sha256 of the weights of its base model, see `gistrag.model.hub.weights_sha256`.
         placement: where the gists it makes come from.
         index_placement, tokens_per_gist: what answers best with it, the defaults of an index built with it.
         rates: all tokens per gist it was trained at.
         everywhere: it acts on text as well; an ablation.
         prefix: the shared prefix it was trained behind.
-        held_out: share of the articles that was kept out of its training, see `gistrag.tasks.split_by_article`.
+        held_out: share of the articles that was kept out of its training, see `gistrag.qa.dataset.split_by_article`.
         recipe: what made it; not interpreted.
     """
 
@@ -80,7 +80,7 @@ class IndexSettings:
         model: hub id, local folder or catalogue name of the model that compresses and answers.
         embedder: hub id, local folder or catalogue name of the sentence-embedding model.
         adapter: folder or catalogue name of the trained adapter, or ``"none"``.
-        placement: where a chunk's gists come from; see `gistrag.compression`.
+        placement: where a chunk's gists come from; see `gistrag.compression.compress`.
         tokens_per_gist: source tokens one gist stands for, at least 1. 1 keeps the full KV cache.
         chunk_tokens: most tokens of the model's own tokenizer in one chunk.
         quantize: ``"nf4"`` loads the model in 4 bits (bitsandbytes), ``"none"`` as it is stored.

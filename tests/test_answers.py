@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from soak.stand_in import standing_in
+from support.fake_compressor import standing_in
 
 from gistrag import GistRAG
-from gistrag.cache import concatenate
-from gistrag.cases import Case, Passage
-from gistrag.compression import compress
-from gistrag.evaluation import Arm, Examiner
-from gistrag.generation import generate, read_text
-from gistrag.retrieval import Hit
+from gistrag.compression.compress import compress
+from gistrag.evaluation.cases import Case, Passage
+from gistrag.evaluation.runner import Arm, Examiner
+from gistrag.index.retriever import Hit
+from gistrag.kv.cache import concatenate
+from gistrag.model.generation import generate, read_text
 
 pytestmark = pytest.mark.model
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import conftest
 import pytest
-from hostile import SEEDS, bombs
+from support.hostile_files import SEEDS, bombs
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
@@ -192,7 +192,7 @@ def heard(folder: Path, real: Mapping[str, bytes], *options: str) -> dict[str, A
         (folder / name / "harbour.md").write_text(f"# Harbour {name}\n\nThe harbour has three cranes.")
         for path, data in files.items():
             (folder / name / path).write_bytes(data)
-    script = Path(__file__).parent / "audited.py"
+    script = Path(__file__).parent / "support" / "audit_run.py"
     ran = subprocess.run(
         [sys.executable, script, folder, *options],
         stdout=subprocess.PIPE,
@@ -216,7 +216,7 @@ def require_expected(found: dict[str, Any], folder: Path) -> None:
     assert [] == rest
     assert not found["has_compiler"]
     assert 1 == len(workers)
-    assert f"{sys.executable} -P -m gistrag.worker " in workers[0]
+    assert f"{sys.executable} -P -m gistrag.documents.parser_worker " in workers[0]
     assert writes
     assert [] == [path for path in writes if not Path(path).is_relative_to(folder / "docs-index")]
     assert 2 == found["sources"]

@@ -19,15 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
+from support.pages import FENCE, PAGES, PROGRAM, ROOT, fences, parse, program_options, spans, spelt
 
-from gistrag import Answer, GistRAG, IndexSettings, Options, Source, build, cli, command, errors
-from gistrag.retrieval import Hit
-
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAM: Any = typer.main.get_command(cli.app)
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+from gistrag import Answer, GistRAG, IndexSettings, Options, Source, errors
+from gistrag.cli import build, command
+from gistrag.index.retriever import Hit
 
 # what the examples call their values; every page keeps to these names
 VALUES = {"rag": GistRAG, "notes": GistRAG, "manual": GistRAG, "answer": Answer, "source": Source, "hit": Hit}
@@ -35,16 +31,6 @@ PASSED_ON = {"from_folder": IndexSettings, "query": Options, "stream": Options}
 CHECKED_CALLS = ("from_folder", "open", "query", "stream", "retrieve", "sync")
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-
-
-def fences(page: Path, *languages: str) -> list[str]:
-    """Return the fenced blocks of a page that are in one of these languages."""
-    return [body for language, body in FENCE.findall(page.read_text("utf-8")) if language in languages]
-
-
-def spans(page: Path) -> list[str]:
-    """Return the `code` inside the sentences and tables of a page."""
-    return re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text("utf-8")))
 
 
 # Python
@@ -131,25 +117,6 @@ def command_lines(page: Path) -> Iterator[list[str]]:
         stops = [at for at, word in enumerate(words) if set(word) <= set("<>|&;")]
         if words[:1] == ["gistrag"]:
             yield words[1 : stops[0] if stops else None]
-
-
-def program_options() -> set[str]:
-    """Return the options of the program itself."""
-    return {option for parameter in PROGRAM.params for option in spelt(parameter)}
-
-
-def parse(words: list[str]) -> None:
-    """Parse a command line as the program does, without running it."""
-    name, *rest = words
-    if name in program_options() and not rest:
-        return
-    with PROGRAM.commands[name].make_context(name, rest):
-        pass
-
-
-def spelt(parameter: Any) -> list[str]:
-    """Return the long spellings of an option, that of its opposite too."""
-    return [option for option in (*parameter.opts, *parameter.secondary_opts) if option[:2] == "--"]
 
 
 def options_of(verb: str) -> set[str]:

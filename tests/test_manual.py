@@ -20,11 +20,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HashEmbedder, tiny_model
-from serving import serving
-from test_docs import PAGES, ROOT, fences, parse
+from support.live_server import serving
+from support.pages import PAGES, ROOT, fences, parse
+from support.tiny_models import HashEmbedder, tiny_model
 
-from gistrag import cli, rag
+from gistrag import rag
+from gistrag.cli import main
 from gistrag.rag import Engine, GistRAG
 
 ELSEWHERE = {"llama-index", "langchain", "server", "mcp"}  # run by other tests, see above
@@ -116,7 +117,7 @@ def test_command_lines_run(page: Path, place: Path, monkeypatch: pytest.MonkeyPa
             continue
         with contextlib.redirect_stdout(io.StringIO()) as shown:
             monkeypatch.setattr(sys, "stdin", io.StringIO(Path(reads).read_text("utf-8") if reads else ""))
-            code = cli.main(words[1:])
+            code = main.main(words[1:])
         assert code == 0 or words[1] == "models", (words, shown.getvalue())  # 2 where the real models are missing
 
 
@@ -131,7 +132,7 @@ def test_other_lines_name_what_exists(page: Path) -> None:
         if words[0] == "make":
             assert set(words[1:]) <= set(targets)
         if words[0] == "torchrun":
-            parse(["train", *words[words.index("gistrag.train") + 1 :]])
+            parse(["train", *words[words.index("gistrag") + 2 :]])
         if words[0] == "pip":
             named = {extra for word in words for extra in re.findall(r"^\.\[(.*)\]$", word)}
             assert {one for extra in named for one in extra.split(",")} <= set(project["optional-dependencies"])
@@ -139,7 +140,7 @@ def test_other_lines_name_what_exists(page: Path) -> None:
 
 def test_what_is_only_parsed_is_still_a_command() -> None:
     """The list of commands that are not run here names nothing that is gone."""
-    assert set(PARSED_ONLY) <= {verb.__name__.partition(".")[2] for verb in cli.VERBS}
+    assert set(PARSED_ONLY) <= {verb.__name__.rpartition(".")[2] for verb in main.VERBS}
 
 
 # With the real models
@@ -156,8 +157,8 @@ def test_a_cartridge_answers_through_peft(
     (tmp_path / "docs").mkdir()
     text = "# Building\n\nA build does not follow symbolic links, whatever they point to."
     (tmp_path / "docs" / "safety.md").write_text(text, "utf-8")
-    assert 0 == cli.main(["build", "docs/", "--index", "index/", "--tokens-per-gist", "1", "--json"])
-    assert 0 == cli.main(["export", "--scope", "safety.md", "--output", "safety-cartridge/", "--json"])
+    assert 0 == main.main(["build", "docs/", "--index", "index/", "--tokens-per-gist", "1", "--json"])
+    assert 0 == main.main(["export", "--scope", "safety.md", "--output", "safety-cartridge/", "--json"])
     capsys.readouterr()
 
     run_python(page, fences(page, "python"))

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
+from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag import progress
-from gistrag.answering import NO_DOCUMENTS
+from gistrag.answering.answering import NO_DOCUMENTS
 from gistrag.errors import (
     FingerprintMismatchError,
     IncompleteIndexError,
@@ -22,11 +22,11 @@ from gistrag.errors import (
     IndexLockedError,
     UsageError,
 )
-from gistrag.indexing import SyncReport
-from gistrag.model import GistModel
+from gistrag.index.builder import SyncReport
+from gistrag.index.store import Store
+from gistrag.model.gist_model import GistModel
 from gistrag.rag import Engine, GistRAG
 from gistrag.settings import AdapterSettings, IndexSettings
-from gistrag.store import Store
 
 TEXTS = {
     "mills.md": "The mill stands by the river and grinds the wheat of the whole valley.",

@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gistrag.cases import Plan, cases, indexed
-from gistrag.catalog import find, find_adapter
-from gistrag.embedder import Embedder
-from gistrag.evaluation import Arm, Examiner, Journal, Memories, gist_arm, rows_of, unanswered
-from gistrag.fidelity import Repeated
-from gistrag.metrics import mean
-from gistrag.model import GistModel
+from gistrag.compression.fidelity import Repeated
+from gistrag.evaluation.cases import Plan, cases, indexed
+from gistrag.evaluation.runner import Arm, Examiner, Journal, Memories, gist_arm, rows_of, unanswered
+from gistrag.index.embedder import Embedder
+from gistrag.model.gist_model import GistModel
+from gistrag.model.hub import find, find_adapter
+from gistrag.qa.dataset import read_contexts, split_by_article
+from gistrag.qa.metrics import mean
 from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, AdapterSettings
-from gistrag.tasks import read_contexts, split_by_article
 
 GROUPS = 5
 FLOORS = (0.5, 0.7, 0.8, 0.9, 0.95)

@@ -30,15 +30,15 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gistrag.cases import Case, Passage
-from gistrag.compression import compress
-from gistrag.evaluation import Arm, gist_arm
-from gistrag.examples import Sampler
-from gistrag.model import GistModel
-from gistrag.planner import Shape, plan
-from gistrag.tasks import Context, Task
-from gistrag.timing import Stopwatch, peak_bytes, reset_peak
-from gistrag.training import RECIPES, Trainer
+from gistrag.compression.compress import compress
+from gistrag.evaluation.cases import Case, Passage
+from gistrag.evaluation.runner import Arm, gist_arm
+from gistrag.evaluation.speed import Stopwatch, peak_bytes, reset_peak
+from gistrag.model.gist_model import GistModel
+from gistrag.qa.dataset import Context, Task
+from gistrag.training.planner import Shape, plan
+from gistrag.training.sampler import Sampler
+from gistrag.training.trainer import RECIPES, Trainer
 
 CAP_BYTES = 24_000_000_000
 LLAMA_3_8B = {

@@ -22,11 +22,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from gistrag import evaluate
-from gistrag.cases import WHOLE
-from gistrag.evaluation import Journal, Row
-from gistrag.metrics import mean
-from gistrag.report import Table, in_markdown, percent, summarised
+from gistrag.cli import evaluate
+from gistrag.evaluation.cases import WHOLE
+from gistrag.evaluation.report import Table, in_markdown, percent, summarised
+from gistrag.evaluation.runner import Journal, Row
+from gistrag.qa.metrics import mean
 
 ROOT = Path(__file__).parents[2]
 SUMMARY = ROOT / "notebooks" / "results" / "summary.json"

@@ -26,12 +26,16 @@ from typing import Any
 
 import torch
 
-from gistrag import GistRAG, documents, files, gistfile, readers, schema, store, worker
-from gistrag.bench import machine
-from gistrag.cache import GistCache
+from gistrag import GistRAG
+from gistrag.cli.bench import machine
+from gistrag.documents import discovery, parser_worker, readers
+from gistrag.index import schema, store
+from gistrag.index.store import Store
+from gistrag.kv import gist_file
+from gistrag.kv.cache import GistCache
 from gistrag.rag import Engine
 from gistrag.settings import IndexSettings
-from gistrag.store import Store
+from gistrag.storage import files
 
 GISTS, GIST_BYTES = 8, 400_000
 SHAPE = (30, 2, 3, -1, 64)  # of the default model
@@ -74,7 +78,7 @@ def careless() -> Iterator[None]:
     """Build without any of what keeps an index safe, for the length of the block."""
 
     def write_gist(self: Store, key: str, cache: GistCache) -> tuple[str, int]:
-        data = gistfile.encode(cache, key=key, fingerprint=self._gists_by)
+        data = gist_file.encode(cache, key=key, fingerprint=self._gists_by)
         self.gist_path(key).parent.mkdir(parents=True, exist_ok=True)
         self.gist_path(key).write_bytes(data)
         return "", len(data)
@@ -87,13 +91,13 @@ def careless() -> Iterator[None]:
         (files, "sync_file", lambda descriptor: None),
         (files, "sync_folder", lambda path: None),
         (schema, "BUILDER_PRAGMAS", pragmas),
-        (gistfile, "_seal", lambda tensors, metadata: ""),
+        (gist_file, "_seal", lambda tensors, metadata: ""),
         (store, "_row_sha256", lambda values: ""),
         (Store, "_write_gist", write_gist),
         (Store, "adopt", lambda self, key: False),
         (Store, "database_sha256", lambda self: ""),
         (GistCache, "is_finite", True),
-        (documents, "guarded_read", readers.read),
+        (discovery, "guarded_read", readers.read),
     ]
     kept = [
         (owner, name, getattr(owner, name) if owner is not GistCache else vars(owner)[name])
@@ -111,7 +115,7 @@ def careless() -> Iterator[None]:
 def built(docs: Path, engine: Engine, *, is_safe: bool) -> dict[str, float]:
     """Build an index of a folder and return the seconds, the CPU seconds of this process, and the tokens compressed."""
     with tempfile.TemporaryDirectory() as folder:
-        worker._worker(os.getpid()).close()  # the next one starts within the time
+        parser_worker._worker(os.getpid()).close()  # the next one starts within the time
         started_s, cpu_s = time.perf_counter(), time.process_time()
         with GistRAG.from_folder(docs, index=Path(folder, "index"), engine=engine) as rag:
             taken_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s

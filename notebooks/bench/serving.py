@@ -31,7 +31,7 @@ from typing import Any
 import httpx2 as httpx
 
 from gistrag import GistRAG
-from gistrag.bench import built_in_questions, machine
+from gistrag.cli.bench import built_in_questions, machine
 
 CHAT = "/v1/chat/completions"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
@@ -41,7 +41,7 @@ QUIET_S = 0.5  # OpenMP's threads spin a while after their work, on the cores of
 @contextmanager
 def server(index: Path, together: int) -> Iterator[str]:
     """Run a server for the length of the block and give its address."""
-    command = [sys.executable, "-m", "gistrag.serve", "--index", f"bench={index}", "--port", "0"]
+    command = [sys.executable, "-m", "gistrag", "serve", "--index", f"bench={index}", "--port", "0"]
     with subprocess.Popen([*command, "--together", str(together)], stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         told = next(line for line in running.stderr if line.startswith("serving"))

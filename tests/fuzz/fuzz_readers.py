@@ -2,7 +2,8 @@
 
     python tests/fuzz/fuzz_readers.py html /tmp/found -max_total_time=60
 
-The first argument is a suffix of `gistrag.readers.READERS`, or ``chunks`` for the step from text to chunks. The second
+The first argument is a suffix of `gistrag.documents.readers.READERS`, or ``chunks`` for the step from text to
+chunks. The second
 is a folder for what is found on the way; whatever follows is for libFuzzer. Inputs that fail are left where it runs.
 """
 
@@ -20,10 +21,10 @@ FOREIGN = ("pdf", "docx")  # their parsers are not ours: any exception of theirs
 
 def reader(suffix: str) -> Callable[[bytes], None]:
     """Return what reads bytes as a file with this suffix and judges the outcome."""
-    from hostile import judge
+    from support.hostile_files import judge
 
+    from gistrag.documents.readers import read
     from gistrag.errors import DocumentError
-    from gistrag.readers import read
 
     def once(data: bytes) -> None:
         judge(lambda: read(data, f"a.{suffix}"))
@@ -42,8 +43,8 @@ def reader(suffix: str) -> Callable[[bytes], None]:
 
 def word_reader() -> Callable[[bytes], None]:
     """Return what puts bytes into a Word document as its main part, since a changed archive is only a broken one."""
-    from files import with_part
-    from hostile import SEEDS as FILES
+    from support.hostile_files import SEEDS as FILES
+    from support.make_files import with_part
 
     read = reader("docx")
     return lambda data: read(with_part(FILES["python-docx.docx"], "word/document.xml", data))
@@ -51,11 +52,11 @@ def word_reader() -> Callable[[bytes], None]:
 
 def chunker() -> Callable[[bytes], None]:
     """Return what cuts bytes as the text of a document into chunks and judges them; the first byte chooses the kind."""
-    from hostile import require_whole
+    from support.hostile_files import require_whole
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from gistrag.chunking import Chunker
-    from gistrag.documents import Document
+    from gistrag.documents.chunking import Chunker
+    from gistrag.documents.discovery import Document
 
     alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))

@@ -7,8 +7,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-
-from soak.nursery import Nursery
+from support.process_pool import Nursery
 
 SEED = 20261124
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from soak.nursery import Child, Nursery
-from soak.stand_in import TOKENS_PER_GIST, write_documents
+from support.fake_compressor import TOKENS_PER_GIST, write_documents
+from support.process_pool import Child, Nursery
 
 OPTIONS = ["--chunk-tokens", "160", "--tokens-per-gist", str(TOKENS_PER_GIST)]
 READERS = 4

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from support import fake_compressor
+from support.fake_compressor import is_right, write_documents
 
-from gistrag.cache import GistCache
+from gistrag.cli.verify import check
 from gistrag.errors import CorruptGistError, FingerprintMismatchError, GistRAGError
+from gistrag.index.store import Store
+from gistrag.kv.cache import GistCache
 from gistrag.rag import Engine, GistRAG
-from gistrag.store import Store
-from gistrag.verify import check
-from soak import stand_in
-from soak.stand_in import is_right, write_documents
 
 Randomness = random.Random
-SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": stand_in.TOKENS_PER_GIST}
+SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
 VERSIONS = {"a": 1, "b": 1, "c": 1, "d": 1}
 PAGE_BYTES = 4096
 
@@ -91,8 +91,8 @@ class Shelf:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
-    with stand_in.standing_in():
-        yield Shelf(tmp_path_factory.mktemp("shelf"), stand_in.engine())
+    with fake_compressor.standing_in():
+        yield Shelf(tmp_path_factory.mktemp("shelf"), fake_compressor.engine())
 
 
 # Harm

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import fake_compressor
 
-from gistrag import gc
+from gistrag.cli import gc
+from gistrag.index.store import Store
 from gistrag.rag import Engine, GistRAG
-from gistrag.store import Store
-from soak import stand_in
 
-SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": stand_in.TOKENS_PER_GIST}
+SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with stand_in.standing_in():
-        yield stand_in.engine()
+    with fake_compressor.standing_in():
+        yield fake_compressor.engine()
 
 
 def secret(number: int, randomness: random.Random) -> str:
@@ -101,7 +101,7 @@ def test_deleted_document_is_gone_after_gc_where_a_reader_was_in_the_way(
     (docs / "secret.txt").write_text("The quokka1zebu.")
     GistRAG.from_folder(docs, index=index, engine=engine, **SETTINGS).close()
     (docs / "secret.txt").unlink()
-    monkeypatch.setattr("gistrag.store.BUSY_S", 0.1)
+    monkeypatch.setattr("gistrag.index.store.BUSY_S", 0.1)
     with Store.open(index) as reader, reader.snapshot():
         assert 2 == len(reader.documents())
         GistRAG.from_folder(docs, index=index, engine=engine, **SETTINGS).close()

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile import SEEDS, bombs, mutations
-from trial import tried
+from support.hostile_files import SEEDS, bombs, mutations
+from support.parse_trial import tried
 
-from gistrag.readers import is_document
-from gistrag.worker import MEMORY_BYTES, WALL_S, Worker
+from gistrag.documents.parser_worker import MEMORY_BYTES, WALL_S, Worker
+from gistrag.documents.readers import is_document
 
 MUTATIONS = 1_000
 REPOSITORY = Path(__file__).parents[2]

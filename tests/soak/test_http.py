@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import build, connect, exchange, hang_up, request, serving
+from support.live_server import build, connect, exchange, hang_up, request, serving
 
 from gistrag.rag import Engine
 

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import fake_compressor
+from support.fake_compressor import State, look_into, state_of, versions_in, write_documents
+from support.io_trace import Kind, Operation, ShortWrite, Watch, watched
 
-from gistrag import cli, indexing
+from gistrag.cli import main
+from gistrag.index import builder
+from gistrag.index.store import Store
 from gistrag.rag import Engine
-from gistrag.store import Store
-from soak import stand_in
-from soak.stand_in import State, look_into, state_of, versions_in, write_documents
-from soak.watching import Kind, Operation, ShortWrite, Watch, watched
 
-ARGUMENTS = ("--chunk-tokens", "160", "--tokens-per-gist", str(stand_in.TOKENS_PER_GIST), "--quiet", "--json")
+ARGUMENTS = ("--chunk-tokens", "160", "--tokens-per-gist", str(fake_compressor.TOKENS_PER_GIST), "--quiet", "--json")
 FIRST, SECOND = {"a": 1, "b": 1, "c": 1}, {"a": 2, "b": 1, "d": 1}
 
 
@@ -86,11 +87,11 @@ class Trial:
         self.committed: list[State] = []
 
     def build(self, index: Path) -> int:
-        return cli.main(["build", str(self.folder / "docs"), "--index", str(index), *ARGUMENTS])
+        return main.main(["build", str(self.folder / "docs"), "--index", str(index), *ARGUMENTS])
 
     def query(self, index: Path) -> int:
         asked = ["query", "Where is the crane?", "--index", str(index), "--max-new-tokens", "1", "--top-k", "9"]
-        return cli.main([*asked, "--quiet", "--json"])
+        return main.main([*asked, "--quiet", "--json"])
 
     def fresh(self, name: str = "index") -> Path:
         """Return a folder with the index as it was."""
@@ -130,10 +131,10 @@ class Trial:
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
     """A trial whose commands use stand-in models."""
-    engine = stand_in.engine()
-    with pytest.MonkeyPatch.context() as patch, stand_in.standing_in():
+    engine = fake_compressor.engine()
+    with pytest.MonkeyPatch.context() as patch, fake_compressor.standing_in():
         patch.setattr(Engine, "load", lambda *_, **__: engine)
-        patch.setattr(indexing, "BATCH_CHUNKS", 3)
+        patch.setattr(builder, "BATCH_CHUNKS", 3)
         yield Trial(tmp_path_factory.mktemp("trial"), engine)
 
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import fake_compressor
+from support.fake_compressor import State, look_into, versions_in, write_documents
+from support.process_pool import Child, Nursery
 
-from gistrag.gistfile import decode, read
+from gistrag.index.store import Store
+from gistrag.kv.gist_file import decode, read
 from gistrag.rag import Engine
-from gistrag.store import Store
-from soak import stand_in
-from soak.nursery import Child, Nursery
-from soak.stand_in import State, look_into, versions_in, write_documents
 
-OPTIONS = ["--chunk-tokens", "160", "--tokens-per-gist", str(stand_in.TOKENS_PER_GIST)]
+OPTIONS = ["--chunk-tokens", "160", "--tokens-per-gist", str(fake_compressor.TOKENS_PER_GIST)]
 DELAY_S = 0.01
 """What a stand-in gist takes; as in a real build, more than what putting it on the disk takes."""
 LIMIT_S = 5
@@ -139,10 +139,10 @@ def _state(told: object) -> State:
     return {path: tuple((text, has_gist) for text, has_gist in chunks) for path, chunks in told.items()}
 
 
-def _look_at_seals(index: Path) -> stand_in.Seen:
+def _look_at_seals(index: Path) -> fake_compressor.Seen:
     """Return what a reader finds where the gists are real ones: their hashes and seals say whether they are whole."""
     with Store.open(index) as store, store.snapshot():
-        state, wrong = stand_in.state_of(store), []
+        state, wrong = fake_compressor.state_of(store), []
         for row in store.gist_rows():
             try:
                 store.load(row.key)
@@ -151,12 +151,12 @@ def _look_at_seals(index: Path) -> stand_in.Seen:
                 )
             except Exception as error:
                 wrong.append(str(error))
-    return stand_in.Seen(state, tuple(wrong))
+    return fake_compressor.Seen(state, tuple(wrong))
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return stand_in.engine()
+    return fake_compressor.engine()
 
 
 def test_killed_builders_lose_nothing(

@@ -9,13 +9,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from support import fake_compressor
+from support.make_golden import DATA, FORMS, GISTS, contents, found_in
 
-from gistrag import verify
+from gistrag.cli import verify
 from gistrag.errors import FingerprintMismatchError
+from gistrag.index.schema import FORMAT_VERSION
 from gistrag.rag import GistRAG
-from gistrag.schema import FORMAT_VERSION
-from soak import stand_in
-from soak.golden import DATA, FORMS, GISTS, contents, found_in
 
 BYTES_MAX = 200_000
 FOLDERS = sorted(DATA.glob("golden-index-*"))
@@ -53,8 +53,8 @@ def test_golden_index_is_built_on(golden: Path, tmp_path: Path) -> None:
     """A build goes on with it, or refuses because its model was another; then --rebuild makes it again."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "new.txt").write_text("The lantern burns all night over the bridge.")
-    options = {"index": golden, "engine": stand_in.engine()}
-    with stand_in.standing_in():
+    options = {"index": golden, "engine": fake_compressor.engine()}
+    with fake_compressor.standing_in():
         try:
             GistRAG.from_folder(tmp_path / "docs", **options).close()
         except FingerprintMismatchError as error:

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-
-from soak.nursery import Nursery
-from soak.stand_in import TOKENS_PER_GIST, versions_in, write_documents
+from support.fake_compressor import TOKENS_PER_GIST, versions_in, write_documents
+from support.process_pool import Nursery
 
 OPTIONS = ["--chunk-tokens", "160", "--tokens-per-gist", str(TOKENS_PER_GIST)]
 

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
+from support import fake_compressor
+from support.crash_simulator import CHOICES, Disk, Image, write_image
+from support.fake_compressor import State, gist_of, ids_of, look_into, put, state_of
+from support.io_trace import Operation, Watch, watched
+from support.tiny_models import tiny_model
 
-from gistrag import backup, files, schema
+from gistrag.cli import backup
+from gistrag.index import schema
+from gistrag.index.retriever import write_snapshot
+from gistrag.index.store import Store
 from gistrag.rag import GistRAG
-from gistrag.retrieval import write_snapshot
-from gistrag.store import Store
-from soak import stand_in
-from soak.disk import CHOICES, Disk, Image, write_image
-from soak.stand_in import State, gist_of, ids_of, look_into, put, state_of
-from soak.watching import Operation, Watch, watched
+from gistrag.storage import files
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def recorded(folder: Path) -> Iterator[Log]:
 def life_of_an_index(folder: Path) -> None:
     """Add, make again, change, remove and clean up, in two builds."""
     with Store.build(folder) as store:
-        stand_in.configure(store)
+        fake_compressor.configure(store)
         put(store, "a.txt", ["the first of a", "the second of a"])
         store.commit()
         put(store, "b.txt", ["the only one of b"])
@@ -79,12 +81,12 @@ def life_of_an_index(folder: Path) -> None:
 
 def builds_of_a_folder(folder: Path) -> None:
     """The same through real builds of a folder of documents."""
-    docs, engine = folder.parent / "docs", stand_in.engine()
+    docs, engine = folder.parent / "docs", fake_compressor.engine()
     changes = ({"a": 1, "b": 1, "c": 1}, {"a": 2, "b": 1, "d": 1}, {"d": 1, "e": 3})
-    with stand_in.standing_in():
+    with fake_compressor.standing_in():
         for versions in changes:
-            stand_in.write_documents(docs, versions)
-            settings = {"chunk_tokens": 160, "tokens_per_gist": stand_in.TOKENS_PER_GIST}
+            fake_compressor.write_documents(docs, versions)
+            settings = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
             GistRAG.from_folder(docs, index=folder, engine=engine, **settings).close()
 
 
@@ -93,7 +95,7 @@ def copies_of_an_index(folder: Path) -> None:
     for texts in (["the first of a", "the second of a"], ["the first of a", "the second of a, changed"]):
         with Store.build(folder.with_name("source")) as store:
             if store.is_new:
-                stand_in.configure(store)
+                fake_compressor.configure(store)
             put(store, "a.txt", texts)
             write_snapshot(store)
             store.gc()
@@ -110,7 +112,7 @@ def build_again(folder: Path) -> None:
     """Take up an index as a build does."""
     with Store.build(folder) as store:
         if store.is_new:
-            stand_in.configure(store)
+            fake_compressor.configure(store)
         store.gc()
 
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import fake_compressor
+from support.fake_compressor import look_into, versions_in, write_documents
+from support.process_pool import Nursery
 
 from gistrag.errors import IncompleteIndexError
 from gistrag.rag import Engine, GistRAG
-from soak import stand_in
-from soak.nursery import Nursery
-from soak.stand_in import look_into, versions_in, write_documents
 
-SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": stand_in.TOKENS_PER_GIST}
+SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
 VERSIONS = {"a": 1, "b": 1}
 NAME = "0" * 64
 
@@ -71,8 +71,8 @@ def pipe(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with stand_in.standing_in():
-        yield stand_in.engine()
+    with fake_compressor.standing_in():
+        yield fake_compressor.engine()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_first_build_that_was_stopped_early(tmp_path: Path, template: Path, engi
 def test_log_that_a_kill_left(tmp_path: Path, nursery: Nursery, engine: Engine) -> None:
     """Commits that are only in the write-ahead log of a killed build are read, and a damaged log costs no more."""
     write_documents(tmp_path / "docs", {f"d{number}": 1 for number in range(6)})
-    options = ["--chunk-tokens", "160", "--tokens-per-gist", str(stand_in.TOKENS_PER_GIST)]
+    options = ["--chunk-tokens", "160", "--tokens-per-gist", str(fake_compressor.TOKENS_PER_GIST)]
     arguments = {"docs": str(tmp_path / "docs"), "index": str(tmp_path / "index"), "options": options}
     child = nursery.start("build", **arguments, delay_s=0.5)
     child.await_told("commit")

@@ -10,22 +10,22 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support import fake_compressor
+from support.fake_compressor import is_right, write_documents
 
-from gistrag.cache import GistCache
 from gistrag.errors import CorruptGistError, GistNotFoundError
+from gistrag.kv.cache import GistCache
 from gistrag.rag import Engine, GistRAG
-from soak import stand_in
-from soak.stand_in import is_right, write_documents
 
 TENANTS = 8
-SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": stand_in.TOKENS_PER_GIST}
+SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
 
 
 @pytest.fixture(scope="module")
 def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[GistRAG]]:
     """Indexes of the same documents and one of their own each, made and opened with one engine."""
-    folder, engine = tmp_path_factory.mktemp("tenants"), stand_in.engine()
-    with stand_in.standing_in(), ExitStack() as stack:
+    folder, engine = tmp_path_factory.mktemp("tenants"), fake_compressor.engine()
+    with fake_compressor.standing_in(), ExitStack() as stack:
         opened = []
         for number in range(TENANTS):
             docs = folder / f"docs{number}"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gistrag import GistRAG
-from gistrag.schema import ChunkRow
-from gistrag.store import Store
+from gistrag.index.schema import ChunkRow
+from gistrag.index.store import Store
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever

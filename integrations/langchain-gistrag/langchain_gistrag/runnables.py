@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from gistrag import Answer, GistRAG, Options, Stream
-from gistrag.answering import GivenTexts
+from gistrag.answering.answering import GivenTexts
 from gistrag.errors import UsageError
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.documents import Document

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HashEmbedder, one_thread, tiny_model
-from gistrag import Engine, GistRAG, Options, answering
-from gistrag.answering import NO_DOCUMENTS, NO_PASSAGES, Stream
+from gistrag import Engine, GistRAG, Options
+from gistrag.answering import answering
+from gistrag.answering.answering import NO_DOCUMENTS, NO_PASSAGES, Stream
 from gistrag.errors import UsageError
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 from pydantic import ValidationError
+from support.tiny_models import HashEmbedder, one_thread, tiny_model
 
 import langchain_gistrag
 from langchain_gistrag import GistRAGRetriever, GistRAGRunnable

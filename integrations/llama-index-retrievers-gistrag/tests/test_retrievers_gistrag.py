@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HashEmbedder, one_thread, tiny_model
-from gistrag import Engine, GistRAG, GistRAGError, answering
-from gistrag.answering import Stream
+from gistrag import Engine, GistRAG, GistRAGError
+from gistrag.answering import answering
+from gistrag.answering.answering import Stream
 from gistrag.errors import FingerprintMismatchError, IndexFolderError, IndexLockedError, UsageError
-from gistrag.store import Store
+from gistrag.index.store import Store
 from llama_index.core import Document, QueryBundle, Settings
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
@@ -38,6 +38,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from support.tiny_models import HashEmbedder, one_thread, tiny_model
 
 from llama_index.retrievers import gistrag as package
 from llama_index.retrievers.gistrag import (

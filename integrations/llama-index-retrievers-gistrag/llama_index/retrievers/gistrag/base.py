@@ -31,8 +31,8 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from gistrag import GistRAG
 from gistrag.errors import UsageError
-from gistrag.retrieval import Hit, Retriever
-from gistrag.schema import ChunkRow
+from gistrag.index.retriever import Hit, Retriever
+from gistrag.index.schema import ChunkRow
 
 FOR_PEOPLE = ("file_path", "file_name", "page_label")
 """Metadata of a node that no model is shown; its ``heading`` is shown."""

@@ -14,16 +14,17 @@ import torch
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 
-from gistrag import Engine, GistRAG, files
-from gistrag.answering import is_compressible
-from gistrag.compression import compress
+from gistrag import Engine, GistRAG
+from gistrag.answering.answering import is_compressible
+from gistrag.compression.compress import compress
+from gistrag.compression.fidelity import compress_to
 from gistrag.errors import IncompleteIndexError
-from gistrag.fidelity import compress_to
-from gistrag.indexing import BATCH_CHUNKS, BATCH_TOKENS
-from gistrag.model import GistModel
+from gistrag.index.builder import BATCH_CHUNKS, BATCH_TOKENS
+from gistrag.index.store import Store
+from gistrag.model.gist_model import GistModel
 from gistrag.progress import Silence
 from gistrag.settings import IndexSettings, require_same
-from gistrag.store import Store
+from gistrag.storage import files
 
 
 class GistCompressor(TransformComponent):

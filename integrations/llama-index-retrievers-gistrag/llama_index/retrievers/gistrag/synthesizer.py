@@ -22,7 +22,7 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from gistrag import GistRAG
-from gistrag.answering import GivenTexts, Options, Stream
+from gistrag.answering.answering import GivenTexts, Options, Stream
 from gistrag.settings import Mode
 from llama_index.retrievers.gistrag.base import require_index
 

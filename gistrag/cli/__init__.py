@@ -1,0 +1,1 @@
+"""The program `gistrag`: one file a command."""

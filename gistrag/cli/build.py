@@ -1,0 +1,195 @@
+"""`gistrag build`: a folder of documents → an index, or an index brought into step with its folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gistrag.cli import command
+from gistrag.progress import Progress, Silence, Terminal, megabytes
+from gistrag.settings import KvCacheDtype, Placement
+
+if TYPE_CHECKING:
+    from gistrag.rag import GistRAG
+
+PARTIAL = 3
+REASONS_SHOWN = 5
+
+app = command.application()
+
+
+@app.command(
+    "build",
+    epilog=command.examples(
+        "gistrag build docs/",
+        "gistrag build notes/ --index notes-index/ --include '*.md' --exclude drafts/",
+        "gistrag build docs/ --tokens-per-gist 4 --rebuild",
+        "gistrag build docs/ --strict --quiet || mail -s 'build failed' me",
+    ),
+)
+def build(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of documents.", exists=True, file_okay=False)],
+    index: command.Index = command.INDEX,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", metavar="GLOB", help="Read only files that match; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Leave out files that match; repeatable.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Embedding model: hub id, folder or catalogue name.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="Trained adapter: folder, name, none; at first auto.")
+    ] = None,
+    placement: Annotated[
+        Placement | None,
+        typer.Option(help="Where gists come from; at first what the adapter reads best, else matched."),
+    ] = None,
+    tokens_per_gist: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Tokens of text that one gist stands for; at first what the adapter serves best, else 4.",
+        ),
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(min=16, metavar="N", help="Most tokens of a chunk; at first 256.")
+    ] = None,
+    quantize: Annotated[
+        Literal["none", "nf4"] | None, typer.Option(help="Whether the base model is loaded in 4 bits; at first none.")
+    ] = None,
+    kv_cache_dtype: Annotated[
+        KvCacheDtype | None,
+        typer.Option(help="Numbers in gist files: int8, int4 or auto, those of the model; at first int8."),
+    ] = None,
+    min_quality: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="X",
+            help="Fidelity that gists must have, else a chunk gets more; at first 0, none.",
+        ),
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make an index with other settings again.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every gist file first, and try skipped files again.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End with code 3 if any file was skipped.")] = False,
+    device: command.Device = None,
+    as_json: command.Json = False,
+    quiet: command.Quiet = False,
+    debug: command.Debug = False,
+) -> int:
+    """Make the index of a folder, or bring it up to date.
+
+    Settings that are left out are those the index has. The last line on standard output is JSON.
+    """
+    from gistrag.rag import GistRAG
+
+    with _watching(quiet) as progress:
+        rag = GistRAG.from_folder(
+            folder,
+            index=index,
+            include=include,
+            exclude=exclude,
+            rebuild=rebuild,
+            verify=verify,
+            device=device,
+            progress=progress,
+            model=model,
+            embedder=embedder,
+            adapter=adapter,
+            placement=placement,
+            tokens_per_gist=tokens_per_gist,
+            chunk_tokens=chunk_tokens,
+            quantize=quantize,
+            kv_cache_dtype=kv_cache_dtype,
+            min_quality=min_quality,
+        )
+    with rag:
+        done = summary(rag)
+    if not as_json:
+        command.say(*_lines(done))
+    command.print_json(done)
+    return PARTIAL if strict and done["skipped"] else 0
+
+
+def summary(rag: GistRAG) -> dict[str, Any]:
+    """Return what the last sync did and what the index holds now."""
+    report, stats = rag.report, rag.store.stats()
+    if report is None:
+        raise ValueError("expected an index that was just built, got one that was only opened")
+    return {
+        "index": str(rag.folder),
+        "documents": stats.documents,
+        "chunks": stats.chunks,
+        "tokens": stats.tokens,
+        "gist_bytes": stats.gist_bytes,
+        "added": len(report.added),
+        "changed": len(report.changed),
+        "renamed": len(report.renamed),
+        "removed": len(report.removed),
+        "unchanged": report.unchanged,
+        "skipped": [{"path": row.path, "reason": row.reason} for row in report.skipped],
+        "new_chunks": report.chunks,
+        "new_tokens": report.tokens,
+        "new_gist_bytes": report.gist_bytes,
+        "gists_made": report.gists_made,
+        "gists_found": report.gists_found,
+        "without_gist": report.without_gist,
+        "refined": report.refined,
+        "below_quality": report.below,
+        "seconds": round(report.seconds, 3),
+        "tokens_per_s": round(report.tokens / report.seconds, 1) if report.seconds else 0.0,
+    }
+
+
+def _watching(is_quiet: bool) -> AbstractContextManager[Progress]:
+    return nullcontext(Silence()) if is_quiet else Terminal()
+
+
+def _lines(done: dict[str, Any]) -> list[str]:
+    counts = ", ".join(f"{done[what]:,} {what}" for what in ("added", "changed", "renamed", "removed", "unchanged"))
+    work = f"{done['new_chunks']:,} chunks, {done['new_tokens']:,} tokens in {done['seconds']:.1f} s"
+    lines = [f"documents: {counts}, {len(done['skipped']):,} skipped"]
+    lines += [f"  skipped {row['path']}: {row['reason']}" for row in done["skipped"][:REASONS_SHOWN]]
+    if len(done["skipped"]) > REASONS_SHOWN:
+        lines.append("  … gistrag inspect lists all of them")
+    if done["new_chunks"]:
+        lines.append(f"compressed: {work} ({done['tokens_per_s']:,.0f} tokens/s), {_gists(done)}")
+    totals = f"{done['documents']:,} documents, {done['chunks']:,} chunks, {done['tokens']:,} tokens"
+    return [*lines, f"{done['index']}: {totals}, {megabytes(done['gist_bytes'])} of gists"]
+
+
+def _gists(done: dict[str, Any]) -> str:
+    made = f"{done['gists_made']:,} gists made ({megabytes(done['new_gist_bytes'])})"
+    found = f", {done['gists_found']:,} found" if done["gists_found"] else ""
+    refined = f", {done['refined']:,} with more gists" if done["refined"] else ""
+    below = f", {done['below_quality']:,} below the floor of quality" if done["below_quality"] else ""
+    return (
+        made
+        + found
+        + refined
+        + below
+        + (f", {done['without_gist']:,} chunks stay text" if done["without_gist"] else "")
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build an index and return the exit code."""
+    return command.run(app, argv, program="gistrag build")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""`gistrag chat`: questions and answers at a prompt; every question stands alone."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from gistrag.cli import command
+from gistrag.errors import GistRAGError, UsageError
+
+if TYPE_CHECKING:
+    from gistrag.answering.answering import Answer, Options
+    from gistrag.rag import GistRAG
+
+HELP = """\
+/mode gist|text|hybrid|auto   how passages are read
+/top-k N                 how many passages          /sources   what the last answer rests on
+/scope PATH              one document; /scope off   /help      this
+Ctrl-C stops an answer                              /quit      end, as Ctrl-D does"""
+
+app = command.application()
+
+
+@app.command(
+    "chat",
+    epilog=command.examples(
+        "gistrag chat", "gistrag chat --index notes-index/ --mode hybrid", "gistrag chat < questions.txt"
+    ),
+)
+def chat(
+    index: command.Index = command.INDEX,
+    top_k: command.TopK = 3,
+    mode: command.AnswerMode = "gist",
+    scope: command.Scope = None,
+    max_new_tokens: command.MaxNewTokens = 256,
+    reranker: command.RerankerName = None,
+    device: command.Device = None,
+    as_json: command.Json = False,
+    quiet: command.Quiet = False,
+    debug: command.Debug = False,
+) -> None:
+    """Answer one question after another, with the models loaded once.
+
+    Questions come from the prompt, or from standard input, one a line. A question does not know of those before it.
+    /help lists what else can be typed.
+    """
+    with command.loading():
+        from gistrag.answering.answering import Options
+        from gistrag.rag import GistRAG
+
+        rag = GistRAG.open(index, device=device, reranker=reranker)
+    with rag:
+        options = Options(top_k=top_k, mode=mode, scope=scope, max_new_tokens=max_new_tokens)
+        session = Session(rag, options, as_json=as_json)
+        if sys.stdin.isatty():
+            command.say(f"{rag!r}; /help says what can be typed, Ctrl-D ends")
+        for line in lines():
+            if line == "/quit":
+                break
+            session.take(line)
+
+
+class Session:
+    """A conversation with an index: what is set, and what was answered last."""
+
+    def __init__(self, rag: GistRAG, options: Options, *, as_json: bool = False) -> None:
+        self.options = options
+        self._rag = rag
+        self._as_json = as_json
+        self._last: Answer | None = None
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/mode": lambda value: self._set(mode=value),
+            "/top-k": lambda value: self._set(top_k=_whole_number(value)),
+            "/scope": self._set_scope,
+            "/sources": self._show_sources,
+            "/help": lambda _: command.say(HELP),
+        }
+
+    def take(self, line: str) -> None:
+        """Act on one line: a question or a command. What goes wrong is told and the conversation goes on."""
+        try:
+            if line.startswith("/"):
+                self._act(line)
+            else:
+                self._answer(line)
+        except GistRAGError as error:
+            command.logger.error("%s", error)
+
+    def _act(self, line: str) -> None:
+        name, _, value = line.partition(" ")
+        if name not in self._commands:
+            raise UsageError(f"no command {name}; /help lists them")
+        self._commands[name](value.strip())
+
+    def _answer(self, question: str) -> None:
+        stream = self._rag.stream(question, **asdict(self.options))
+        try:
+            if self._as_json:
+                for _ in stream:
+                    pass
+            else:
+                command.print_pieces(stream)
+        except KeyboardInterrupt:
+            stream.close()
+            command.say("", "stopped")
+        self._last = stream.answer
+        if self._as_json:
+            command.print_json({"question": question, "mode": self.options.mode, **asdict(self._last)})
+        else:
+            command.say(*command.source_lines(self._last), command.cost_line(self._last), "")
+
+    def _set(self, **changes: object) -> None:
+        self.options = replace(self.options, **changes)  # type: ignore[arg-type]  # Options checks them
+        command.say(", ".join(f"{name.replace('_', '-')} {value or 'off'}" for name, value in changes.items()))
+
+    def _set_scope(self, value: str) -> None:
+        scope = None if value in ("", "off") else value
+        self._rag.store.select(scope=scope)
+        self._set(scope=scope)
+
+    def _show_sources(self, _: str) -> None:
+        if self._last is None:
+            raise UsageError("no answer yet; ask something")
+        for number, source in enumerate(self._last.sources, 1):
+            read = "text" if source.as_text else "gists"
+            command.say(f"{number}. {source.place} (chunk {source.chunk_id}, score {source.score:.3f}, {read})")
+            command.say(f"   {source.snippet}")
+
+
+def lines() -> Iterator[str]:
+    """Yield what is typed or piped in, stripped, until it ends; empty lines are passed over."""
+    is_typed = sys.stdin.isatty()
+    if is_typed:
+        with contextlib.suppress(ImportError):  # its import gives the prompt editing and a history
+            import readline  # noqa: F401
+    while True:
+        try:
+            line = input("> " if is_typed else "").strip()
+        except EOFError:
+            if is_typed:
+                command.say("")
+            return
+        except KeyboardInterrupt:
+            if not is_typed:
+                raise
+            command.say("")
+            continue
+        if line:
+            yield line
+
+
+def _whole_number(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"expected a whole number, got {value!r}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hold a conversation and return the exit code."""
+    return command.run(app, argv, program="gistrag chat")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""`gistrag inspect`: what an index holds, a document's chunks, and what the gists of one chunk stand for.
+
+No model is loaded. For the text under the gists of a chunk the tokenizer is enough; whether it is the right one is
+seen from the gist's key, which hashes the very token ids.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gistrag.cli import command
+from gistrag.errors import CorruptGistError, GistNotFoundError, ModelNotFoundError, UsageError
+from gistrag.model.prompt import Prompt
+from gistrag.progress import megabytes
+
+if TYPE_CHECKING:
+    from gistrag.index.schema import ChunkRow
+    from gistrag.index.store import Store
+    from gistrag.kv.cache import GistCache
+
+SNIPPET_CHARACTERS = 60
+SHADE = (255, 176, 0)
+SHADE_MIN = 0.15
+
+app = command.application()
+
+
+@app.command(
+    "inspect",
+    epilog=command.examples(
+        "gistrag inspect",
+        "gistrag inspect --document safety.md",
+        "gistrag inspect --chunk 12",
+        "gistrag inspect --json --index notes-index/",
+    ),
+)
+def inspect(
+    index: command.Index = command.INDEX,
+    document: Annotated[
+        str | None, typer.Option("--document", metavar="PATH", help="List the chunks of this document.")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", metavar="ID", help="Show a chunk, its gists and what they stand for.")
+    ] = None,
+    as_json: command.Json = False,
+    quiet: command.Quiet = False,
+    debug: command.Debug = False,
+) -> None:
+    """Show what an index, a document or a chunk holds.
+
+    Of an index: documents, chunks, skipped files with reasons, bytes, settings and fingerprints. Of a chunk: its text,
+    shaded or in brackets where its gists come from, and its gist file.
+    """
+    from gistrag.index.store import Store
+
+    if document is not None and chunk is not None:
+        raise UsageError("expected --document or --chunk, got both; a chunk's number says all")
+    with Store.open(index) as store, store.snapshot():
+        if chunk is not None:
+            _show_chunk(store, chunk, as_json=as_json)
+        elif document is not None:
+            _show_document(store, document, as_json=as_json)
+        else:
+            _show_index(store, as_json=as_json)
+
+
+# The whole index
+
+
+def overview(store: Store) -> dict[str, Any]:
+    """Return what an index holds, without its text."""
+    stats = store.stats()
+    source_tokens = sum(row.source_tokens for row in store.gist_rows())
+    return {
+        "index": str(store.folder),
+        "source": os.path.normpath(store.folder / store.source),
+        **asdict(stats),
+        "bytes_per_source_token": round(stats.gist_bytes / source_tokens, 1) if source_tokens else 0.0,
+        "index_bytes": sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file()),
+        "settings": asdict(store.settings),
+        "gist_fingerprint": store.gist_fingerprint,
+        "embedder_fingerprint": store.embedder_fingerprint,
+        "document_rows": [asdict(row) for row in store.documents()],
+        "skipped_files": [asdict(row) for row in store.skipped()],
+    }
+
+
+def _show_index(store: Store, *, as_json: bool) -> None:
+    held = overview(store)
+    if as_json:
+        command.print_json(held)
+        return
+    print("\n".join(f"{name:<12}{value}" for name, value in _facts(held)))
+    if held["document_rows"]:
+        print()
+        rows = [(row["path"], row["kind"], row["chunks"], row["tokens"], _state(row)) for row in held["document_rows"]]
+        command.print_table(["document", "kind", "chunks", "tokens", ""], rows)
+    if held["skipped_files"]:
+        print()
+        command.print_table(["skipped", "reason"], [(row["path"], row["reason"]) for row in held["skipped_files"]])
+
+
+def _facts(held: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in held["kinds"].items())
+    yield "index", f"{held['index']}, of {held['source']}"
+    yield "documents", f"{held['documents']:,}" + (f" ({kinds})" if kinds else "") + f", {held['skipped']:,} skipped"
+    yield "chunks", f"{held['chunks']:,} with {held['tokens']:,} tokens"
+    size = f"{megabytes(held['gist_bytes'])}, {held['bytes_per_source_token']:,.0f} bytes per source token"
+    yield "gists", f"{held['gists']:,} in {held['gist_files']:,} files, {size}"
+    yield "on disk", megabytes(held["index_bytes"])
+    yield "settings", ", ".join(f"{name} {value}" for name, value in held["settings"].items() if value is not None)
+    yield "gists by", ", ".join(f"{name} {value[:16]}" for name, value in held["gist_fingerprint"].items())
+    yield "vectors by", ", ".join(f"{name} {value[:16]}" for name, value in held["embedder_fingerprint"].items())
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["stale"]:
+        return "stale: the file could not be read last time"
+    return "" if row["gists_current"] and row["vectors_current"] else "made by another model; the next build redoes it"
+
+
+# One document
+
+
+def _show_document(store: Store, path: str, *, as_json: bool) -> None:
+    store.select(scope=path)
+    chunks, gists = store.chunks_of(path), {row.key: row.gists for row in store.gist_rows()}
+    if as_json:
+        command.print_json({"document": path, "chunks": [asdict(chunk) for chunk in chunks]})
+        return
+    has_floor = store.settings.min_quality > 0
+    rows = [
+        (chunk.id, _place(chunk), f"{chunk.start}-{chunk.end}", chunk.tokens, gists.get(chunk.gist_key or "", "text"),
+         *([_fidelity(store, chunk)] if has_floor else []), " ".join(chunk.text.split())[:SNIPPET_CHARACTERS])
+        for chunk in chunks
+    ]  # fmt: skip
+    measured = ["fidelity"] if has_floor else []
+    command.print_table(["chunk", "where", "characters", "tokens", "gists", *measured, "begins"], rows)
+
+
+def _fidelity(store: Store, chunk: ChunkRow) -> str:
+    """Return the fidelity of a chunk's gists, and whether mode ``auto`` reads it as text; else nothing."""
+    if chunk.gist_key is None:
+        return ""
+    try:
+        fidelity = store.load(chunk.gist_key).fidelity
+    except (CorruptGistError, GistNotFoundError):
+        return ""
+    is_below = fidelity is not None and fidelity < store.settings.min_quality
+    return "" if fidelity is None else f"{fidelity:.2f}{' text' if is_below else ''}"
+
+
+def _place(chunk: ChunkRow) -> str:
+    return f"page {chunk.page}" if chunk.page else " > ".join(chunk.heading)
+
+
+# One chunk
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a passage and how much of it the gists keep, from 0 (nothing) to 1 (every head does)."""
+
+    text: str
+    kept: float
+
+
+def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
+    chunks = store.chunks([chunk_id])
+    if not chunks:
+        raise UsageError(f"no chunk {chunk_id} in {store.folder}; gistrag inspect --document PATH lists those of one")
+    chunk = chunks[0]
+    cache = store.load(chunk.gist_key) if chunk.gist_key else None
+    pieces = _kept_pieces(store, chunk, cache) if cache else []
+    gist = gist_facts(store, chunk, cache) if cache else None
+    if as_json:
+        command.print_json({**asdict(chunk), "gist": gist, "kept": [asdict(piece) for piece in pieces]})
+        return
+    print(f"chunk {chunk.id} of {chunk.path}, {_place(chunk)}".rstrip(", "))
+    print(f"characters {chunk.start} to {chunk.end}, {chunk.tokens:,} tokens\n")
+    _print_pieces(pieces, cache.gists) if pieces and cache else print(chunk.text.strip())
+    print("\n" + ("\n".join(f"{name:<15}{value}" for name, value in gist.items()) if gist else "no gist: read as text"))
+
+
+def gist_facts(store: Store, chunk: ChunkRow, cache: GistCache) -> dict[str, Any]:
+    """Return what the gist file of a chunk holds."""
+    row = next(row for row in store.gist_rows() if row.key == chunk.gist_key)
+    return {
+        "gists": row.gists,
+        "source_tokens": row.source_tokens,
+        "kv": "layers {}, 2, kv_heads {}, gists {}, head_dim {}".format(*(cache.kv.shape[i] for i in (0, 2, 3, 4))),
+        "dtype": str(cache.kv.dtype).removeprefix("torch."),
+        "kv_cache_dtype": store.settings.kv_cache_dtype,
+        "fidelity": "not measured" if cache.fidelity is None else cache.fidelity,
+        "positions": "of every head" if cache.positions.ndim == 3 else "of all heads alike",
+        "bytes": row.size,
+        "key": row.key,
+        "sha256": row.sha256,
+        "file": str(store.gist_path(row.key)),
+    }
+
+
+def _kept_pieces(store: Store, chunk: ChunkRow, cache: GistCache) -> list[Piece]:
+    """Return the passage of a chunk in pieces, none where the tokenizer that cut it is not here."""
+    passage = Prompt("", "", "").passage(chunk.text, chunk.heading)
+    try:
+        encoding = _tokenizer(store.settings.model).encode(passage, add_special_tokens=False)
+    except (ModelNotFoundError, OSError) as error:
+        command.say(f"the text under the gists cannot be shown: {error}", "")
+        return []
+    if store.gist_key(encoding.ids) != chunk.gist_key:
+        command.say("the text under the gists cannot be shown: the model on this machine cuts other tokens", "")
+        return []
+    return list(pieces(passage, encoding.offsets, kept_fractions(cache)))
+
+
+def kept_fractions(cache: GistCache) -> list[float]:
+    """Return for each source token the fraction of heads that keep it."""
+    kept = cache.positions[cache.positions >= 0]
+    counts = kept.bincount(minlength=cache.source_tokens)
+    heads = kept.numel() // cache.gists
+    return [count / heads for count in counts.tolist()]
+
+
+def pieces(passage: str, offsets: Sequence[tuple[int, int]], kept: Sequence[float]) -> Iterator[Piece]:
+    """Yield the whole passage, a token at a time; tokens that share a character are cut where the first ends.
+
+    >>> [piece.text for piece in pieces("ab c", [(0, 1), (1, 2), (3, 4)], [0, 1, 0.5])]
+    ['a', 'b', ' ', 'c']
+    """
+    done = 0
+    for (start, end), fraction in zip(offsets, kept, strict=True):
+        if start > done:
+            yield Piece(passage[done:start], 0.0)
+        if end > max(start, done):
+            yield Piece(passage[max(start, done) : end], fraction)
+        done = max(done, end)
+    if done < len(passage):
+        yield Piece(passage[done:], 0.0)
+
+
+def _tokenizer(model: str) -> Any:
+    """Return the tokenizer of a model, for which special tokens are ordinary text."""
+    from tokenizers import Tokenizer
+
+    from gistrag.model.gist_model import converted
+    from gistrag.model.hub import find
+
+    path = find(model).path
+    folder = converted(path) if path.suffix == ".gguf" else path
+    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _print_pieces(shown: Sequence[Piece], gists: int) -> None:
+    """Print a passage: shaded by how much is kept on a terminal, else the most kept tokens in «brackets»."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        print(bracketed(shown, gists).strip())
+        return
+    text = Text()
+    for piece in shown:
+        text.append(piece.text, style=_shade(piece.kept))
+    text.rstrip()
+    console.print(text, soft_wrap=True)
+    console.print("\nThe stronger a token is shaded, the more heads keep it.", style="dim")
+
+
+def bracketed(shown: Sequence[Piece], gists: int) -> str:
+    """Return a passage with its *gists* most kept tokens in «brackets», neighbours together.
+
+    >>> bracketed([Piece("The", 0.1), Piece(" port", 0.6), Piece(" 8", 0.9), Piece(".", 0)], 2)
+    'The «port 8».'
+    """
+    order = sorted(range(len(shown)), key=lambda i: -shown[i].kept)
+    most = {i for i in order[:gists] if shown[i].kept}
+    runs = groupby(range(len(shown)), most.__contains__)
+    texts = ((is_kept, "".join(shown[i].text for i in run)) for is_kept, run in runs)
+    return "".join(
+        re.sub(r"\S(.*\S)?", r"«\g<0>»", text, flags=re.DOTALL) if is_kept else text for is_kept, text in texts
+    )
+
+
+def _shade(kept: float) -> str:
+    """Return a background that is the stronger the more heads keep a token; none for what hardly any does."""
+    if kept < SHADE_MIN:
+        return ""
+    red, green, blue = (int(value * kept) for value in SHADE)
+    return f"{'black' if kept > 0.5 else 'white'} on rgb({red},{green},{blue})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show what an index holds and return the exit code."""
+    return command.run(app, argv, program="gistrag inspect")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""`gistrag query`: one question, one answer with its sources."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from gistrag.cli import command
+from gistrag.errors import UsageError
+
+app = command.application()
+
+
+@app.command(
+    "query",
+    epilog=command.examples(
+        'gistrag query "How long is a gist?"',
+        'gistrag query "Who holds the lock?" --top-k 5 --mode hybrid',
+        'gistrag query "What is this page about?" --scope safety.md',
+        "gistrag query \"What is new?\" --filter kind=pdf --filter 'path=reports/*'",
+        "gistrag query --json < question.txt",
+    ),
+)
+def query(
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="What to ask; - or nothing reads standard input.")
+    ] = None,
+    index: command.Index = command.INDEX,
+    top_k: command.TopK = 3,
+    mode: command.AnswerMode = "gist",
+    scope: command.Scope = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="KEY=VALUE", help="Only chunks of this path, kind or heading; repeatable."),
+    ] = None,
+    max_new_tokens: command.MaxNewTokens = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0, metavar="X", help="0 takes the likeliest token, above it draws.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the draw.")] = 0,
+    reranker: command.RerankerName = None,
+    device: command.Device = None,
+    as_json: command.Json = False,
+    quiet: command.Quiet = False,
+    debug: command.Debug = False,
+) -> None:
+    """Answer one question from an index, with sources.
+
+    The answer goes to standard output as it comes, sources and costs to standard error.
+    """
+    asked, passing = question_from(question), parsed(filters or ())
+    started_s = time.perf_counter()
+    with command.loading():
+        from gistrag.rag import GistRAG
+
+        imported_s = time.perf_counter()
+        rag = GistRAG.open(index, device=device, reranker=reranker)
+        loaded_s = time.perf_counter()
+    with rag:
+        stream = rag.stream(
+            asked,
+            top_k=top_k,
+            mode=mode,
+            scope=scope,
+            filters=passing,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        if not as_json:
+            command.print_pieces(stream)
+            command.say(*command.source_lines(stream.answer), command.cost_line(stream.answer))
+            return
+        for _ in stream:
+            pass
+    startup = {"import_s": imported_s - started_s, "load_s": loaded_s - imported_s}
+    command.print_json({"question": asked, "mode": mode, **asdict(stream.answer), "startup_s": startup})
+
+
+def question_from(argument: str | None) -> str:
+    """Return the question: the argument, or what comes from standard input where it is ``-`` or left out.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if argument in (None, "-"):
+        if argument is None and sys.stdin.isatty():
+            raise UsageError("no question; give one in quotes, or pipe it in")
+        argument = sys.stdin.read()
+    if not (question := str(argument).strip()):
+        raise UsageError("the question is empty; ask something")
+    return question
+
+
+def parsed(filters: Sequence[str]) -> dict[str, str]:
+    """Return filters by their key.
+
+    Raises:
+        UsageError: one that is no ``key=value``, or a key twice.
+
+    >>> parsed(["kind=pdf", "path=reports/*"])
+    {'kind': 'pdf', 'path': 'reports/*'}
+    """
+    found: dict[str, str] = {}
+    for line in filters:
+        key, equals, value = line.partition("=")
+        if not (key and equals and value) or key in found:
+            raise UsageError(f"--filter takes KEY=VALUE, each key once, got {line!r}; for example --filter kind=pdf")
+        found[key] = value
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer a question and return the exit code."""
+    return command.run(app, argv, program="gistrag query")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

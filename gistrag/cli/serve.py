@@ -1,0 +1,139 @@
+"""`gistrag serve`: indexes over HTTP, for chat front-ends, programs, and people with a browser."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gistrag.cli import command
+from gistrag.errors import UsageError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from gistrag.server.auth import Access
+
+KEY = "GISTRAG_API_KEY"
+
+app = command.application()
+
+
+@app.command(
+    "serve",
+    epilog=command.examples(
+        "gistrag serve",
+        "gistrag serve --index manual=index/ --index notes=notes-index/ --port 8080",
+        "gistrag serve --host 0.0.0.0 --allow-host docs.example.org --key-file keys.txt",
+    ),
+)
+def serve(
+    index: Annotated[
+        list[str] | None,
+        typer.Option("--index", metavar="NAME=FOLDER", help="An index and the model name it goes by; repeatable."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME", help="A further name clients call this machine by; repeatable."),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", metavar="FILE", help="API keys, a line each, with the indexes each one opens."),
+    ] = None,
+    together: Annotated[
+        int, typer.Option("--together", min=1, max=64, metavar="N", help="Answers made at the same time.")
+    ] = 8,
+    footnotes: Annotated[bool, typer.Option("--footnotes", help="End every answer with its sources.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Count for Prometheus, at /metrics.")] = False,
+    log_questions: Annotated[bool, typer.Option("--log-questions", help="Write questions to the log.")] = False,
+    reranker: command.RerankerName = None,
+    device: command.Device = None,
+    quiet: command.Quiet = False,
+    debug: command.Debug = False,
+) -> None:
+    """Serve indexes over HTTP: OpenAI's API under /v1, and a page to ask at /.
+
+    Each index is a model of that API. Only this machine is answered; any other address needs API keys, from --key-file
+    or, one for everything, from the environment variable GISTRAG_API_KEY.
+    """
+    with ExitStack() as stack:
+        with command.loading():
+            try:
+                from gistrag.server import app, http, registry
+            except ModuleNotFoundError as error:
+                raise UsageError(f"expected {error.name} to be there; run pip install 'gistrag[server]'") from error
+            folders = registry.named(index or [str(command.INDEX)])
+            access = access_for(host, folders, names=allow_host or (), key_file=key_file)
+            listening = stack.enter_context(http.listen(host, port))
+            rags = stack.enter_context(registry.opened(folders, device=device, reranker=reranker))
+        terms = app.Terms(together=together, footnotes=footnotes, log_questions=log_questions, metrics=metrics)
+        command.say(f"serving {', '.join(rags)} at {http.address(listening)}; Ctrl-C stops")
+        until_stopped(http.server(app.application(rags, access=access, terms=terms)), listening)
+
+
+def until_stopped(running: uvicorn.Server, listening: socket.socket) -> None:
+    """Serve until Ctrl-C or a signal to end, which are how a server ends well."""
+    try:
+        running.run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
+    except SystemExit as end:
+        if end.code != command.INTERRUPTED:
+            raise
+
+
+def access_for(host: str, indexes: Collection[str], *, names: Sequence[str], key_file: Path | None) -> Access:
+    """Return who may ask a server at *host*: anybody on this machine, elsewhere those with a key.
+
+    Args:
+        host: address or name to listen at.
+        indexes: names of what is served.
+        names: further names of the machine.
+        key_file: see `gistrag.server.auth.key_file`; the environment variable GISTRAG_API_KEY opens everything.
+
+    Raises:
+        UsageError: others could reach the server and there is no key.
+    """
+    from gistrag.server.auth import LOCAL_NAMES, Access, read_keys
+    from gistrag.server.auth import key_file as keys_in
+
+    keys = keys_in(key_file, indexes) if key_file else {}
+    if given := os.environ.get(KEY):
+        keys |= read_keys(f"{given} *", indexes, where=f"the environment variable {KEY}")
+    if not is_local(host) and not keys:
+        raise UsageError(
+            f"expected API keys, because others can reach {host}; name a file with --key-file, or set {KEY}"
+        )
+    own = f"[{host}]" if ":" in host else host
+    hosts = frozenset(name.lower() for name in (*LOCAL_NAMES, own, *names))
+    return Access(indexes=frozenset(indexes), hosts=hosts, keys=keys)
+
+
+def is_local(host: str) -> bool:
+    """Return whether only this machine can reach an address.
+
+    >>> [is_local(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "docs.example.org")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until told to stop, and return the exit code."""
+    return command.run(app, argv, program="gistrag serve")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""`gistrag train`: make an adapter from questions about contexts."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gistrag.cli import command
+from gistrag.errors import UsageError
+from gistrag.progress import megabytes
+from gistrag.qa.dataset import Context, gathered, read_contexts, split_by_article, unsupported
+from gistrag.settings import DEFAULT_MODEL, HELD_OUT, Placement
+
+if TYPE_CHECKING:
+    from gistrag.model.gist_model import GistModel
+    from gistrag.training.checkpoints import Run
+    from gistrag.training.planner import Plan
+    from gistrag.training.sampler import Batch, Sampler
+    from gistrag.training.trainer import Recipe
+
+VALIDATION_BATCHES = 3
+
+app = command.application()
+
+
+@app.command(
+    "train",
+    epilog=command.examples(
+        "gistrag synthesize docs/ -o qa.jsonl && gistrag train qa.jsonl -o run/",
+        "gistrag train squad.jsonl.gz long.jsonl -o run/ --recipe smollm2",
+        "gistrag train qa.jsonl --model meta-llama/Meta-Llama-3-8B-Instruct --quantize nf4 --recipe 24gb --plan",
+        "torchrun --nproc-per-node 2 -m gistrag.cli.train qa.jsonl -o run/",
+        "gistrag build docs/ --adapter run/adapter",
+    ),
+)
+def train(
+    data: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Question records or SQuAD, as JSON lines; .gz too.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the run; one that is there goes on.")
+    ] = Path("run"),
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="smollm2, 24gb, or a recipe.json.")] = "smollm2",
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
+    ] = DEFAULT_MODEL,
+    adapter: Annotated[
+        str, typer.Option(metavar="ADAPTER", help="Start from this one: folder, shipped name, or none.")
+    ] = "none",
+    quantize: Annotated[
+        Literal["none", "nf4"], typer.Option(help="nf4 loads the base in 4 bits, for QLoRA on a GPU.")
+    ] = "none",
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Batches to learn from.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, metavar="M", help="Stop after that; the same command goes on.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(metavar="LR", help="Learning rate of the adapter.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the adapter.")] = None,
+    placement: Annotated[Placement | None, typer.Option(help="Where gists come from.")] = None,
+    everywhere: Annotated[
+        bool | None, typer.Option("--everywhere", help="Let the adapter act on text as well; slower.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.")] = None,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of the articles, kept for validation.")
+    ] = HELD_OUT,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the memory it needs, and do nothing else.")] = False,
+    device: command.Device = None,
+    as_json: command.Json = False,
+    quiet: command.Quiet = False,
+    debug: command.Debug = False,
+) -> int:
+    """Train the adapter that makes and reads gists; the base model stays as it is.
+
+    A run can be interrupted at any moment: the same command goes on from its last checkpoint.
+    """
+    given: dict[str, Any] = {
+        "steps": steps, "rate": rate, "rank": rank, "placement": placement, "everywhere": everywhere, "seed": seed,
+    }  # fmt: skip
+    chosen = replace(find_recipe(recipe), **{name: value for name, value in given.items() if value is not None})
+    if plan:
+        return _print_plan(_plan(model, chosen, quantize), as_json=as_json)
+    learned, validation = _contexts(data, held_out)
+    command.say(f"a step needs about {megabytes(int(_plan(model, chosen, quantize).total))} of memory, see --plan")
+    command.require_output(output)
+    with command.loading():
+        loaded, chosen = _load(model, adapter, quantize, device, chosen, rank)
+    made_with = {"quantize": quantize, "held_out": f"{held_out:g}", "data": _data_sha256(data)}
+    _note_held_out(loaded, held_out)
+    run = _run(loaded, learned, validation, chosen, output, made_with)
+    done = _train(run, minutes, as_json=as_json)
+    if run.is_main:
+        command.print_json({"output": str(output), "adapter": str(output / "adapter"), **done})
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return command.run(app, argv, program="gistrag train")
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of a name or file.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    from gistrag.training.trainer import RECIPES, Recipe
+
+    if name in RECIPES:
+        return RECIPES[name]
+    if not Path(name).is_file():
+        raise UsageError(f"no recipe {name!r}: expected one of {', '.join(RECIPES)}, or a recipe.json of a run")
+    return Recipe.from_json(Path(name).read_text("utf-8"))
+
+
+def _contexts(paths: Sequence[Path], held_out: float) -> tuple[list[Context], list[Context]]:
+    """Return the contexts to learn from and those to validate with, and say how many lines could not be used."""
+    contexts: list[Context] = []
+    for path in paths:
+        found, dropped = read_contexts(path)
+        contexts += found
+        if dropped:
+            command.say(f"{path}: {dropped:,} lines left out, without context, question or answer")
+    if count := unsupported(contexts):
+        command.say(f"{count:,} answers do not stand in their context; they are learned all the same")
+    learned, validation = split_by_article(gathered(contexts), held_out=held_out)
+    questions = sum(len(context.tasks) for context in learned)
+    command.say(f"{questions:,} questions about {len(learned):,} contexts, {len(validation):,} contexts held out")
+    return learned, validation
+
+
+def _data_sha256(paths: Sequence[Path]) -> str:
+    from gistrag.model.hub import file_sha256
+
+    return " ".join(file_sha256(path)[:16] for path in paths)
+
+
+def _load(
+    model: str, adapter: str, quantize: Any, device: str | None, recipe: Recipe, rank: int | None
+) -> tuple[GistModel, Recipe]:
+    """Return the model with the adapter to train, and the recipe with that one's rank.
+
+    Raises:
+        UsageError: the adapter it is to start from has no such rank, or no learned gists.
+    """
+    from gistrag.model.gist_model import GistModel
+    from gistrag.model.hub import find, find_adapter
+    from gistrag.training.trainer import local_device
+
+    path = find(model).path
+    found = find_adapter(adapter, path)
+    loaded = GistModel.load(path, adapter=found, quantize=quantize, device=device or local_device())
+    if loaded.adapter is not None:
+        has = loaded.adapter.rank
+        if rank not in (None, has):
+            raise UsageError(f"{adapter} has rank {has}, so it cannot go on with {rank}; leave --rank out")
+        if recipe.placement == "learned" != loaded.adapter.settings.placement:
+            raise UsageError(f"{adapter} has no learned gists; start with --adapter none, or name another --placement")
+        recipe = replace(recipe, rank=has)
+    dials: dict[str, Any] = {
+        "placement": recipe.placement,
+        "index_placement": recipe.placement,
+        "tokens_per_gist": recipe.tokens_per_gist,
+        "rates": tuple(sorted(recipe.mixture.rates)),
+        "everywhere": recipe.everywhere,
+        "recipe": json.loads(recipe.to_json()),
+    }
+    if loaded.adapter is None:
+        gists = -(-recipe.mixture.chunk_tokens // min(recipe.mixture.rates))
+        loaded.new_adapter(rank=recipe.rank, gists=gists, seed=recipe.seed, **dials)
+    else:
+        loaded.adapter.settings = replace(loaded.adapter.settings, **dials)
+    return loaded, recipe
+
+
+def _note_held_out(model: GistModel, share: float) -> None:
+    """Let the adapter know which articles it never saw: of one that was trained before, not then either."""
+    if model.adapter is not None:
+        before = model.adapter.settings.held_out if model.adapter.folder else share
+        model.adapter.settings = replace(model.adapter.settings, held_out=min(before, share))
+
+
+def _run(
+    model: GistModel,
+    learned: Sequence[Context],
+    held: Sequence[Context],
+    recipe: Recipe,
+    output: Path,
+    made_with: dict[str, str],
+) -> Run:
+    from gistrag.training.checkpoints import Run
+    from gistrag.training.sampler import Sampler
+    from gistrag.training.trainer import Trainer
+
+    if not learned:
+        raise UsageError("expected contexts to learn from, all were held out; lower --held-out")
+    sampler = Sampler(model, learned, recipe.mixture, seed=recipe.seed)
+    start = model.adapter.identity if model.adapter else ""
+    made_with = {**made_with, "base": model.weights, "adapter": start or "none"}
+    return Run(output, Trainer(model, sampler, recipe), _validation(model, held, recipe), made_with)
+
+
+def _validation(model: GistModel, held: Sequence[Context], recipe: Recipe) -> dict[str, list[Batch]]:
+    """Return the same few batches of held-out contexts as text and at each rate, always three chunks a row."""
+    from gistrag.training.sampler import Sampler
+
+    if not held:
+        return {}
+    few = random.Random(0).sample(held, min(len(held), 200))
+    plain = replace(
+        recipe.mixture, chunks=(0.0, 0.0, 1.0), without_gold=0.0, hybrid=0.0, packed=0.0, probes=0.0, continued=0,
+        long=0.0, as_text=0.0, gap=0,
+    )  # fmt: skip
+    made = {}
+    for name, mixture in (
+        ("text", replace(plain, as_text=1.0)),
+        *((f"gists at {rate}", replace(plain, rates={rate: 1.0})) for rate in sorted(recipe.mixture.rates)),
+    ):
+        sampler: Sampler = Sampler(model, few, mixture, seed=1)
+        made[name] = [sampler.batch(step) for step in range(min(VALIDATION_BATCHES, sampler.steps_per_epoch))]
+    return made
+
+
+def _train(run: Run, minutes: float | None, *, as_json: bool) -> dict[str, Any]:
+    """Train until the recipe's end or the time is up, and return what was done."""
+    from gistrag.training.checkpoints import draw
+
+    began_s = time.monotonic()
+    record: dict[str, Any] = {}
+    tokens = count = 0
+
+    def is_over() -> bool:
+        return minutes is not None and time.monotonic() - began_s >= 60 * minutes
+
+    for record in run.steps(stop=is_over):
+        tokens, count = tokens + record["tokens"], count + 1
+        if run.is_main and not as_json and (count % 10 == 0 or "event" in record or "validation text" in record):
+            command.say(_line(record, run.total_steps, tokens / (time.monotonic() - began_s)))
+    if run.is_main:
+        draw(run.folder)
+    took_s = time.monotonic() - began_s
+    held_out = {name: value for name, value in record.items() if name.startswith("validation ")}
+    return {"step": run.step, "steps": run.total_steps, "seconds": round(took_s, 1),
+            "tokens_per_s": round(tokens / max(took_s, 1e-9), 1), **held_out}  # fmt: skip
+
+
+def _line(record: dict[str, Any], total: int, tokens_per_s: float) -> str:
+    """Return a step in one line for people."""
+    left_s = (total - record["step"]) * record["tokens"] / tokens_per_s
+    line = f"step {record['step']:,} of {total:,}: loss {record['answer']:.2f}, {tokens_per_s:,.0f} tokens/s, "
+    held_out = [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("validation ")]
+    return line + "; ".join([f"{left_s / 60:,.0f} min left", *held_out, *filter(None, [record.get("event")])])
+
+
+def _plan(model: str, recipe: Recipe, quantize: str) -> Plan:
+    """Return what a step of the recipe needs of memory."""
+    from gistrag.model.gist_model import read_config
+    from gistrag.model.hub import find
+    from gistrag.training.planner import Shape, plan
+
+    return plan(Shape.of(read_config(find(model).path)), recipe, quantize=quantize)
+
+
+def _print_plan(needed: Plan, *, as_json: bool) -> int:
+    """Print what a step needs of memory, part by part."""
+    if as_json:
+        command.print_json({**vars(needed), "total": needed.total})
+    else:
+        rows = [(name, megabytes(int(count))) for name, count in {**vars(needed), "total": needed.total}.items()]
+        command.print_table(("memory for", "about"), rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""From a chunk to its gist cache, and from passages to one memory."""

@@ -1,0 +1,181 @@
+"""Gists that pass on what the whole chunk would have (attention matching, Zweiger et al. 2026, arXiv 2602.16284).
+
+A head that kept a few tokens of a chunk gives them too little attention, and the values of the others are lost. Here
+both are mended in closed form, so that the queries with which the model repeats the chunk get from the gists what they
+got from the text::
+
+    share of attention     Σ exp(q·k) over gists  ≈  Σ exp(q·k) over text     weight of each gist, non-negative
+    what comes out of it   Σ a·v      over gists  ≈  Σ a·v      over text     values, least squares
+
+The paper adds the logarithm of a weight to the score of its gist. Here it goes into the key, along the direction that
+all queries of a head have in common, so a matched gist is keys and values and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gistrag.kv.cache import GistCache
+from gistrag.kv.rope import Rope
+
+MOST = 20.0
+"""A gist counts for at most so many tokens, and for at least one part in so many of one."""
+HOLD = 0.01
+"""How much a weight is held at 1, as a share of its curvature; `HOLD_VALUES` holds values at what they were."""
+HOLD_VALUES = 0.5
+HOLD_DIRECTION = 0.01
+WHOLE = 0.5
+"""A head that keeps so much of a chunk is left as it is."""
+FURTHER = (0, 150, 300, 600, 1200, 2400)
+"""Positions that a question may be further from the chunk than its repetition is."""
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """What every layer asked of chunks while the model repeated them, padded to the longest.
+
+    Attributes:
+        queries: of each layer, ``(rows, heads, m, head_dim)``, rotated.
+        keys: of each layer, of the chunks, ``(rows, kv_heads, n, head_dim)``, rotated.
+        mass: of each layer, the share of attention that the chunk got, ``(rows, heads, m)``; 0 for padding.
+        lengths: tokens of each chunk; start: position of the chunks.
+    """
+
+    queries: Sequence[Tensor]
+    keys: Sequence[Tensor]
+    mass: Sequence[Tensor]
+    lengths: Sequence[int]
+    start: int
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, scaled as scores are, keys and mass of a layer by key head.
+
+        Shapes ``(rows, kv_heads, m, head_dim)``, ``(rows, kv_heads, n, head_dim)`` and ``(rows, kv_heads, m)``; *m*
+        goes over the queries of all query heads that share a key.
+        """
+        keys = self.keys[layer]
+        rows, kv_heads, _, width = keys.shape
+        queries = (self.queries[layer] / math.sqrt(width)).reshape(rows, kv_heads, -1, width)
+        return queries, keys, self.mass[layer].reshape(rows, kv_heads, -1)
+
+
+def match(caches: Sequence[GistCache], values: Tensor, seen: Repetition, rope: Rope) -> list[GistCache]:
+    """Return caches with keys and values matched to the texts that they are parts of.
+
+    Args:
+        values: of all the texts, ``(layers, rows, kv_heads, n, head_dim)``.
+    """
+    kv, at = _stacked(caches)
+    exact = torch.promote_types(kv.dtype, torch.float32)
+    lengths = torch.tensor(seen.lengths, device=at.device)
+    is_text = torch.arange(values.shape[3], device=at.device) < lengths[:, None]  # (rows, n)
+    gists = (at >= 0).sum(dim=-1)  # (layers, rows, kv_heads)
+    changed = gists < WHOLE * lengths[:, None]
+    common, turned = _common(seen, rope, exact), torch.zeros_like(kv[:, 0], dtype=exact)
+    slots = (at >= 0) & changed[..., None]
+    turned[slots] = rope.unrotate(common[..., None, :].expand_as(turned)[slots], seen.start + at[slots])
+    for layer, count in enumerate(gists):  # one at a time stays in a processor's cache
+        heads = changed[layer].nonzero(as_tuple=True)  # numbers of rows, and of heads
+        if not len(heads[0]):
+            continue
+        fullest, count = int(count[heads].max()), count[heads]
+        keys, old = (each[layer][heads][:, :fullest].to(exact) for each in (kv[:, 0], kv[:, 1]))  # (some, slots, width)
+        positions = at[layer][heads][:, :fullest]
+        held, places = positions >= 0, positions.clamp(min=0)
+        queries, text, mass = (each[heads] for each in seen.of(layer))
+        scores = (text @ queries.mT).masked_fill_(~is_text[heads[0], :, None], -torch.inf)
+        share = scores.softmax(dim=1)  # (some, n, m)
+        some = torch.arange(len(count), device=at.device)[:, None]
+        kept = share[some, places].to(exact) * held[..., None] * mass[:, None]  # (some, slots, m)
+        queries = queries.to(exact) * (mass > 0)[..., None]
+        weight = _weights(kept, mass).log()[..., None]
+        kept = kept * (weight * (common[layer][heads][:, None] @ queries.mT)).exp()
+        kept = kept * (mass / kept.sum(dim=1).clamp(min=torch.finfo(exact).tiny))[:, None]
+        told = (share.mT @ values[layer][heads]).to(exact) * mass[..., None]  # (some, m, width)
+        kv[layer, 0, heads[0], heads[1], :fullest] = (keys + weight * turned[layer][heads][:, :fullest]).to(kv.dtype)
+        kv[layer, 1, heads[0], heads[1], :fullest] = _values(kept, told, old, count, kv.dtype).to(kv.dtype)
+    kv = torch.where((at >= 0)[:, None, ..., None], kv, kv[..., :1, :])
+    return [replace(cache, kv=kv[:, :, row, :, : cache.kv.shape[3]].contiguous()) for row, cache in enumerate(caches)]
+
+
+def _stacked(caches: Sequence[GistCache]) -> tuple[Tensor, Tensor]:
+    """Return a copy of the keys and values of caches and their positions, with holes behind the shorter ones.
+
+    Shapes ``(layers, 2, rows, kv_heads, slots, head_dim)`` and ``(layers, rows, kv_heads, slots)``.
+    """
+    slots = max(cache.kv.shape[3] for cache in caches)
+    short = [slots - cache.kv.shape[3] for cache in caches]
+    kv = [functional.pad(cache.kv, (0, 0, 0, pad)) for cache, pad in zip(caches, short, strict=True)]
+    at = [functional.pad(cache.positions, (0, pad), value=-1) for cache, pad in zip(caches, short, strict=True)]
+    return torch.stack(kv, dim=2), torch.stack(at, dim=1)
+
+
+def _weights(kept: Tensor, mass: Tensor) -> Tensor:
+    """Return the non-negative weights with which the shares of gists add up to that of the text, ``(heads, slots)``.
+
+    Args:
+        kept: ``(heads, slots, m)``; mass: ``(heads, m)``.
+    """
+    curvature = kept @ kept.mT
+    hold, aim = HOLD * curvature.diagonal(dim1=1, dim2=2).clamp(min=1e-12), kept @ mass[..., None]
+    return _solved(curvature, aim, hold, torch.ones_like(aim))[..., 0].clamp(1 / MOST, MOST)
+
+
+def _common(seen: Repetition, rope: Rope, exact: torch.dtype) -> Tensor:
+    """Return the direction whose product with all queries of a head is as near to 1 as can be.
+
+    Shape ``(layers, rows, kv_heads, head_dim)``.
+
+    So it is near also for the queries of questions that stand further away.
+    """
+    spreads, means = [], []
+    for layer in range(len(seen.keys)):
+        queries, _, mass = seen.of(layer)
+        queries = queries.to(exact)  # in 16 bits what follows is not positive definite now and then
+        heard = (mass[..., None] * queries).mT  # (rows, kv_heads, head_dim, m)
+        spreads.append(heard @ queries)
+        means.append(heard.sum(dim=3))
+    shape = len(spreads), *means[0].shape
+    spread, mean = torch.cat(spreads).flatten(0, 1), torch.cat(means).flatten(0, 1)  # of all heads of all chunks
+    at = torch.tensor(FURTHER, device=spread.device)
+    total = rope.rotate_products(spread, at)  # (heads, head_dim, head_dim)
+    aim = Rope(rope.inv_freq).rotate(mean[:, None, None], at[:, None]).sum(dim=1)  # (heads, 1, head_dim)
+    hold = HOLD_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
+    return _solved(total, aim.mT, hold, torch.zeros_like(aim.mT))[..., 0].view(shape)
+
+
+def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(heads, slots, head_dim)``.
+
+    Args:
+        dtype: of the products over the repetition; the hold is wide enough for 16 bits.
+    """
+    narrow = kept.to(dtype)
+    curvature = (narrow @ narrow.mT).to(kept.dtype)
+    hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)
+    return _solved(curvature, kept @ told, hold[:, None], old)
+
+
+def _solved(curvature: Tensor, aim: Tensor, hold: Tensor, start: Tensor) -> Tensor:
+    """Return the solution of ``curvature x = aim`` for every head, held at *start*; *start* itself where there is none.
+
+    By Cholesky: torch's batched LU on a CPU goes wrong, without an error, with two threads and some 150 rows.
+
+    Args:
+        curvature: ``(heads, n, n)``; aim, start: ``(heads, n, columns)``; hold: ``(heads, n or 1)``.
+    """
+    held = curvature + hold[..., None] * torch.eye(curvature.shape[1]).to(curvature)
+    factor, failed = torch.linalg.cholesky_ex(held)
+    aim = aim + hold[..., None] * start
+    if aim.device.type == "cpu":
+        solution = torch.cholesky_solve(aim, factor)
+    else:  # where that goes through the heads one by one
+        half = torch.linalg.solve_triangular(factor, aim, upper=False)
+        solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return torch.where((failed == 0)[:, None, None], solution, start)

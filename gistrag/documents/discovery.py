@@ -1,0 +1,402 @@
+"""Which files of a folder are documents, and their text.
+
+Two steps, so that a sync reads only what changed: `find` lists the files with their hashes, `load` reads one.
+Nothing outside the folder is ever opened: a path is opened name by name, so that no part of it can be a link, not even
+one made meanwhile; and a file that is no ordinary file is not opened.
+A file that looks like a document and cannot be one is reported with a reason; nothing is left out in silence except
+hidden files, what .gitignore or *exclude* names, index folders, and suffixes that are no documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pathspec import GitIgnoreSpec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
+from gistrag.documents.parser_worker import guarded_read
+from gistrag.documents.readers import FILE_BYTES_MAX, is_document, missing_reader
+from gistrag.errors import DocumentError, UnreadableError, UsageError
+
+INDEX_FILE = "index.db"  # a folder that holds one is an index, not documents
+PATH_CHARS_MAX = 4096
+IGNORE_LINES_MAX = 10_000
+IGNORE_BYTES_MAX = 2**20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_BLOCK_BYTES = 2**20
+_Value = TypeVar("_Value")
+_Ignores = tuple[tuple[str, GitIgnoreSpec], ...]
+"""Folders with a .gitignore, from the top down; a path begins with the name of its folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundFile:
+    """A file that is to be a document.
+
+    Attributes:
+        path: relative to the folder, with ``/``.
+        size: in bytes.
+        mtime_ns: time of the last change, in nanoseconds.
+        sha256: hex hash of its bytes.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A file and its text; hash, size and time are those of the very bytes the text was read from.
+
+    Attributes:
+        kind: what the reader made of it, see `gistrag.documents.readers`.
+        pages: character offset at which each page begins; empty where the format has none.
+    """
+
+    path: str
+    sha256: str
+    size: int
+    mtime_ns: int
+    kind: str
+    text: str
+    pages: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A file that is no document, and why; sha256 is "" where it was never read."""
+
+    path: str
+    sha256: str
+    reason: str
+
+
+def find(
+    folder: str | Path,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    known: Mapping[str, tuple[int, int, str]] | None = None,
+) -> tuple[list[FoundFile], list[Skipped]]:
+    """Return the documents under *folder* and what was left out for a reason, both sorted by path.
+
+    Args:
+        folder: where to look, at every depth.
+        include: gitignore-style patterns; where given, only what they match. A pattern that names files
+            (``*.dat``, not ``data/**``) also lets in suffixes that are no documents, to be read as text.
+        exclude: gitignore-style patterns of what to leave out.
+        known: path → (size, mtime_ns, sha256) of an earlier run; a file that still has both is not read again.
+
+    Raises:
+        UsageError: *folder* is missing, no folder, an index, unreadable or with an overlong .gitignore; or a pattern
+            is malformed.
+    """
+    root = Path(folder)
+    _require_folder(root)
+    search = _Search(root=root, include=tuple(include), exclude=tuple(exclude), known=known or {})
+    search.walk()
+    return sorted(search.found, key=lambda one: one.path), sorted(search.skipped, key=lambda one: one.path)
+
+
+def require_patterns(include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
+    """Return if `find` could go by these patterns, of which one string is one; to be asked before anything is made.
+
+    Raises:
+        UsageError: says which option, and what is wrong with it.
+    """
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        _spec(option, [patterns] if isinstance(patterns, str) else patterns or ())
+
+
+def load(folder: str | Path, file: FoundFile) -> Document:
+    """Return the document *file* of *folder* as it is now, which may be newer than what `find` saw.
+
+    Raises:
+        UnreadableError: it is gone, locked away, or still being written.
+        DocumentError: the reason, in one line, why it is no document.
+    """
+    inner, _, name = file.path.rpartition("/")
+    try:
+        with _explained(), _entered(Path(folder), inner) as descriptor:
+            data, status = _settled(descriptor, name, _read_all)
+    except DocumentError as error:
+        raise UnreadableError(str(error)) from None
+    result = guarded_read(data, name)
+    return Document(
+        path=file.path,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        kind=result.kind,
+        text=result.text,
+        pages=result.pages,
+    )
+
+
+def _require_folder(root: Path) -> None:
+    try:
+        names = {entry.name for entry in root.iterdir()}
+    except NotADirectoryError:
+        raise UsageError(f"expected a folder of documents, found a file: {root}; give the folder it lies in") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the name
+        found = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"expected a folder of documents at {root}, found none ({found}); check the path") from None
+    if INDEX_FILE in names:
+        raise UsageError(f"expected a folder of documents, found an index: {root}; give the folder it was made from")
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """One walk over a folder; collects as it goes."""
+
+    root: Path
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    known: Mapping[str, tuple[int, int, str]]
+    found: list[FoundFile] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.included = _spec("include", self.include)
+        self.excluded = _spec("exclude", self.exclude)
+
+    def walk(self) -> None:
+        """Visit every folder, each with the .gitignore files above it."""
+        folders: list[tuple[str, _Ignores]] = [("", ())]
+        while folders:
+            path, ignores = folders.pop()
+            try:
+                with _explained(), _entered(self.root, path) as folder:
+                    folders.extend(self.enter(folder, path, ignores))
+            except DocumentError as error:
+                if not path:
+                    raise UsageError(f"cannot search {self.root} for documents: {error}; mend that first") from None
+                self.skip(path.rstrip("/"), str(error))
+
+    def enter(self, folder: int, path: str, ignores: _Ignores) -> list[tuple[str, _Ignores]]:
+        """Take the files of the open *folder* and return the folders in it; *path* is "" or ends with a slash."""
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        names = {entry.name for entry in entries}
+        if path and INDEX_FILE in names:
+            return []
+        if ".gitignore" in names:
+            ignores = (*ignores, (path, _gitignore(folder)))
+        return [(inner, ignores) for inner in self.visit(folder, path, entries, ignores)]
+
+    def visit(self, folder: int, path: str, entries: Iterable[os.DirEntry[str]], ignores: _Ignores) -> Iterator[str]:
+        """Take the files among *entries*, yield the folders."""
+        for entry in entries:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            inner = path + entry.name + "/" * is_folder
+            if entry.name.startswith(".") or self.excluded.match_file(inner) or _is_ignored(inner, ignores):
+                continue
+            if not _is_utf8(entry.name):
+                self.skip(inner, "its name is not UTF-8; rename it")
+            elif len(inner) > PATH_CHARS_MAX:
+                self.skip(inner, f"its path has {len(inner):,} characters; the most is {PATH_CHARS_MAX:,}")
+            elif is_folder:
+                yield inner
+            else:
+                self.take(folder, inner, entry)
+
+    def take(self, folder: int, path: str, entry: os.DirEntry[str]) -> None:
+        """Add a file to what is found or skipped, or leave it out."""
+        if self.include and not self.included.match_file(path):
+            return
+        if entry.is_symlink():
+            self.skip(path, "a link; links are not followed")
+        elif not entry.is_file(follow_symlinks=False):
+            self.skip(path, "no ordinary file")
+        elif is_document(entry.name) or self.is_named(entry.name):
+            try:
+                self.found.append(self.hash(folder, path, entry.name))
+            except DocumentError as error:
+                self.skip(path, str(error))
+        elif reason := missing_reader(entry.name):
+            self.skip(path, reason)
+
+    def is_named(self, name: str) -> bool:
+        """Return whether *include* names files like this one, rather than a folder or everything."""
+        lasts = [pattern.rsplit("/", 1)[-1] for pattern in self.include]
+        return any(last.strip("*") and fnmatchcase(name, last) for last in lasts)
+
+    def hash(self, folder: int, path: str, name: str) -> FoundFile:
+        """Return the file with its hash, read only if size or time differ from what is known."""
+        size, mtime_ns, sha256 = self.known.get(path, (-1, -1, ""))
+        digest, status = _settled(
+            folder,
+            name,
+            lambda descriptor, now: sha256 if (size, mtime_ns) == (now.st_size, now.st_mtime_ns) else _hash(descriptor),
+        )
+        return FoundFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
+
+    def skip(self, path: str, reason: str) -> None:
+        """Remember why *path* is no document."""
+        self.skipped.append(
+            Skipped(
+                path=os.fsencode(path).decode("utf-8", "backslashreplace"),
+                sha256="",
+                reason=reason,
+            )
+        )
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether *name* can be stored; undecodable bytes come from the system as lone surrogates."""
+    return not re.search("[\ud800-\udfff]", name)
+
+
+def _spec(option: str, patterns: Sequence[str]) -> GitIgnoreSpec:
+    try:
+        return GitIgnoreSpec.from_lines(patterns)
+    except (ValueError, re.error) as error:
+        raise UsageError(f"{option} expects gitignore-style patterns, got {list(patterns)}: {error}") from None
+
+
+def _gitignore(folder: int) -> GitIgnoreSpec:
+    """Return the rules of a folder's .gitignore; a line that is no pattern counts for nothing, as in git.
+
+    Raises:
+        DocumentError: rules that would take too long to apply; to go on without them could let in what they keep out.
+    """
+    try:
+        data, _ = _settled(folder, ".gitignore", _read_all)
+    except DocumentError:
+        return GitIgnoreSpec.from_lines([])
+    if len(data) > IGNORE_BYTES_MAX or data.count(b"\n") > IGNORE_LINES_MAX:
+        most = f"{IGNORE_LINES_MAX:,} lines or {IGNORE_BYTES_MAX:,} bytes"
+        raise DocumentError(f"its .gitignore holds {len(data):,} bytes; the most is {most}")
+    lines = data.decode("utf-8", "surrogateescape").splitlines()
+    return GitIgnoreSpec([pattern for line in lines for pattern in _compiled(line)])
+
+
+def _compiled(line: str) -> Sequence[GitIgnoreSpecPattern]:
+    """Return the pattern of a line of a .gitignore, or nothing where it is none."""
+    with suppress(ValueError, re.error), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # a bracket inside brackets means nothing special here
+        return GitIgnoreSpec.from_lines([line], _Steady).patterns
+    return ()
+
+
+class _Steady(GitIgnoreSpecPattern):
+    """A pattern of a .gitignore, matched from left to right without ever going back.
+
+    What stands between two wildcards is taken where it first fits. To go back could find nothing that this misses, and
+    takes time to the power of the wildcards: a pattern of six and a long name would keep a build busy for ever.
+    """
+
+    @classmethod
+    def pattern_to_regex(cls, pattern: Any) -> Any:
+        """Return the regular expression of the library, rewritten, and whether it ignores what it matches."""
+        regex, ignores = super().pattern_to_regex(pattern)
+        return regex and _steady(regex), ignores
+
+
+_ANY_FOLDERS = "(?:/.+)?"  # how the library writes ``**`` between two names, and below, ``*`` and ``**`` in front
+_STAR = re.compile(r"\[\^/\]\*((?:(?!\[\^/\]\*)(?:\\.|\[\^?\]?[^]]*\]|[^\\\[/(]))*+)(?=\[\^/\]\*)", re.DOTALL)
+_ANY_FOLDERS_FIRST = re.compile(r"\^\(\?:\.\+/\)\?(.*)", re.DOTALL)
+
+
+def _steady(regex: str) -> str:
+    """Return *regex* with all but the last ``*`` of a name, and all but the last ``**``, final where they match."""
+    *blocks, last = _STAR.sub(r"(?>[^/]*?\1)", regex).split(_ANY_FOLDERS)
+    if not blocks:
+        return last
+    first = _ANY_FOLDERS_FIRST.sub(r"^(?>(?:.+?/)??\1(?=/))", blocks[0])
+    return "".join((first, *(f"(?>(?:/.+?)??{block}(?=/))" for block in blocks[1:]), _ANY_FOLDERS, last))
+
+
+def _is_ignored(path: str, ignores: _Ignores) -> bool:
+    """Return what the deepest .gitignore with an opinion says about *path*."""
+    for folder, spec in reversed(ignores):
+        verdict = spec.check_file(path.removeprefix(folder)).include
+        if verdict is not None:
+            return verdict
+    return False
+
+
+@contextmanager
+def _entered(root: Path, path: str) -> Iterator[int]:
+    """Open the folder *path* under *root*, name by name; OSError where a part of it is a link or no folder."""
+    descriptor = os.open(root, _FOLDER)
+    try:
+        for name in filter(None, path.split("/")):
+            outer, descriptor = descriptor, os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(outer)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what the system refuses into the reason why something is no document."""
+    try:
+        yield
+    except OSError as error:
+        raise DocumentError(f"unreadable: {error.strerror}") from None
+
+
+def _settled(folder: int, name: str, take: Callable[[int, os.stat_result], _Value]) -> tuple[_Value, os.stat_result]:
+    """Return what *take* makes of the file *name* of an open folder, and its status; twice where it changes meanwhile.
+
+    Raises:
+        DocumentError: unreadable, no ordinary file, too large, or still changing.
+    """
+    for _ in range(2):
+        with _explained():
+            descriptor = os.open(name, _FILE, dir_fd=folder)
+            try:
+                before = os.fstat(descriptor)
+                _require_ordinary(before)
+                value = take(descriptor, before)
+                after = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            finally:
+                os.close(descriptor)
+        if _same(before, after):
+            return value, after
+    raise DocumentError("changing while it is read; build again when it rests")
+
+
+def _same(before: os.stat_result, after: os.stat_result) -> bool:
+    times = ("st_mtime_ns", "st_ctime_ns")  # the second cannot be put back by whoever changes a file
+    return all(getattr(before, name) == getattr(after, name) for name in ("st_dev", "st_ino", "st_size", *times))
+
+
+def _require_ordinary(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise DocumentError("no ordinary file")
+    if status.st_size > FILE_BYTES_MAX:
+        raise DocumentError(f"holds {status.st_size:,} bytes; the most is {FILE_BYTES_MAX:,}")
+
+
+def _blocks(descriptor: int) -> Iterator[bytes]:
+    """Yield the bytes of an open file, no more than the largest file may hold however it grows."""
+    left = FILE_BYTES_MAX
+    while left > 0 and (block := os.read(descriptor, min(_BLOCK_BYTES, left))):
+        left -= len(block)
+        yield block
+
+
+def _read_all(descriptor: int, _: os.stat_result) -> bytes:
+    return b"".join(_blocks(descriptor))
+
+
+def _hash(descriptor: int) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(descriptor):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,245 @@
+"""A child process in which files are parsed, so that a hostile file costs one reason and nothing else.
+
+    this process: Worker                       child: python -P -m gistrag.documents.parser_worker
+
+      name and bytes of one file  ──── stdin ───▶  parse, within memory and CPU limits
+      its Text, or DocumentError  ◀─── stdout ───  a line of JSON, then UTF-8
+      kill after the wall limit                    ends when stdin closes or the parent is gone
+
+`guarded_read` is the way in; plain text has no parser and is read here, without a child. The child runs one file after
+another. What goes wrong in it, whether an exception, a crash or a limit, comes out as the reason why this file is no
+document; a child that is gone is replaced for the next file.
+
+Not here: the formats (`gistrag.documents.readers`). No sandbox either: the limits bound what a parser uses, not what
+it may open.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from gistrag.documents.markup import one_line
+from gistrag.documents.readers import Text, has_parser, read
+from gistrag.errors import DocumentError, ResourceError
+
+MEMORY_BYTES = 2**30
+CPU_S = 30
+WALL_S = 60
+
+_log = logging.getLogger("gistrag")
+_OUT_OF_MEMORY = 3  # exit code of the child
+
+
+def guarded_read(data: bytes, name: str) -> Text:
+    """Return what `gistrag.documents.readers.read` does, from the worker of this process if a parser is needed.
+
+    Raises:
+        DocumentError: the reason, in one line, why this is not a document; nothing else, whatever the file holds.
+        ResourceError: the machine has no room for the child, which says nothing about the file.
+    """
+    return _worker(os.getpid()).read(data, name) if has_parser(name) else read(data, name)
+
+
+@functools.cache
+def _worker(pid: int) -> Worker:
+    """Return the worker of this process; keyed by *pid*, because a fork must not share its parent's pipe."""
+    worker = Worker()
+    atexit.register(worker.close)
+    return worker
+
+
+# ---------------------------------------------------------------- the parent's side
+
+
+class Worker:
+    """The child and the pipes to it; started at the first file, and again after it was killed.
+
+    It holds no more than `MEMORY_BYTES`, and dies with this process. Safe to share between threads.
+
+    Args:
+        cpu_s: most CPU time for one file, in seconds.
+        wall_s: most time for one file, in seconds.
+    """
+
+    def __init__(self, *, cpu_s: int = CPU_S, wall_s: float = WALL_S) -> None:
+        self.cpu_s = cpu_s
+        self.wall_s = wall_s
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def read(self, data: bytes, name: str) -> Text:
+        """Return the text of *data*, or raise the `DocumentError` that the child met or was."""
+        with self._lock:
+            head, body = self._ask(data, name)
+        if "reason" in head:
+            raise DocumentError(head["reason"])
+        return Text(text=body.decode(), kind=head["kind"], pages=tuple(head["pages"]))
+
+    def close(self) -> None:
+        """Stop the child; a process that inherited this object by a fork leaves it alone."""
+        if self._owner == os.getpid():
+            self._stop()
+
+    def _ask(self, data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
+        """Return the child's answer, head and body; whatever keeps it from answering in full ends the child."""
+        process = self._running()
+        started_s = time.monotonic()
+        timer = threading.Timer(self.wall_s, process.kill)
+        timer.start()
+        try:
+            return _exchange(process, {"name": name}, data)
+        except (OSError, EOFError):
+            self._stop()
+            raise DocumentError(self._cause(process, time.monotonic() - started_s)) from None
+        except BaseException:  # interrupted in the middle of an answer
+            self._stop()
+            raise
+        finally:
+            timer.cancel()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """Return the child, a fresh one where there is none or it ended between two files."""
+        if self._process is not None and self._process.poll() is not None:
+            self._stop()
+        return self._process or self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Return a fresh child. It finds its modules where we do, never in the current folder (-P)."""
+        path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "gistrag.documents.parser_worker", str(os.getpid()), str(self.cpu_s)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        except OSError as error:
+            raise ResourceError(
+                f"could not start a process to parse files in: {error.strerror}; free memory, or raise the limits on "
+                "processes and open files, and run the same command again"
+            ) from None
+        return self._process
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            try:
+                if pipe is not None:
+                    pipe.close()
+            except BrokenPipeError:
+                pass  # what could not be sent is not wanted any more
+
+    def _cause(self, process: subprocess.Popen[bytes], elapsed_s: float) -> str:
+        """Return why the child is gone."""
+        code = process.returncode
+        if elapsed_s >= self.wall_s:
+            return f"parsing took more than {self.wall_s:g} s"
+        if code == -signal.SIGXCPU:
+            return f"parsing took more than {self.cpu_s} s of CPU time"
+        if code in (_OUT_OF_MEMORY, -signal.SIGABRT):  # pdfium aborts where it gets no memory
+            return f"parsing needs more than {MEMORY_BYTES // 2**20} MiB of memory"
+        _log.debug("the parser ended with %s", code)
+        return "the parser crashed on it"
+
+
+def _exchange(process: subprocess.Popen[bytes], head: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    _send(process.stdin, head, body)
+    return _receive(process.stdout)
+
+
+# ---------------------------------------------------------------- messages
+
+
+def _send(pipe: IO[bytes], head: Mapping[str, Any], body: bytes) -> None:
+    """Write one message: a line of JSON that holds the size of the body, then the body."""
+    pipe.write(json.dumps({**head, "bytes": len(body)}).encode() + b"\n")
+    pipe.write(body)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+    """Return one message; raises EOFError where the other side is gone."""
+    line = pipe.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    head: dict[str, Any] = json.loads(line)
+    body = pipe.read(head["bytes"])
+    if len(body) < head["bytes"]:
+        raise EOFError
+    return head, body
+
+
+# ---------------------------------------------------------------- the child's side
+
+
+def _serve(parent: int, cpu_s: int) -> None:
+    """Answer requests on stdin until it closes: the whole life of the child."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # whatever a parser prints must not reach the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit(resource.RLIMIT_CORE, 0)
+    if sys.platform == "linux":  # elsewhere the kernel refuses it or takes it for something else
+        _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    while True:
+        try:
+            head, body = _receive(requests)
+        except EOFError:
+            return
+        _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + cpu_s)
+        _send(replies, *_answer(body, head["name"]))
+
+
+def _limit(which: int, most: int) -> None:
+    """Set a soft limit; one the machine's owner set lower stays."""
+    hard = resource.getrlimit(which)[1]
+    resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
+
+
+def _answer(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
+    """Return the text of *data* as a message, or the reason why there is none."""
+    try:
+        text = read(data, name)
+        return {"kind": text.kind, "pages": text.pages}, text.text.encode()
+    except DocumentError as error:
+        return {"reason": str(error)}, b""
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY)
+    except Exception as error:  # a parser met something its author did not think of
+        return {"reason": f"cannot be parsed: {type(error).__name__}: {_printable(str(error))}"[:200]}, b""
+
+
+def _printable(text: str) -> str:
+    """Return *text* on one line, with nothing in it that would steer a terminal or cannot be stored."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in one_line(text))
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

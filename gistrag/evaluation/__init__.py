@@ -1,0 +1,1 @@
+"""What gists keep of the answers that text gives, and how long either takes."""

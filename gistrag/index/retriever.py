@@ -1,0 +1,203 @@
+"""Which chunks answer a question: by meaning, by words, and both together.
+
+The two lists are joined by reciprocal rank fusion (Cormack et al. 2009): a chunk scores ``1 / (60 + rank)`` in each
+list it is in. Ranks need no common scale, which cosine and BM25 do not have.
+
+`VectorSearch` keeps the vectors of a store in memory: the faiss file as far as it goes, newer rows beside it.
+Nothing here loads a gist or answers anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gistrag.errors import UsageError
+from gistrag.index.schema import ChunkRow, Snapshot
+from gistrag.index.store import Store
+from gistrag.index.vector_index import VectorIndex
+
+RANK_OFFSET = 60
+DEPTH_MIN = 50
+"""A list goes this deep at least: a chunk that is 20th in both beats one that is first in one and not in the other."""
+
+# BM25 gives these next to nothing anyway, but a chunk that holds one would enter the list, and a rank is a rank.
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a about an and are as at be been but by can could did do does for from had has have he her his how i if in
+        into is it its me my no not of on or our she so that the their them there these they this those to was we
+        were what when where which who whom whose why will with would you your
+        """,
+    )
+)
+
+
+class QuestionEmbedder(Protocol):
+    """What a retriever needs of an embedder."""
+
+    def embed_query(self, question: str, /) -> npt.NDArray[np.float32]:
+        """Return the vector of a question, ``(dim,)``, normalised."""
+
+
+class Reranker(Protocol):
+    """A slower, better judge of few chunks."""
+
+    def rank(self, question: str, texts: Sequence[str], /) -> Sequence[float]:
+        """Return how well each text answers *question*, higher is better."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A chunk that may answer.
+
+    Attributes:
+        score: fused, or the reranker's; higher is better.
+        dense: cosine of the question and the chunk's best part, None where the list by meaning did not reach it.
+        keyword: BM25, None where no word of the question is in it.
+    """
+
+    chunk: ChunkRow
+    score: float
+    dense: float | None
+    keyword: float | None
+
+
+class Retriever:
+    """Finds the chunks of a store that may answer a question."""
+
+    def __init__(self, store: Store, embedder: QuestionEmbedder, *, reranker: Reranker | None = None) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._reranker = reranker
+        self._vectors = VectorSearch(store)
+
+    def search(
+        self, question: str, *, top_k: int, filters: Mapping[str, str] | None = None, scope: str | None = None
+    ) -> list[Hit]:
+        """Return the *top_k* best chunks, best first, equal scores by id; fewer where there are fewer.
+
+        Args:
+            question: in words.
+            top_k: how many chunks.
+            filters: see `Store.select`.
+            scope: path of the one document to look in.
+
+        Raises:
+            UsageError: an empty question, *top_k* below 1, an unknown filter or document.
+        """
+        if not question.strip():
+            raise UsageError("the question is empty; ask something")
+        if top_k < 1:
+            raise UsageError(f"top_k must be at least 1, got {top_k}")
+        vector = self._embedder.embed_query(question)
+        depth = max(4 * top_k, DEPTH_MIN)
+        with self._store.snapshot():
+            allowed = self._store.select(filters, scope)
+            dense = dict(self._vectors.nearest(vector, depth, allowed=allowed))
+            keyword = dict(self._store.keyword_search(keywords(question), depth, allowed=allowed))
+            scores = fuse(list(dense), list(keyword))
+            chunks = self._store.chunks(scores)
+        hits = [Hit(chunk, scores[chunk.id], dense.get(chunk.id), keyword.get(chunk.id)) for chunk in chunks]
+        return self._rerank(question, hits[:depth])[:top_k]
+
+    def _rerank(self, question: str, hits: list[Hit]) -> list[Hit]:
+        if self._reranker is None or not hits:
+            return hits
+        scores = self._reranker.rank(question, [hit.chunk.text for hit in hits])
+        ranked = [Hit(hit.chunk, float(score), hit.dense, hit.keyword) for hit, score in zip(hits, scores, strict=True)]
+        return sorted(ranked, key=lambda hit: (-hit.score, hit.chunk.id))
+
+
+class VectorSearch:
+    """The vectors of a store, searchable, and as new as its last commit."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._record: Snapshot | None = None
+        self._main: VectorIndex | None = None
+        self._main_last = self._last = 0
+        self._tail: VectorIndex | None = None
+
+    def nearest(
+        self, vector: npt.NDArray[np.float32], k: int, *, allowed: Collection[int] | None = None
+    ) -> list[tuple[int, float]]:
+        """Return up to *k* chunk ids that are in the store now, with their cosine, best first, equal ones by id."""
+        with self._store.snapshot():
+            self._refresh()
+            reach = k
+            while True:
+                found = self._search(vector, reach, allowed)
+                present = self._store.present(chunk_id for chunk_id, _ in found)
+                alive = [pair for pair in found if pair[0] in present]
+                if len(alive) >= k or len(found) < reach:
+                    return alive[:k]
+                reach *= 2  # removed chunks took the places
+
+    def _search(
+        self, vector: npt.NDArray[np.float32], k: int, allowed: Collection[int] | None
+    ) -> list[tuple[int, float]]:
+        best: dict[int, float] = {}
+        for index in (self._main, self._tail):
+            for chunk_id, score in index.search(vector, k, allowed=allowed) if index else ():
+                best[chunk_id] = max(score, best.get(chunk_id, score))
+        return sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
+
+    def _refresh(self) -> None:
+        record, last = self._store.snapshot_record(), self._store.last_vector_id()
+        if self._main is None or record != self._record:
+            self._load(record)
+        if last > self._last:
+            rows = self._store.vectors(after=self._main_last)
+            self._tail, self._last = VectorIndex.build(rows.chunk_ids, rows.vectors), rows.last_id
+
+    def _load(self, record: Snapshot | None) -> None:
+        data = self._store.snapshot_bytes(record) if record else None
+        if record and data is not None:
+            self._main, self._main_last = VectorIndex.from_bytes(data), record.last_id
+        else:
+            rows = self._store.vectors()
+            self._main, self._main_last = VectorIndex.build(rows.chunk_ids, rows.vectors), rows.last_id
+        self._record, self._tail, self._last = record, None, self._main_last
+
+
+def write_snapshot(store: Store) -> None:
+    """Commit, and write the vectors of a builder's store as one faiss file, unless it is there, sound and current."""
+    store.commit()
+    record, rows = store.snapshot_record(), store.vectors()
+    is_current = record and (record.last_id, record.count) == (rows.last_id, len(rows.chunk_ids))
+    if record and is_current and store.snapshot_bytes(record) is not None:
+        return
+    store.put_snapshot(VectorIndex.build(rows.chunk_ids, rows.vectors).to_bytes(), rows)
+
+
+def fuse(*rankings: Sequence[int]) -> dict[int, float]:
+    """Return the fused score of every id, best first, equal scores by id.
+
+    >>> fuse([5, 3], [3])
+    {3: 0.03252247488101534, 5: 0.01639344262295082}
+    """
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, chunk_id in enumerate(ranking, 1):
+            scores[chunk_id] = scores.get(chunk_id, 0.0) + 1 / (RANK_OFFSET + rank)
+    return dict(sorted(scores.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def keywords(question: str) -> list[str]:
+    """Return the words of *question* that are worth looking for, each once; all of them if none is.
+
+    Any of them may match: with AND one word the document says differently loses the chunk, and BM25 puts those that
+    hold more and rarer words first.
+
+    >>> keywords("How long is the gist of a gist?")
+    ['long', 'gist']
+    """
+    words = list(dict.fromkeys(re.findall(r"\w+", question.lower())))
+    return [word for word in words if word not in STOP_WORDS] or words

@@ -1,0 +1,161 @@
+"""What index.db holds: its tables, the statements that read and write them, and the rows as values.
+
+Every statement is a constant and every value is bound; nothing is ever pasted into SQL. The statements are run by
+`gistrag.index.store`, which alone knows SQLite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FORMAT_VERSION = 1
+APPLICATION_ID = 0x67697374  # "gist"
+
+BUILDER_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA secure_delete = ON",
+)
+SCHEMA = (
+    "PRAGMA application_id = 0x67697374",
+    "PRAGMA user_version = 1",
+    "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    """CREATE TABLE documents (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL, kind TEXT NOT NULL, stale INTEGER NOT NULL DEFAULT 0,
+        gists_by TEXT NOT NULL, vectors_by TEXT NOT NULL) STRICT""",
+    """CREATE TABLE gists (
+        key TEXT PRIMARY KEY CHECK (length(key) = 64 AND key NOT GLOB '*[^0-9a-f]*'), sha256 TEXT NOT NULL,
+        size INTEGER NOT NULL, gists INTEGER NOT NULL, source_tokens INTEGER NOT NULL) STRICT""",
+    """CREATE TABLE chunks (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, document_id INTEGER NOT NULL REFERENCES documents ON DELETE CASCADE,
+        ordinal INTEGER NOT NULL, start_char INTEGER NOT NULL, end_char INTEGER NOT NULL, page INTEGER,
+        tokens INTEGER NOT NULL, gist_key TEXT REFERENCES gists, sha256 TEXT NOT NULL, heading TEXT NOT NULL,
+        text TEXT NOT NULL, UNIQUE (document_id, ordinal)) STRICT""",
+    "CREATE INDEX chunks_by_gist ON chunks (gist_key)",
+    """CREATE TABLE vectors (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, chunk_id INTEGER NOT NULL REFERENCES chunks ON DELETE CASCADE,
+        vector BLOB NOT NULL) STRICT""",
+    "CREATE INDEX vectors_by_chunk ON vectors (chunk_id)",
+    "CREATE TABLE skipped (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, reason TEXT NOT NULL) STRICT",
+    """CREATE VIRTUAL TABLE words USING fts5 (
+        text, heading, content = 'chunks', content_rowid = 'id', tokenize = 'porter unicode61')""",
+    """CREATE TRIGGER words_in AFTER INSERT ON chunks BEGIN
+        INSERT INTO words (rowid, text, heading) VALUES (new.id, new.text, new.heading); END""",
+    """CREATE TRIGGER words_out AFTER DELETE ON chunks BEGIN
+        INSERT INTO words (words, rowid, text, heading) VALUES ('delete', old.id, old.text, old.heading); END""",
+)
+
+DOCUMENTS = """
+    SELECT id, path, sha256, size, mtime_ns, kind,
+        (SELECT count(*) FROM chunks WHERE document_id = documents.id),
+        (SELECT coalesce(sum(tokens), 0) FROM chunks WHERE document_id = documents.id),
+        stale, gists_by = :gists_by, vectors_by = :vectors_by
+    FROM documents ORDER BY path"""
+CHUNKS = """
+    SELECT c.id, c.document_id, d.path, c.ordinal, c.start_char, c.end_char, c.text, c.heading, c.page, c.tokens,
+        c.gist_key, c.sha256
+    FROM chunks c JOIN documents d ON d.id = c.document_id"""
+CHUNKS_BY_ID = CHUNKS + " WHERE c.id IN (SELECT value FROM json_each(?))"
+CHUNKS_BY_PATH = CHUNKS + " WHERE d.path = ? ORDER BY c.ordinal"
+PRESENT = "SELECT id FROM chunks WHERE id IN (SELECT value FROM json_each(?))"
+SELECT = """
+    SELECT c.id FROM chunks c JOIN documents d ON d.id = c.document_id
+    WHERE (:scope IS NULL OR d.path = :scope) AND (:path IS NULL OR d.path GLOB :path)
+        AND (:kind IS NULL OR d.kind = :kind) AND (:heading IS NULL OR EXISTS (
+            SELECT 1 FROM json_each(c.heading) WHERE instr(casefold(value), casefold(:heading))))"""
+KEYWORDS = """
+    SELECT rowid, -rank FROM words
+    WHERE words MATCH :match AND (:ids IS NULL OR rowid IN (SELECT value FROM json_each(:ids)))
+    ORDER BY rank, rowid LIMIT :k"""
+VECTORS = """
+    SELECT v.id, v.chunk_id, v.vector FROM vectors v
+    JOIN chunks c ON c.id = v.chunk_id JOIN documents d ON d.id = c.document_id
+    WHERE v.id > :after AND d.vectors_by = :vectors_by ORDER BY v.id"""
+GISTS = "SELECT key, sha256, size, gists, source_tokens FROM gists ORDER BY key"
+GIST = "SELECT key, sha256, size, gists, source_tokens FROM gists WHERE key = ?"
+UNRECORDED = "SELECT gist_key FROM chunks WHERE gist_key NOT IN (SELECT key FROM gists)"
+DROP_UNUSED_GISTS = "DELETE FROM gists WHERE key NOT IN (SELECT gist_key FROM chunks WHERE gist_key IS NOT NULL)"
+PUT_GIST = """
+    INSERT INTO gists (key, sha256, size, gists, source_tokens) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size, gists = excluded.gists,
+        source_tokens = excluded.source_tokens"""
+PUT_DOCUMENT = """
+    INSERT INTO documents (path, sha256, size, mtime_ns, kind, gists_by, vectors_by) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (path) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size, mtime_ns = excluded.mtime_ns,
+        kind = excluded.kind, stale = 0, gists_by = excluded.gists_by, vectors_by = excluded.vectors_by
+    RETURNING id"""
+PUT_CHUNK = """
+    INSERT INTO chunks (document_id, ordinal, start_char, end_char, text, heading, page, tokens, gist_key, sha256)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
+
+
+@dataclass(frozen=True)
+class DocumentRow:
+    """A document of the index; ``gists_current`` and ``vectors_current`` are false where another model made them."""
+
+    id: int
+    path: str
+    sha256: str
+    size: int
+    mtime_ns: int
+    kind: str
+    chunks: int
+    tokens: int
+    stale: bool
+    gists_current: bool
+    vectors_current: bool
+
+
+@dataclass(frozen=True)
+class ChunkRow:
+    """A chunk of the index; its id is never given to another one. ``gist_key`` is None where text is cheaper."""
+
+    id: int
+    document_id: int
+    path: str
+    ordinal: int
+    start: int
+    end: int
+    text: str
+    heading: tuple[str, ...]
+    page: int | None
+    tokens: int
+    gist_key: str | None
+
+
+@dataclass(frozen=True)
+class GistRow:
+    """What the index records of a gist file: the sha256 and the bytes of the whole file, and what is inside."""
+
+    key: str
+    sha256: str
+    size: int
+    gists: int
+    source_tokens: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a faiss file holds: its hash, the embedder, the newest vector row in it and how many there are."""
+
+    sha256: str
+    vectors_by: str
+    last_id: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Totals of an index; ``gists`` counts gist tokens in ``gist_files`` files of ``gist_bytes`` together."""
+
+    documents: int
+    stale: int
+    skipped: int
+    chunks: int
+    tokens: int
+    gist_files: int
+    gists: int
+    gist_bytes: int
+    kinds: dict[str, int]

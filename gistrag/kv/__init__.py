@@ -1,0 +1,1 @@
+"""Keys and values: gist caches, moving and joining them, 8-bit storage, one cache as one file."""

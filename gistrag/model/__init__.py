@@ -1,0 +1,1 @@
+"""The language model: finding, loading, reading with it, generating, and its adapter."""

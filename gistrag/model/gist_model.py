@@ -1,0 +1,668 @@
+"""The language model: loading it, reading with it, and what it must be to be supported.
+
+The one door to transformers and bitsandbytes. To the rest of the package a model is a `GistModel`, and the only way
+to run it is a `Reading`: a KV cache that grows with every `feed`. Placements of gists, sampling and words live
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import io
+import logging
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from gistrag.errors import UnsupportedModelError, UsageError
+from gistrag.kv.cache import GistCache, Memories, Memory
+from gistrag.kv.rope import Rope
+from gistrag.model.adapter import Adapter, Role
+from gistrag.model.hub import cache_folder, file_sha256, folder_sha256, quiet, weights_sha256
+from gistrag.model.prompt import Prompt, chat_prompt
+from gistrag.settings import AdapterSettings
+
+logger = logging.getLogger("gistrag")
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+Observer = Callable[[int, Tensor, Tensor, Tensor], None]
+"""Called by every layer, for some rows of the batch after the others, with the layer's number, its rotated queries
+``(rows, heads, n, head_dim)``, all rotated keys ``(rows, kv_heads, slots, head_dim)`` and the attention of one for the
+other ``(rows, heads, n, slots)``."""
+
+
+class GistModel:
+    """A causal language model that can read text into key-value caches and answer from them.
+
+    Attributes:
+        network: the transformers model, in evaluation mode, without gradients.
+        rope: the angles of its rotary position embedding.
+        prompt: the words its chat template puts around passages and question.
+        layers, kv_heads, head_dim: shape of its cache; window: positions it was trained for.
+        device: where it computes; dtype: of its weights as they came, in which gists are kept.
+        network_dtype: in which it computes: float32 on a processor that multiplies 16-bit numbers slowly.
+        weights: sha256 of its weights, which an adapter belongs to.
+        adapter: the trained part, None for the base model as it came.
+        is_training: gradients flow through what the adapter acts on.
+
+    Raises:
+        UnsupportedModelError: a family, attention or RoPE variant that this library has not verified.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        tokenizer: Any,
+        *,
+        identity: str,
+        weights: str = "",
+        quantize: str = "none",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        require_supported(network.config)
+        network.set_attn_implementation(_ATTENTION)
+        self.network = network.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._identity = identity
+        self.weights = weights or identity
+        self._quantize = quantize
+        self.adapter: Adapter | None = None
+        self.is_training = False
+        self._turn = threading.RLock()  # whether the adapter acts is state of the network: one reader at a time
+        config = network.config
+        self.layers: int = config.num_hidden_layers
+        self.kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.window: int = config.max_position_embeddings
+        self.device: torch.device = network.device
+        self.dtype: torch.dtype = dtype or network.dtype
+        rotary = network.model.rotary_emb
+        self.rope = Rope(
+            rotary.inv_freq.to(torch.promote_types(rotary.inv_freq.dtype, torch.float32)),
+            float(rotary.attention_scaling),
+        )
+        self.prompt: Prompt = chat_prompt(_renderer(tokenizer))
+        self.text_tokenizer = _plain_tokenizer(tokenizer)
+        self._template_ids: dict[str, list[int]] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        quantize: Literal["none", "nf4"] = "none",
+        device: str | None = None,
+    ) -> GistModel:
+        """Return the model at *path*: a folder in the Hugging Face layout, or a GGUF file.
+
+        A GGUF file is converted once to bf16 safetensors in the user's cache and loaded from there afterwards.
+
+        Args:
+            adapter: folder of a trained adapter.
+            quantize: ``"nf4"`` for 4-bit weights with double quantisation and bf16 compute.
+            device: a torch device; by default a CUDA GPU where there is one.
+        """
+        folder = converted(Path(path)) if Path(path).suffix == ".gguf" else Path(path)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        with quiet:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            require_supported(config)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.bfloat16,
+                device_map=device,
+                quantization_config=_nf4() if quantize == "nf4" else None,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        dtype = network.dtype
+        if quantize == "none" and network.device.type == "cpu" and not multiplies_16_bits():
+            network.float()
+        model = cls(
+            network,
+            tokenizer,
+            identity=folder_sha256(folder),
+            weights=weights_sha256(Path(path)),
+            quantize=quantize,
+            dtype=dtype,
+        )
+        if adapter is not None:
+            with quiet:
+                model.adapter = Adapter.load(network, Path(adapter), base=model.weights, prefix=model.prompt.prefix)
+                model.adapter.compute_in(model.network_dtype)
+            model.adapter.merge()
+        return model
+
+    def new_adapter(self, *, rank: int, gists: int, seed: int = 0, **settings: Any) -> None:
+        """Give the model a new adapter, which changes nothing until it is trained.
+
+        Args:
+            rank: of the update of every linear layer.
+            gists: learned gist vectors; 1 for anchored gists, which all share one that starts at zero.
+            seed: of its random half.
+            settings: further fields of `AdapterSettings`.
+        """
+        placement = settings.get("placement", "anchored")
+        vectors = torch.zeros(1, self._table.shape[1]) if placement == "anchored" else self.gist_vectors(gists)
+        chosen = AdapterSettings(base=self.weights, prefix=self.prompt.prefix, **settings)
+        vectors = vectors.to(self.device, self.dtype)
+        self.adapter = Adapter.create(self.network, vectors, chosen, rank=rank, seed=seed)
+        self.adapter.compute_in(self.network_dtype)
+
+    def prepare_training(self) -> None:
+        """Make gradients possible; to be called before anything is read.
+
+        bitsandbytes packs 4-bit weights for a CPU at the first reading outside of training, and then passes wrong
+        gradients through them.
+
+        Raises:
+            UsageError: that has happened.
+        """
+        states = [getattr(weights, "quant_state", None) for weights in self.network.parameters()]
+        if any(getattr(state, "packing_format_for_cpu", False) for state in states):
+            raise UsageError("expected a model that has read nothing yet, found its 4-bit weights packed; load it anew")
+        if self.adapter:
+            self.adapter.unmerge()
+        self.network.train()
+
+    @property
+    def network_dtype(self) -> torch.dtype:
+        """What the network computes in: a cache is widened to it first, and rounded to `dtype` in the end."""
+        dtype: torch.dtype = self.network.dtype
+        return dtype
+
+    @property
+    def kv_bytes_per_slot(self) -> int:
+        """Bytes of keys and values that one cache slot takes, in a file and before the network widens it."""
+        return self.layers * 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def context_bytes_per_slot(self) -> int:
+        """Bytes that one slot takes while the network reads it."""
+        return self.kv_bytes_per_slot * self.network_dtype.itemsize // self.dtype.itemsize
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What a gist depends on: weights, adapter and tokenizer, RoPE geometry, dtype and prompt prefix."""
+        angles = hashlib.sha256(self.rope.inv_freq.cpu().numpy().tobytes()).hexdigest()[:16]
+        return {
+            "model": self._identity + (f" {self._quantize}" if self._quantize != "none" else ""),
+            **({"adapter": self.adapter.identity} if self.adapter else {}),
+            "rope": f"{angles} x {self.rope.scaling:g}",
+            "kv_dtype": str(self.dtype).removeprefix("torch."),
+            "prefix": hashlib.sha256(self.prompt.prefix.encode()).hexdigest()[:16],
+        }
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        ids = self.network.generation_config.eos_token_id
+        listed = ids if isinstance(ids, list) else [ids]
+        return frozenset(i for i in (*listed, self._tokenizer.eos_token_id) if i is not None)
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token id that ends a turn of the chat template, or the text of a plain language model."""
+        ids = self.network.generation_config.eos_token_id
+        return int(self._tokenizer.eos_token_id if ids is None or isinstance(ids, list) else ids)
+
+    @property
+    def prefix(self) -> GistCache:
+        """The cache of the shared prefix, behind which every chunk is compressed."""
+        return self._read_prefix[0]
+
+    @property
+    def prefix_hidden(self) -> Tensor:
+        """Final hidden states of the shared prefix, ``(n, hidden)``."""
+        return self._read_prefix[1]
+
+    @cached_property
+    def _read_prefix(self) -> tuple[GistCache, Tensor]:
+        ids = self.encode_template(self.prompt.prefix)
+        reading, positions = self.read(), torch.arange(len(ids))
+        hidden = reading.feed(torch.tensor([ids]), positions=positions)
+        kv = reading.kv()[:, :, 0]
+        return self.unrotated(kv, positions.to(self.device), start=0, source_tokens=len(ids)), hidden[0]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of *text* read as plain text: what looks like a special token is not one."""
+        ids: list[int] = self.text_tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Return the token ids of our own template text, special tokens included."""
+        if text not in self._template_ids:
+            self._template_ids[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(self._template_ids[text])
+
+    def encode_question(self, question: str) -> list[int]:
+        """Return the token ids of a question in its frame, up to where the answer begins."""
+        prompt = self.prompt
+        plain = self.encode(f" {question.strip()}")
+        return [*self.encode_template(prompt.before_question), *plain, *self.encode_template(prompt.after_question)]
+
+    def encode_passage(self, text: str, heading: Sequence[str] = ()) -> list[int]:
+        """Return the token ids of a chunk as it stands in the prompt; which `compress` takes."""
+        return self.encode(self.prompt.passage(text, heading))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of *ids* without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    @property
+    def _table(self) -> Tensor:
+        table: Tensor = self.network.get_input_embeddings().weight
+        return table
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the input embeddings of *ids*, ``(..., hidden)``."""
+        embeddings: Tensor = self.network.get_input_embeddings()(ids.to(self.device))
+        return embeddings
+
+    def gist_vectors(self, count: int) -> Tensor:
+        """Return input embeddings of the tokens ``<GIST_0> … <GIST_count-1>``, ``(count, hidden)``.
+
+        Without training they are the mean embedding of the vocabulary plus seeded noise of its spread.
+        """
+        if self.adapter and self.adapter.settings.placement == "learned" and len(self.adapter.gist_vectors) >= count:
+            return self.adapter.gist_vectors[:count].to(self._table.dtype)
+        table = self._table
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(count, table.shape[1], generator=generator).to(table)
+        return table.mean(dim=0) + table.std(dim=0) * noise
+
+    @property
+    def gist_mark(self) -> Tensor | float:
+        """What is added to the embedding of an anchor token to make it a gist token: ``(hidden,)``, or nothing."""
+        return self.adapter.gist_vectors[0] if self.adapter else 0.0
+
+    @contextlib.contextmanager
+    def reading_as(self, role: Role) -> Iterator[None]:
+        """Let the adapter act, and gradients flow, as *role* wants it."""
+        acts = self.adapter is not None and self.adapter.acts_on(role)
+        with self._turn:
+            if self.adapter:
+                self.adapter.switch(role)
+            with torch.set_grad_enabled(self.is_training and acts):
+                yield
+
+    @property
+    def can_widen(self) -> bool:
+        """Whether float32 holds more than the weights do, which 4-bit ones cannot be turned into."""
+        return self._quantize == "none" and self.network_dtype.itemsize < torch.float32.itemsize
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32 for the length of the block; afterwards every weight is what it was, bit by bit."""
+        with self._turn:
+            if self.adapter:
+                self.adapter.switch("text")
+            narrow = [(weights, weights.data) for weights in self.network.parameters()]
+            dtype, self.dtype = self.dtype, torch.float32
+            self.__dict__.pop("_read_prefix", None)  # read again in either dtype
+            try:
+                for weights, values in narrow:
+                    weights.data = values.float()
+                yield
+            finally:
+                for weights, values in narrow:
+                    weights.data = values
+                self.dtype = dtype
+                self.__dict__.pop("_read_prefix", None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the next-token logits of final hidden states, ``(..., vocabulary)``."""
+        scores: Tensor = self.network.lm_head(hidden)
+        return scores
+
+    def read(self, memory: Memory | None = None, *, batch: int = 1) -> Reading:
+        """Return a reading that starts behind *memory*, shared by *batch* rows."""
+        if memory is None:
+            return Reading(self, None)
+        kv = memory.kv[:, :, None].expand(-1, -1, batch, -1, -1, -1)
+        visible = None if memory.visible is None else memory.visible[:, None].expand(-1, batch, -1, -1)
+        return Reading(self, kv, visible)
+
+    def read_behind(self, memories: Memories) -> Reading:
+        """Return a reading that starts behind a memory for each row."""
+        return Reading(self, memories.kv, memories.visible)
+
+    def unrotated(self, kv: Tensor, positions: Tensor, *, start: int, source_tokens: int) -> GistCache:
+        """Return keys and values that the model rotated as a cache that can stand anywhere.
+
+        Args:
+            kv: ``(layers, 2, kv_heads, gists, head_dim)``, keys rotated to ``start + positions``.
+            positions: ``(gists,)`` or ``(layers, kv_heads, gists)``, inside the chunk.
+        """
+        keys = self.rope.unrotate(kv[:, 0], positions + start).to(self.dtype)
+        return GistCache(torch.stack((keys, kv[:, 1].to(self.dtype)), dim=1), positions, source_tokens)
+
+
+class Reading:
+    """A text being read: keys and values of all that was fed so far, for every row of a batch.
+
+    Attributes:
+        slots: cache slots filled so far.
+    """
+
+    def __init__(self, model: GistModel, kv: Tensor | None, visible: Tensor | None = None) -> None:
+        self._model = model
+        layers = None  # of keys and values, each (batch, kv_heads, slots, head_dim)
+        if kv is not None:
+            layers = [(keys, values) for keys, values in kv.to(model.network_dtype)]
+        self._began = 0 if kv is None else kv.shape[4]
+        self._columns: list[Tensor] | None = None
+        self._visible: list[Tensor] | None = None
+        if layers is not None and visible is not None:  # a slot that no head of a layer filled is not even carried
+            self._columns = [layer.any(dim=(0, 1)).nonzero()[:, 0] for layer in visible]
+            self._visible = [layer[..., at] for layer, at in zip(visible, self._columns, strict=True)]
+            layers = [(keys[:, :, at], values[:, :, at])
+                      for (keys, values), at in zip(layers, self._columns, strict=True)]  # fmt: skip
+        self._cache = transformers.DynamicCache(layers, config=model.network.config)
+        self.slots = self._began
+
+    def feed(
+        self,
+        ids: Tensor | None = None,
+        *,
+        positions: Tensor,
+        embeddings: Tensor | None = None,
+        mask: Tensor | None = None,
+        observer: Observer | None = None,
+        role: Role = "text",
+    ) -> Tensor:
+        """Read tokens and return their final hidden states, ``(batch, n, hidden)``.
+
+        Args:
+            ids: ``(batch, n)`` token ids, or None with *embeddings* ``(batch, n, hidden)`` in their place.
+            positions: ``(n,)`` or ``(batch, n)``; gaps and repeats are fine.
+            mask: ``(batch or 1, n, slots + n)`` bool, True where a token may look; None is causal over everything.
+            observer: sees queries, keys and attention of every layer.
+            role: what is read, which says whether the adapter acts on it.
+        """
+        device = self._model.device
+        count = ids.shape[1] if ids is not None else _length(embeddings)
+        if mask is None and (count > 1 or observer):
+            # explicit, so that transformers never guesses one from the positions
+            mask = torch.ones(1, count, self.slots + count, dtype=torch.bool).tril(self.slots)
+        with self._model.reading_as(role), _kernels(device):
+            output = self._model.network.model(
+                input_ids=None if ids is None else ids.to(device),
+                inputs_embeds=embeddings,
+                position_ids=positions.to(device).reshape(-1, count),
+                attention_mask=None if mask is None else mask[:, None].to(device),
+                past_key_values=self._cache,
+                use_cache=True,
+                observer=observer,
+                visible=self._visible,
+            )
+        self.slots += count
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def fork(self) -> Reading:
+        """Return a reading of its own that has read the same; the tensors so far are shared, none is copied."""
+        twin = copy.copy(self)
+        twin._cache = transformers.DynamicCache(
+            [(layer.keys, layer.values) for layer in self._cache.layers], config=self._model.network.config
+        )
+        return twin
+
+    def kv(self, start: int = 0) -> Tensor:
+        """Return keys (rotated) and values from slot *start* on, ``(layers, 2, batch, kv_heads, n, head_dim)``."""
+        layers = [(layer.keys, layer.values) for layer in self._cache.layers]
+        if self._columns is not None:
+            layers = [(self._spread(keys, at), self._spread(values, at))
+                      for (keys, values), at in zip(layers, self._columns, strict=True)]  # fmt: skip
+        return torch.stack([torch.stack((keys[:, :, start:], values[:, :, start:])) for keys, values in layers])
+
+    def _spread(self, carried: Tensor, columns: Tensor) -> Tensor:
+        """Return what a layer carries with every slot in its place, ``(batch, kv_heads, slots, head_dim)``."""
+        whole = carried.new_zeros(*carried.shape[:2], self.slots, carried.shape[3])
+        whole[:, :, columns] = carried[:, :, : len(columns)]
+        whole[:, :, self._began :] = carried[:, :, len(columns) :]
+        return whole
+
+    def memory(self, next_position: int, *, row: int = 0, slots: int | None = None) -> Memory:
+        """Return what a row has read so far, or the last *slots* of it."""
+        kv, visible = self.kv()[:, :, row], None
+        start = 0 if slots is None else self.slots - slots
+        if self._visible is not None and self._columns is not None:
+            visible = kv.new_zeros(kv[:, 0, ..., 0].shape, dtype=torch.bool)  # (layers, kv_heads, slots)
+            visible[..., self._began :] = True
+            for layer, at, seen in zip(visible, self._columns, self._visible, strict=True):
+                layer[:, at] = seen[row]
+            visible = visible[..., start:]
+        return Memory(kv[:, :, :, start:], next_position, visible)
+
+
+def _kernels(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return a context without cuDNN's attention, whose plans are for one shape: here every layer has its own."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def multiplies_16_bits() -> bool:
+    """Return whether this processor multiplies matrices of 16-bit numbers about as fast as of 32 bits.
+
+    One without AVX-512, as in many laptops and desktops, does not: a Zen 3 takes nine times as long.
+    """
+    return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
+
+
+def require_supported(config: Any) -> None:
+    """Return if a model of this configuration can be relocated and concatenated.
+
+    Raises:
+        UnsupportedModelError: says which property is not verified.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(f"expected a model of {', '.join(FAMILIES)}, found {config.model_type!r}")
+    if windowed or layer_types != {"full_attention"}:
+        raise UnsupportedModelError(f"expected full attention in every layer, found {sorted(layer_types)}, sliding "
+                                    f"window {getattr(config, 'sliding_window', None)}")  # fmt: skip
+    if rope.get("rope_type", "default") not in ROPE_TYPES:
+        raise UnsupportedModelError(f"expected RoPE of {', '.join(ROPE_TYPES)}, found {rope.get('rope_type')!r}")
+
+
+def read_config(path: Path) -> Any:
+    """Return the transformers configuration of a model folder or GGUF file; no weights are read."""
+    folder = converted(path) if path.suffix == ".gguf" else path
+    return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def converted(gguf: Path) -> Path:
+    """Return the folder of bf16 safetensors made from a GGUF file, converting it on the first call (some 20 s).
+
+    The folder is named by the sha256 of the file, and appears in one step when it is whole.
+    """
+    target = cache_folder() / "models" / file_sha256(gguf)[:32]
+    if target.is_dir():
+        return target
+    logger.info("converting %s to safetensors, once", gguf.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
+        _convert(gguf, Path(scratch) / "model")
+        try:
+            (Path(scratch) / "model").rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, and its result is the same
+                raise
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    shown = sys.stderr if sys.stderr.isatty() else io.StringIO()  # a bar that transformers cannot switch off
+    with quiet, contextlib.redirect_stderr(shown):
+        source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            dtype=torch.bfloat16,
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            **source,
+        )
+        network.config.quantization_config = None
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+_ATTENTION = "gistrag_sdpa"
+
+
+def _observed_sdpa(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Return scaled-dot-product attention as transformers computes it, showing it to an observer.
+
+    Nothing looks at the holes of a memory, which are other ones for every layer and head, nor at its padding.
+
+    Args:
+        visible: for each layer, slots of the memory that are none, ``(batch, kv_heads, slots)`` bool.
+    """
+    observer: Observer | None = kwargs.pop("observer", None)
+    visible: list[Tensor] | None = kwargs.pop("visible", None)
+    if visible is not None:
+        mask = _seen(visible[module.layer_idx], mask, key.shape[2])
+    if mask is not None and observer:
+        return _observed(module.layer_idx, query, key, value, mask, observer), None
+    if mask is not None and query.requires_grad and query.device.type == "cpu":
+        return _attended(_attention(query, key, mask), value), None
+    if visible is not None and mask is not None:
+        mask = mask.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (batch, heads, n, slots)
+    output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    return output
+
+
+def _observed(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, observer: Observer) -> Tensor:
+    """Return what attention makes of values, ``(batch, n, heads, head_dim)``.
+
+    On a CPU one row after the other, for a row stays in the processor's cache.
+    """
+    made, size = [], 1 if query.device.type == "cpu" else len(query)
+    for start in range(0, len(query), size):
+        rows = slice(start, start + size)
+        weights = _attention(query[rows], key[rows], mask[rows] if len(mask) > 1 else mask)
+        observer(layer, query[rows], key[rows], weights)
+        made.append(_attended(weights, value[rows]))
+    return torch.cat(made)
+
+
+def _seen(visible: Tensor, mask: Tensor | None, slots: int) -> Tensor:
+    """Return who looks where, ``(batch, kv_heads, n, slots)`` bool: into the memory, and at what was read behind it.
+
+    Args:
+        visible: ``(batch, kv_heads, …)`` bool, of the memory.
+        mask: its last columns are what was read behind; None lets every token look at all of that.
+    """
+    memory = visible[:, :, None]
+    if mask is None:
+        return functional.pad(memory, (0, slots - memory.shape[3]), value=True)
+    behind = mask[..., mask.shape[3] - (slots - memory.shape[3]) :]
+    shape = (*visible.shape[:2], mask.shape[2], -1)
+    return torch.cat((memory.expand(shape), behind.expand(shape)), dim=3)
+
+
+def _attention(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """Return attention weights ``(batch, heads, n, slots)``; with gradients on a CPU three times as fast as torch's.
+
+    Heads that share keys are multiplied as one, so that keys and values are never repeated.
+
+    Args:
+        query: ``(batch, heads, n, head_dim)``; key: ``(batch, kv_heads, slots, head_dim)``.
+        mask: ``(batch or 1, kv_heads or 1, n, slots)`` bool.
+    """
+    batch, heads, count, width = query.shape
+    kv_heads, slots = key.shape[1:3]
+    stacked = (query * width**-0.5).reshape(batch * kv_heads, -1, width)
+    scores = torch.bmm(stacked, key.reshape(batch * kv_heads, slots, width).transpose(1, 2))
+    bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    grouped = scores.view(batch, kv_heads, heads // kv_heads, count, slots).add_(bias[:, :, None])
+    return grouped.softmax(dim=-1).view(batch, heads, count, slots)
+
+
+def _attended(weights: Tensor, value: Tensor) -> Tensor:
+    """Return what attention weights make of values, ``(batch, n, heads, head_dim)``.
+
+    Args:
+        value: ``(batch, kv_heads, slots, head_dim)``.
+    """
+    batch, heads, count, slots = weights.shape
+    stacked = value.reshape(-1, slots, value.shape[3])
+    mixed = torch.bmm(weights.view(len(stacked), -1, slots), stacked)
+    return mixed.view(batch, heads, count, value.shape[3]).transpose(1, 2)
+
+
+AttentionInterface.register(_ATTENTION, _observed_sdpa)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
+def _renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str] | None:
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+
+    def render(messages: list[dict[str, str]]) -> str:
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+            chat_template=_FIXED_DAY + tokenizer.get_chat_template(),
+        )
+        return text
+
+    return render
+
+
+# Some templates print the date; a prefix that changed overnight would make every gist foreign in the morning.
+_FIXED_DAY = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
+
+
+def _plain_tokenizer(tokenizer: Any) -> Tokenizer:
+    """Return a copy of the tokenizer for which special tokens are ordinary text."""
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.encode_special_tokens = True
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _length(embeddings: Tensor | None) -> int:
+    if embeddings is None:
+        raise ValueError("expected ids or embeddings, got neither")
+    return embeddings.shape[1]
+
+
+def _nf4() -> Any:
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

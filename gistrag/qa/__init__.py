@@ -1,0 +1,1 @@
+"""Questions about contexts: reading data sets, planted facts, scores."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server, the page, and the MCP tools."""

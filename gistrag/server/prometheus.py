@@ -1,0 +1,43 @@
+"""What a server counts, in the text format of Prometheus: answers and what they took, never what was asked.
+
+The one door to prometheus_client.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gistrag.answering.answering import Answer
+
+FIRST_TOKEN_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        by_index = ["index"]
+        self._answers = Counter("gistrag_answers", "Answers given.", [*by_index, "finish_reason"], registry=registry)
+        self._first_token_s = Histogram(
+            "gistrag_first_token_seconds", "Time to first token.", by_index, buckets=FIRST_TOKEN_S, registry=registry
+        )
+        self._amounts = {
+            name: Counter(f"gistrag_{name}", f"Total of {name.replace('_', ' ')}.", by_index, registry=registry)
+            for name in ("answer_tokens", "gist_slots", "source_tokens", "text_tokens", "text_fallbacks")
+        }
+        self._waiting = Gauge("gistrag_waiting", "Requests in line.", registry=registry)
+
+    def count(self, index: str, answer: Answer, finish_reason: str) -> None:
+        """Add an answer."""
+        self._answers.labels(index, finish_reason).inc()
+        self._first_token_s.labels(index).observe(answer.timings.ttft_s)
+        for name, counter in self._amounts.items():
+            counter.labels(index).inc(getattr(answer.usage, name))
+
+    def page(self, *, waiting: int) -> bytes:
+        """Return all of it, as Prometheus reads it."""
+        self._waiting.set(waiting)
+        return generate_latest(self._registry)

@@ -1,0 +1,325 @@
+"""A training run in a folder: it may be stopped at any moment, and goes on exactly where it was.
+
+::
+
+    run/
+      recipe.json               what decides the result
+      made_with.json            base, data and adapter it began with: a run goes on with the same ones only
+      log.jsonl                 a line per step, validation and event
+      checkpoint-000120/        adapter, optimizer and place in the data; state.json is written last, so a checkpoint
+                                that has one is whole
+      adapter/                  the adapter of the last checkpoint, ready to be used with --adapter
+      curve.png                 losses against steps, where matplotlib is installed
+
+A batch whose gradient is not finite is skipped; a run that diverges goes back to its last good state, at half the
+learning rate.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import re
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gistrag.errors import DivergedError, FingerprintMismatchError, UsageError
+from gistrag.settings import require_same
+from gistrag.storage import files
+from gistrag.training.sampler import Batch
+from gistrag.training.trainer import Recipe, Trainer
+
+logger = logging.getLogger("gistrag")
+
+STATE, OPTIMIZER, RECIPE, LOG, ADAPTER = "state.json", "optimizer.safetensors", "recipe.json", "log.jsonl", "adapter"
+MADE_WITH = "made_with.json"
+KEPT_CHECKPOINTS = 2
+SPIKE_STEPS, SPIKE_NATS = 8, 1.5
+MOST_SKIPPED = 3  # batches in a row
+MOST_SLOWDOWNS = 6
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state of a trainer to go back to."""
+
+    tensors: dict[str, Tensor]
+    step: int
+    slowdown: float
+    loss: float
+
+
+class Run:
+    """A trainer whose work is kept in a folder.
+
+    Args:
+        folder: of the run, made where it is missing.
+        trainer: that does the steps.
+        validation: batches, by the name their loss is logged under.
+        made_with: what else than the recipe decides the result.
+
+    Raises:
+        UsageError: the folder holds another run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trainer: Trainer,
+        validation: Mapping[str, Sequence[Batch]] | None = None,
+        made_with: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self._trainer, self._validation = folder, trainer, validation or {}
+        _require_same_recipe(folder, trainer.recipe)
+        _require_same_start(folder, made_with or {})
+        folder.mkdir(parents=True, exist_ok=True)
+        if trainer.is_main:
+            files.write_atomic(folder / RECIPE, trainer.recipe.to_json().encode())
+            files.write_atomic(folder / MADE_WITH, (json.dumps(made_with or {}, indent=1) + "\n").encode())
+        for checkpoint in reversed(checkpoints(folder)):
+            try:
+                _load(checkpoint, trainer)
+            except UsageError:  # whole, but of another base
+                raise
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                logger.warning("%s cannot be read (%s); going on from the one before", checkpoint, error)
+                continue
+            break
+        self._forget_later_steps()
+        self._recent: deque[float] = deque(maxlen=SPIKE_STEPS)
+        self._skipped = 0
+        self._good = self._snapshot(math.inf)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._trainer.step
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return self._trainer.is_main
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the recipe."""
+        return self._trainer.recipe.steps
+
+    def steps(
+        self, *, save_every_s: float = 120.0, validate_every: int = 200, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what each step did, until the recipe's last one or until *stop* says so; then save.
+
+        Raises:
+            ResourceError: the disk is full; the checkpoint before stays whole.
+            DivergedError: the loss grows at any learning rate.
+        """
+        saved_s = time.monotonic()
+        trainer = self._trainer
+        while trainer.step < trainer.recipe.steps and not trainer.agrees(stop()):
+            record = self._step()
+            if trainer.step % validate_every == 0 or trainer.step == trainer.recipe.steps:
+                record |= self._validate()
+            self._log(record)
+            yield record
+            if trainer.agrees(time.monotonic() - saved_s >= save_every_s):
+                self.save()
+                saved_s = time.monotonic()
+        self.save()
+
+    def _step(self) -> dict[str, Any]:
+        began_s = time.perf_counter()
+        told = self._trainer.advance()
+        took_s = time.perf_counter() - began_s
+        record: dict[str, Any] = {"step": self._trainer.step, **told, "seconds": took_s}
+        if event := self._event(told):
+            record["event"] = event
+        return {name: round(value, 5) if isinstance(value, float) else value for name, value in record.items()}
+
+    def _event(self, told: Mapping[str, float]) -> str | None:
+        """Return what to say of a step that went wrong, after doing what mends it; None of one that did not."""
+        if not math.isfinite(told["norm"]):  # one batch can be to blame; several in a row, the weights
+            self._skipped += 1
+            return self._take_back() if self._skipped > MOST_SKIPPED else "skipped, its gradient is not finite"
+        self._skipped = 0
+        self._recent.append(told["answer"])
+        self._good = replace(self._good, loss=min(self._good.loss, self._recent_loss()))
+        return self._take_back() if self._has_spiked() else None
+
+    def _recent_loss(self) -> float:
+        """Return the mean loss of the last few steps, infinite while there are too few to say."""
+        return sum(self._recent) / SPIKE_STEPS if len(self._recent) == SPIKE_STEPS else math.inf
+
+    def _has_spiked(self) -> bool:
+        return self._good.loss + SPIKE_NATS < self._recent_loss() < math.inf
+
+    def _take_back(self) -> str:
+        """Go back to the last good state at half the rate, and return what to say of it."""
+        good = self._good
+        slowdown = self._trainer.slowdown / 2
+        if slowdown < 0.5**MOST_SLOWDOWNS:
+            raise DivergedError(
+                f"the loss grew again at step {self._trainer.step} although the learning rate was halved "
+                f"{MOST_SLOWDOWNS} times; start again with a smaller one (--rate)"
+            )
+        told = f"diverged at step {self._trainer.step}, back to {good.step} at {slowdown:g} of the learning rate"
+        self._trainer.restore(good.tensors, step=good.step, slowdown=slowdown)
+        self._recent.clear()
+        self._skipped = 0
+        logger.warning(told)
+        return told
+
+    def _validate(self) -> dict[str, float]:
+        return {f"validation {name}": self._trainer.measure(batches) for name, batches in self._validation.items()}
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self._trainer.is_main:
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def _forget_later_steps(self) -> None:
+        """Take out of the log what was done after the checkpoint, as it is done again."""
+        if self._trainer.is_main:
+            kept = [record for record in read_log(self.folder) if record["step"] <= self._trainer.step]
+            files.write_atomic(self.folder / LOG, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, and remember it as one to go back to."""
+        if self._trainer.is_main:
+            self._write()
+        if len(self._recent) == SPIKE_STEPS:
+            self._good = self._snapshot(self._good.loss)
+
+    def _write(self) -> None:
+        target = self.folder / f"checkpoint-{self._trainer.step:06d}"
+        with files.explained("write", target), _told_by_the_system():
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
+            self._trainer.adapter.save(target / ADAPTER)
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in self._trainer.state().items()}
+            safetensors.torch.save_file(tensors, target / OPTIMIZER)
+            state = {"step": self._trainer.step, "slowdown": self._trainer.slowdown}
+            files.write_atomic(target / STATE, json.dumps(state).encode())
+            _replace(target / ADAPTER, self.folder / ADAPTER)
+        here = [path for path in checkpoints(self.folder) if path.name <= target.name]
+        for path in {*checkpoints(self.folder)}.difference(here[-KEPT_CHECKPOINTS:]):
+            shutil.rmtree(path, ignore_errors=True)  # old, or of steps that were taken back or cannot be read
+
+    def _snapshot(self, loss: float) -> Snapshot:
+        trainer = self._trainer
+        tensors = {name: tensor.detach().clone() for name, tensor in trainer.state().items()}
+        return Snapshot(tensors, trainer.step, trainer.slowdown, loss)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the whole checkpoints of a run, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(path for path in found if (path / STATE).is_file())
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log; a last line that was cut off is left out."""
+    records = []
+    with suppress(FileNotFoundError):
+        for line in (folder / LOG).read_text("utf-8").splitlines():
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+def _load(checkpoint: Path, trainer: Trainer) -> None:
+    state = json.loads((checkpoint / STATE).read_text("utf-8"))
+    tensors = safetensors.torch.load_file(checkpoint / OPTIMIZER)
+    trainer.restore(tensors, step=int(state["step"]), slowdown=float(state["slowdown"]))
+
+
+def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """Return if there is no run in *folder* yet, or one of this recipe.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    path = folder / RECIPE
+    if path.exists() and (other := recipe.differs(Recipe.from_json(path.read_text("utf-8")))):
+        raise UsageError(
+            f"{folder} holds a run of another recipe ({', '.join(other)} differ); name another --output, or give the "
+            "same settings to go on with it"
+        )
+
+
+def _require_same_start(folder: Path, made_with: Mapping[str, str]) -> None:
+    """Return if there is no run in *folder* yet, or one that began with the same.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    try:
+        found = json.loads((folder / MADE_WITH).read_text("utf-8"))
+        require_same(found, made_with, where=f"the run in {folder}", remedy="name another --output")
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError) as error:  # a mismatch is a ValueError too
+        is_damaged = not isinstance(error, FingerprintMismatchError)
+        told = f"{folder / MADE_WITH} is damaged; name another --output" if is_damaged else str(error)
+        raise UsageError(told) from error
+
+
+@contextmanager
+def _told_by_the_system() -> Iterator[None]:
+    """Turn what safetensors makes of an error of the system back into one."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = errno.ENOSPC if "os error 28" in str(error) or "No space" in str(error) else errno.EIO
+        raise OSError(number, str(error)) from error
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Put a copy of folder *source* where *target* is."""
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(source, fresh)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+
+
+def draw(folder: Path) -> Path | None:
+    """Draw the losses of a run into ``curve.png`` and return its path, None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = read_log(folder)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    steps = [record["step"] for record in records]
+    for name in ("answer", "continuation"):
+        axes.plot(steps, _smooth([record[name] for record in records]), label=f"training: {name}", alpha=0.6)
+    for name in sorted({name for record in records for name in record if name.startswith("validation ")}):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        axes.plot(*zip(*points, strict=True), marker="o", label=name.replace("validation ", "held out: "))
+    axes.set(xlabel="step", ylabel="nats per token", title=f"training of {folder.name}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / "curve.png", dpi=120)
+    pyplot.close(figure)
+    return folder / "curve.png"
+
+
+def _smooth(values: Sequence[float], window: int = 25) -> list[float]:
+    """Return running means over the last *window* values."""
+    return [sum(part) / len(part) for end in range(1, len(values) + 1) if (part := values[max(0, end - window) : end])]

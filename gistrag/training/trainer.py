@@ -1,0 +1,478 @@
+"""Training an adapter: the production code path, with gradients.
+
+One step reads the chunks of a batch with the frozen base, makes their gists, relocates and concatenates them as an
+answer would, and asks all questions of every row::
+
+    text pass (no gradient) ─→ gists ─→ relocate, concatenate ─→ questions and answers ─→ loss
+            └────────────────→ full caches ─→ gold chunk alone ─→ the same, as teacher (no gradient)
+
+Loss = cross-entropy of the answers + KL to the teacher that reads the gold chunk as text + continuing a chunk from
+its gists, whose weight fades. Rows are read a few at a time, and what they want of the gists is gathered before it
+flows back through the gist pass once, so the memory of a step does not grow with its rows. Weights are trained in
+float32 beside the copy the model computes with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import Tensor
+from torch.nn import functional
+
+from gistrag.compression.compress import TextPass
+from gistrag.errors import UsageError
+from gistrag.kv.cache import GistCache, Memory, concatenate
+from gistrag.kv.cache import side_by_side as memories_side_by_side
+from gistrag.model.gist_model import GistModel
+from gistrag.settings import MADE, AdapterSettings, Placement
+from gistrag.training.sampler import IGNORED, Batch, Mixture, Questions, Row, Sampler, merged, side_by_side
+
+SLOTS_OF_A_ROW = 1280
+"""Most slots of memory, in the mean over the rows that are read at once."""
+
+KEPT_BYTES = 2**32
+"""Most bytes of caches that training keeps across epochs; data of which it could not keep half is read anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a training run makes, besides data and base model.
+
+    Attributes:
+        steps: batches; warmup: of them, until the learning rate is full; it then falls as a cosine to a twentieth.
+        rank: of the adapter; rate: learning rate of the adapter; vector_rate: of the gist vectors.
+        clip: greatest norm of the gradient; decay: weight decay.
+        distillation, continuation: weights of the two further losses; the second fades to a fifth.
+        teacher_from: share of the run after which there is a teacher; before, it knows too little to be worth its time.
+        batches: of the sampler that a step learns from together, as a GPU is idle with one.
+        rows_together: most rows read at once; fewer take less memory.
+        placement: where gists come from; tokens_per_gist: what the adapter is for, the default of its users.
+        everywhere: the adapter acts on text as well; an ablation.
+        seed: of everything random; mixture: of the examples.
+    """
+
+    steps: int = 1000
+    warmup: int = 40
+    rank: int = 32
+    rate: float = 1e-3
+    vector_rate: float = 5e-3
+    clip: float = 1.0
+    decay: float = 0.0
+    distillation: float = 0.5
+    continuation: float = 0.5
+    teacher_from: float = 0.5
+    batches: int = 1
+    rows_together: int = 8
+    placement: Placement = "anchored"
+    tokens_per_gist: int = 4
+    everywhere: bool = False
+    seed: int = 0
+    mixture: Mixture = field(default_factory=Mixture)
+
+    def to_json(self) -> str:
+        """Return the recipe as one line of JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> Recipe:
+        """Return the recipe saved by `to_json`.
+
+        Raises:
+            UsageError: no recipe, or one of another version.
+        """
+        try:
+            values: dict[str, Any] = json.loads(line)
+            mixture = values.pop("mixture")
+            rates = {int(rate): share for rate, share in mixture.pop("rates").items()}
+            return cls(**values, mixture=Mixture(rates=rates, **{**mixture, "chunks": tuple(mixture["chunks"])}))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"expected a training recipe in JSON, found something else: {error}") from error
+
+    def differs(self, other: Recipe) -> list[str]:
+        """Return the fields in which two recipes differ; the number of steps may, as a run can be made longer."""
+        names = [each.name for each in fields(self) if each.name != "steps"]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+RECIPES = {
+    "smollm2": Recipe(
+        steps=600,
+        distillation=0.7,
+        continuation=0.2,
+        teacher_from=0.3,
+        placement="matched",
+        mixture=Mixture(rates={2: 0.1, 4: 0.35, 8: 0.3, 16: 0.25}, chunks=(0.15, 0.15, 0.5, 0.12, 0.08)),
+    ),
+    "24gb": Recipe(
+        steps=3000,
+        rank=16,
+        rate=2e-4,
+        vector_rate=1e-3,
+        placement="matched",
+        rows_together=1,
+        mixture=Mixture(contexts=4, chunk_tokens=384, question_tokens=256),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each loss counts in a step; a distillation of 0 saves the teacher's pass."""
+
+    distillation: float
+    continuation: float
+
+
+@dataclass
+class Losses:
+    """Sums of losses in nats, and how many tokens they are of."""
+
+    answer: float = 0.0
+    answers: int = 0
+    distillation: float = 0.0
+    taught: int = 0
+    continuation: float = 0.0
+    continued: int = 0
+
+    def means(self) -> dict[str, float]:
+        """Return the three losses per token, 0 where there was no token."""
+        return {
+            "answer": self.answer / max(1, self.answers),
+            "distillation": self.distillation / max(1, self.taught),
+            "continuation": self.continuation / max(1, self.continued),
+        }
+
+
+class Reader:
+    """What the base makes of the chunks of a batch: their full caches, and their gists.
+
+    Where the adapter has no part in either, both can be kept across epochs. Every chunk is then read alone, so that it
+    is the same bit by bit whenever and beside whatever it is read; planted facts make it another chunk.
+
+    Args:
+        kept_bytes: most bytes of caches that are kept in main memory; 0 reads every batch anew, side by side.
+    """
+
+    def __init__(self, model: GistModel, *, kept_bytes: int = 0) -> None:
+        self._model, self._kept_bytes = model, kept_bytes
+        self._kept: OrderedDict[tuple[int, tuple[int, ...]], GistCache] = OrderedDict()  # used longest ago first
+        self._bytes = 0
+
+    def read(self, batch: Batch) -> tuple[list[GistCache], list[GistCache]]:
+        """Return the full cache of each chunk of a batch, and its gists."""
+        settings = self._model.adapter.settings if self._model.adapter else AdapterSettings(base="")
+        placement, rate = settings.placement, batch.tokens_per_gist
+        if not self._kept_bytes or settings.everywhere or placement in MADE:
+            text = TextPass(self._model, batch.chunks)
+            return text.compress("selected", 1), text.compress(placement, rate)
+        pairs = [self._alone(tuple(chunk), placement, rate) for chunk in batch.chunks]
+        return [full for full, _ in pairs], [gists for _, gists in pairs]
+
+    def _alone(self, chunk: tuple[int, ...], placement: Placement, rate: int) -> tuple[GistCache, GistCache]:
+        found = [self._kept.get((each, chunk)) for each in (1, rate)]
+        if None in found:
+            text = TextPass(self._model, [chunk])
+            found = [text.compress("selected", 1)[0], text.compress(placement, rate)[0]]
+        full, gists = (cache.to(self._model.device) for cache in found if cache)
+        for each, cache in ((1, full), (rate, gists)):
+            self._keep((each, chunk), cache)
+        return full, gists
+
+    def _keep(self, key: tuple[int, tuple[int, ...]], cache: GistCache) -> None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return
+        self._kept[key] = cache.to(torch.device("cpu"))
+        self._bytes += cache.kv.nbytes
+        while self._bytes > self._kept_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1].kv.nbytes
+
+
+class Pass:
+    """One batch on its way through the model.
+
+    Args:
+        reader: of its chunks; one that keeps nothing where there is none.
+
+    Attributes:
+        losses: of the rows read so far.
+    """
+
+    def __init__(self, model: GistModel, batch: Batch, reader: Reader | None = None) -> None:
+        if model.adapter is None:
+            raise UsageError("expected a model with an adapter, found none")
+        self._model, self._batch = model, batch
+        self.losses = Losses()
+        self._full, self._gists = (reader or Reader(model)).read(batch)
+
+    def measure(self, rows_together: int = 8) -> Losses:
+        """Return the losses of all rows, without gradients."""
+        for rows in self._groups(rows_together):
+            self._read_rows(rows, self._gists, has_teacher=False)
+        return self.losses
+
+    def learn(self, weights: Weights, rows_together: int = 8) -> Losses:
+        """Return the losses of all rows, and leave gradients at the adapter and the gist vectors."""
+        ends = [_leaf(cache) if cache.kv.requires_grad else cache for cache in self._gists]
+        answers, continued = self._label_counts()
+        for rows in self._groups(rows_together):
+            answer, distance, continuation = self._read_rows(rows, ends, has_teacher=weights.distillation > 0)
+            loss = (
+                answer + weights.distillation * distance
+            ) / answers + weights.continuation * continuation / continued
+            with self._model.reading_as("answers"):
+                loss.backward()  # type: ignore[no-untyped-call]
+        wanted = [
+            (cache.kv, end.kv.grad) for cache, end in zip(self._gists, ends, strict=True) if end.kv.grad is not None
+        ]
+        if wanted:  # selected gists are the base model's own: only what reads them learns
+            with self._model.reading_as("gists"):
+                torch.autograd.backward([made for made, _ in wanted], [gradient for _, gradient in wanted])
+        return self.losses
+
+    def _groups(self, size: int) -> Iterator[Sequence[Row]]:
+        """Yield rows a few at a time, similar memories together; fewer where those are long."""
+        group: list[Row] = []
+        for row in sorted(self._batch.rows, key=lambda row: (self._slots(row), len(row.ids))):
+            if group and (len(group) == size or self._slots(row) * (len(group) + 1) > size * SLOTS_OF_A_ROW):
+                yield group
+                group = []
+            group.append(row)
+        if group:
+            yield group
+
+    def _slots(self, row: Row) -> int:
+        """Return the slots of a row's memory, but for the prefix."""
+        given = ((self._full if number in row.as_text else self._gists)[number] for number in row.chunks)
+        return sum(cache.kv.shape[3] for cache in given)
+
+    def _label_counts(self) -> tuple[int, int]:
+        """Return how many answer tokens and continuation tokens there are in all rows, at least 1 each."""
+        learned = [(row.labels != IGNORED, row.is_continuation) for row in self._batch.rows]
+        answers = sum(int((where & ~continued).sum()) for where, continued in learned)
+        return max(1, answers), max(1, sum(int((where & continued).sum()) for where, continued in learned))
+
+    def _read_rows(
+        self, rows: Sequence[Row], gists: Sequence[GistCache], *, has_teacher: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return summed losses of some rows: answers, distance to the teacher, continuation; each a scalar."""
+        questions = side_by_side(rows)
+        learned = questions.labels != IGNORED
+        continued = questions.is_continuation[learned]
+        scores = self._scores([self._memory(row, gists) for row in rows], questions, learned)
+        labels = questions.labels[learned].to(self._model.device)
+        each = functional.nll_loss(scores, labels, reduction="none")
+        distance = each.new_zeros(())
+        taught = torch.tensor([row.gold >= 0 and row.as_text != {row.gold} for row in rows])
+        answers_taught = (learned & ~questions.is_continuation & taught[:, None])[learned]
+        if has_teacher and answers_taught.any():
+            distance = self._distance(rows, questions, taught, scores[answers_taught.to(scores.device)])
+            self.losses.distillation += distance.item()
+            self.losses.taught += int(answers_taught.sum())
+        answer, continuation = each[~continued].sum(), each[continued].sum()
+        self.losses.answer += answer.item()
+        self.losses.answers += int((~continued).sum())
+        self.losses.continuation += continuation.item()
+        self.losses.continued += int(continued.sum())
+        return answer, distance, continuation
+
+    def _memory(self, row: Row, gists: Sequence[GistCache]) -> Memory:
+        """Return the memory of a row: its chunks in order, each as gists or as text."""
+        caches = []
+        for number, gap in zip(row.chunks, row.gaps, strict=True):
+            cache = self._full[number] if number in row.as_text else gists[number]
+            caches.append(GistCache(cache.kv, cache.positions, cache.source_tokens + gap))
+        return concatenate([self._model.prefix, *caches], self._model.rope, layout=row.layout)
+
+    def _scores(self, memories: Sequence[Memory], questions: Questions, wanted: Tensor) -> Tensor:
+        """Return log-probabilities of the next token where *wanted*, ``(labels, vocabulary)`` float32."""
+        behind = memories_side_by_side(memories)
+        begins = torch.tensor([memory.next_position for memory in memories])[:, None]
+        hidden = self._model.read_behind(behind).feed(
+            questions.ids, positions=begins + questions.positions, mask=questions.mask(behind.real), role="answers"
+        )
+        return self._model.logits(hidden[wanted.to(hidden.device)]).float().log_softmax(dim=-1)
+
+    def _distance(self, rows: Sequence[Row], questions: Questions, taught: Tensor, student: Tensor) -> Tensor:
+        """Return the summed KL divergence from what the model says when it reads the gold chunk alone, as text.
+
+        Args:
+            taught: ``(batch,)`` bool, rows that have a teacher.
+            student: ``(labels, vocabulary)`` log-probabilities of their answers.
+        """
+        chosen = questions.where(taught)
+        memories = [self._memory(_alone(row), self._full) for row, has in zip(rows, taught, strict=True) if has]
+        answers = (chosen.labels != IGNORED) & ~chosen.is_continuation
+        self._model.is_training = False
+        try:
+            teacher = self._scores(memories, chosen, answers)
+        finally:
+            self._model.is_training = True
+        return functional.kl_div(student, teacher, reduction="none", log_target=True).sum()
+
+
+def _alone(row: Row) -> Row:
+    """Return the row with nothing but its gold chunk, as text."""
+    return replace(row, chunks=(row.gold,), as_text=frozenset({row.gold}), gaps=(0,), layout="spread")
+
+
+def _leaf(cache: GistCache) -> GistCache:
+    """Return a copy of a cache at which gradients end."""
+    return GistCache(cache.kv.detach().requires_grad_(True), cache.positions, cache.source_tokens)
+
+
+def local_device() -> str | None:
+    """Return the GPU of this process where several train together, None where one trains alone."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return str(state.device) if state.num_processes > 1 else None
+
+
+class Trainer:
+    """A training run, step by step: weights, optimizer, and where in the data it stands.
+
+    Args:
+        model: with an adapter, which is trained in place.
+        sampler: of batches.
+        recipe: of the run.
+
+    Attributes:
+        step: steps done; slowdown: factor on the learning rate, halved whenever a run had to be taken back.
+    """
+
+    def __init__(self, model: GistModel, sampler: Sampler, recipe: Recipe) -> None:
+        if model.adapter is None:
+            raise UsageError("expected a model with an adapter to train, found none")
+        self.model, self.adapter, self.recipe = model, model.adapter, recipe
+        self.step, self.slowdown = 0, 1.0
+        model.prepare_training()
+        self._sampler = sampler
+        bytes_of_all = sampler.tokens * model.kv_bytes_per_slot * (1 + sum(1 / rate for rate in recipe.mixture.rates))
+        self._reader = Reader(model, kept_bytes=KEPT_BYTES if bytes_of_all <= KEPT_BYTES / 2 else 0)
+        self._accelerator = Accelerator(cpu=model.device.type == "cpu")
+        self._trained = dict(self.adapter.parameters())
+        self._masters = {name: weights.detach().float().clone() for name, weights in self._trained.items()}
+        vectors = [self._masters["gist_vectors"]]
+        others = [weights for name, weights in self._masters.items() if name != "gist_vectors"]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": others, "peak": recipe.rate}, {"params": vectors, "peak": recipe.vector_rate}],
+            betas=(0.9, 0.98),
+            weight_decay=recipe.decay,
+        )
+        for weights in self._trained.values():
+            weights.requires_grad_(True)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process, of all that train together, is the one that writes."""
+        return bool(self._accelerator.is_main_process)
+
+    def advance(self) -> dict[str, float]:
+        """Learn from the next batch and return its losses, the norm of its gradient and its size.
+
+        The weights stay as they were if the gradient is not finite.
+        """
+        progress = self.step / self.recipe.steps
+        first = self.recipe.batches * (self.step * self._accelerator.num_processes + self._accelerator.process_index)
+        batch = merged([self._sampler.batch(first + number) for number in range(self.recipe.batches)])
+        weights = Weights(
+            distillation=self.recipe.distillation if progress >= self.recipe.teacher_from else 0.0,
+            continuation=self.recipe.continuation * (1 - 0.8 * progress),
+        )
+        self.model.is_training = True
+        try:
+            losses = Pass(self.model, batch, self._reader).learn(weights, self.recipe.rows_together)
+        finally:
+            self.model.is_training = False
+        norm = self._update(self._factor())
+        self.step += 1
+        return {
+            **self._averaged(losses.means()),
+            "norm": norm,
+            "tokens_per_gist": batch.tokens_per_gist,
+            "tokens": batch.tokens * self._accelerator.num_processes,
+        }
+
+    def agrees(self, is_wanted: bool) -> bool:
+        """Return whether any of the processes that train together wants what this one may want: all do the same."""
+        if self._accelerator.num_processes == 1:
+            return is_wanted
+        wanted = torch.tensor(float(is_wanted), device=self.model.device)
+        return float(self._accelerator.reduce(wanted, "sum")) > 0
+
+    def _averaged(self, losses: dict[str, float]) -> dict[str, float]:
+        """Return the means of losses over the processes that train together, the same in each of them."""
+        if self._accelerator.num_processes == 1:
+            return losses
+        means = self._accelerator.reduce(torch.tensor([*losses.values()], device=self.model.device), "mean")
+        return dict(zip(losses, means.tolist(), strict=True))
+
+    def measure(self, batches: Sequence[Batch]) -> float:
+        """Return the mean loss of the answers in *batches*, in nats per token."""
+        measured = [Pass(self.model, batch).measure(self.recipe.rows_together) for batch in batches]
+        return sum(losses.answer for losses in measured) / max(1, sum(losses.answers for losses in measured))
+
+    def _factor(self) -> float:
+        """Return the share of the learning rate that this step has."""
+        warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup))
+        return self.slowdown * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * self.step / self.recipe.steps)) / 2)
+
+    def _update(self, factor: float) -> float:
+        """Apply the gradients to the float32 weights, copy these back, and return the norm of the gradient."""
+        for name, weights in self._trained.items():
+            gradient = torch.zeros_like(weights) if weights.grad is None else weights.grad
+            if self._accelerator.num_processes > 1:
+                gradient = self._accelerator.reduce(gradient, "mean")
+            self._masters[name].grad = gradient.float()
+            weights.grad = None
+        norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self.recipe.clip))
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        if math.isfinite(norm):
+            self._optimizer.step()
+            self._copy_back()
+        return norm
+
+    @torch.no_grad()
+    def _copy_back(self) -> None:
+        for name, weights in self._trained.items():
+            weights.copy_(self._masters[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors that are needed to go on exactly here."""
+        tensors = {f"weights {name}": weights for name, weights in self._masters.items()}
+        for name, weights in self._masters.items():
+            for key, value in self._optimizer.state.get(weights, {}).items():
+                tensors[f"{key} {name}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], *, step: int, slowdown: float) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            UsageError: these are tensors of another run.
+        """
+        found = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("weights ")}
+        if {f"weights {name}": weights.shape for name, weights in self._masters.items()} != found:
+            raise UsageError("expected the weights of this run in the checkpoint, found others; name another --output")
+        for name, weights in self._masters.items():
+            weights.copy_(tensors[f"weights {name}"])
+            held = {key: tensors[f"{key} {name}"].clone() for key in _MOMENTS if f"{key} {name}" in tensors}
+            if held:  # the optimizer changes them in place, where the weights are; it counts its steps on the CPU
+                self._optimizer.state[weights] = {"step": held.pop("step"), **_moved(held, weights.device)}
+        self._copy_back()
+        self.step, self.slowdown = step, slowdown
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

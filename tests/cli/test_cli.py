@@ -1,0 +1,573 @@
+"""The commands as a user meets them: what they print where, and how they end."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_models import byte_tokenizer
+
+from gistrag.answering.answering import Answer, Options
+from gistrag.cli import chat, command, inspect, main, models, verify
+from gistrag.documents.chunking import Chunk
+from gistrag.documents.discovery import Document, Skipped
+from gistrag.errors import UsageError
+from gistrag.index.store import IndexedChunk, Store
+from gistrag.kv.cache import GistCache
+from gistrag.model import hub
+from gistrag.model.prompt import Prompt
+from gistrag.settings import IndexSettings
+from gistrag.storage import files
+
+VERBS = tuple(verb.__name__.rpartition(".")[2] for verb in main.VERBS)
+TEXT = "The harbour has three cranes."
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """An index of one document with two chunks, the first with a gist, made without any model."""
+    source, tokenizer_folder, folder = tmp_path / "docs", tmp_path / "model", tmp_path / "index"
+    source.mkdir()
+    byte_tokenizer().save_pretrained(tokenizer_folder)
+    ids = list(Prompt("", "", "").passage(TEXT).encode())
+    with Store.build(folder) as store:
+        store.configure(
+            IndexSettings(model=str(tokenizer_folder)),
+            source="../docs",
+            gist_fingerprint={"model": "tiny"},
+            embedder_fingerprint={"embedder": "tiny"},
+        )
+        key = store.gist_key([_byte_id(byte) for byte in ids])
+        kept = torch.tensor([[[4, 5], [4, 6]]])  # (layers, kv_heads, gists)
+        store.put_gist(key, GistCache(torch.ones(1, 2, 2, 2, 4), kept, source_tokens=len(ids)))
+        document = Document(path="port.md", sha256="0" * 64, size=40, mtime_ns=1, kind="markdown", text=f"{TEXT} End.")
+        vectors = np.eye(1, 4, dtype=np.float32)
+        first = Chunk(ordinal=0, start=0, end=29, text=TEXT, heading=(), page=None, tokens=29)
+        last = Chunk(ordinal=1, start=30, end=34, text="End.", heading=("Close",), page=2, tokens=4)
+        indexed = [IndexedChunk(chunk=first, gist_key=key, vectors=vectors)]
+        store.replace_document(document, [*indexed, IndexedChunk(chunk=last, gist_key=None, vectors=vectors)])
+        store.set_skipped([Skipped(path="scan.pdf", sha256="1" * 64, reason="no text")])
+    return folder
+
+
+def _byte_id(byte: int) -> int:
+    return int(byte_tokenizer().backend_tokenizer.encode(chr(byte)).ids[0])
+
+
+def gist_file(index: Path) -> Path:
+    return next((index / "gists").rglob("*.safetensors"))
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in the middle of a file and put its time back, as a failing disk does."""
+    data, status = bytearray(path.read_bytes()), path.stat()
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["query", "--help"], ["biuld"], ["query", "x", "--top-k", "0"]]
+)
+def test_help_and_usage_errors_are_quick(arguments: list[str]) -> None:
+    """What needs no model is told at once, without loading a tensor library."""
+    code = (
+        "import sys, time; started = time.process_time(); from gistrag.cli import main as cli; "
+        f"cli.main({arguments!r}); print('torch' in sys.modules, time.process_time() - started)"
+    )
+    for _ in range(3):  # others may use the machine, so one quick run is enough
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        has_torch, seconds = ran.stdout.split()[-2:]
+        if float(seconds) < 1:
+            break
+
+    assert "False" == has_torch
+    assert float(seconds) < 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_also_a_module(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`gistrag verb` and `python -m gistrag.cli.verb` are the same command, with examples."""
+    assert 0 == importlib.import_module(f"gistrag.cli.{verb}").main(["--help"])
+    alone = capsys.readouterr().out
+
+    assert 0 == main.main([verb, "--help"])
+    assert alone == capsys.readouterr().out
+    assert f"gistrag {verb}" in alone.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["build"], "Missing argument 'FOLDER'"),
+        (["build", "no/such/folder"], "does not exist"),
+        (["build", ".", "--tokens-per-gist", "0"], "--tokens-per-gist"),
+        (["build", ".", "--placement", "random"], "selected"),
+        (["query", " "], "the question is empty"),
+        (["query", "x", "--mode", "zip"], "hybrid"),
+        (["query", "x", "--filter", "pdf"], "KEY=VALUE"),
+        (["inspect", "--chunk", "1", "--document", "a.md"], "got both"),
+        (["biuld", "."], "Did you mean 'build'"),
+        (["verify", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_a_usage_error_is_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that makes no sense ends with code 2 and one line that says why."""
+    assert 2 == main.main(arguments)
+
+    output = capsys.readouterr()
+    assert ("", 1) == (output.out, output.err.count("\n"))
+    assert output.err.startswith("gistrag: ")
+    assert told in output.err
+
+
+def test_a_missing_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A build of a folder that is not there makes no index."""
+    assert 2 == main.main(["build", str(tmp_path / "docs"), "--index", str(tmp_path / "index")])
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_no_verb_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """`gistrag` alone shows the commands and ends with code 2."""
+    assert 2 == main.main([])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("arguments", [["query", "x"], ["chat"], ["inspect"], ["verify"], ["bench"]])
+def test_a_missing_index_is_one_line(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an index there is code 4 and the command that makes one."""
+    assert 4 == main.main([*arguments, "--index", str(tmp_path / "none")])
+
+    told = capsys.readouterr().err
+    assert 1 == told.count("\n")
+    assert "run gistrag build" in told
+
+
+def test_the_question_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dash, or nothing, reads the question that is piped in."""
+    from gistrag.cli.query import question_from
+
+    for argument in (None, "-"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(" Why?\n"))
+        assert "Why?" == question_from(argument)
+
+
+# Completion
+
+
+def _completed(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return what a bash is told when Tab is pressed behind *words*."""
+    monkeypatch.setenv("_GISTRAG_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+
+    assert 0 == main.main([])
+    return capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("gistrag ev", ["evaluate"]),
+        ("gistrag query --mo", ["--mode"]),
+        ("gistrag query --mode h", ["hybrid"]),
+        ("gistrag nothing-like-it", []),
+    ],
+)
+def test_a_shell_is_told_how_a_line_goes_on(
+    words: str, told: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands, options and their values are completed."""
+    assert told == _completed(words, monkeypatch, capsys)
+
+
+def test_a_bash_learns_to_complete(tmp_path: Path) -> None:
+    """`--install-completion` ends well, and the next bash of this home knows the program."""
+    learn = f"{sys.executable} -m gistrag --install-completion && source $HOME/.bashrc && complete -p gistrag"
+    told = subprocess.run(
+        ["bash", "-c", learn], env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+
+    assert "bash completion installed" in told.stdout
+    assert "gistrag" in told.stdout.splitlines()[-1]
+    assert "_GISTRAG_COMPLETE" in "".join(path.read_text("utf-8") for path in tmp_path.rglob("*.sh"))
+
+
+# Errors
+
+
+def _fail_with(error: BaseException) -> Any:
+    """Return an application whose one command raises *error*."""
+    app = command.application()
+
+    @app.command("fail")
+    def fail(quiet: command.Quiet = False, debug: command.Debug = False) -> None:
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (UsageError("no sense"), 2, "no sense"),
+        (MemoryError(), 5, "not enough memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 5, "not enough memory"),
+        (OSError(28, "No space left on device"), 5, "no space left"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("oh"), 1, "ZeroDivisionError: oh; run with --debug"),
+    ],
+)
+def test_errors_become_codes(error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever goes wrong ends in one line and the code for it, with a traceback only under --debug."""
+    assert code == command.run(_fail_with(error), [], program="gistrag fail")
+    line = capsys.readouterr().err
+    assert line.startswith("gistrag: ")
+    assert told in line
+    assert 1 == line.count("\n")
+
+    assert code == command.run(_fail_with(error), ["--debug"], program="gistrag fail")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_run_leaves_the_process_as_it_was() -> None:
+    """Signal handlers, log level and log handlers are put back."""
+    logger = logging.getLogger("gistrag")
+    before = signal.getsignal(signal.SIGTERM), logger.level, list(logger.handlers)
+
+    command.run(_fail_with(UsageError("no sense")), ["--quiet"], program="gistrag fail")
+
+    assert before == (signal.getsignal(signal.SIGTERM), logger.level, list(logger.handlers))
+
+
+def test_garbage_is_looked_for_again_once_models_are_loaded() -> None:
+    """Even where they cannot be."""
+    states = []
+    with suppress(UsageError), command.loading():
+        states.append(gc.isenabled())
+        raise UsageError("no such model")
+    assert [False, True] == [*states, gc.isenabled()]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_reader_that_left_is_no_error(arguments: list[str], index: Path) -> None:
+    """Output into a closed pipe ends quietly."""
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "gistrag", "inspect", "--index", str(index), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert listing.stdout is not None
+    listing.stdout.close()
+
+    _, told = listing.communicate()
+    assert (command.READER_GONE, b"") == (listing.returncode, told)
+
+
+# models
+
+
+def test_models_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A model that was found is listed with its path, a missing one with the command that brings it; code 2."""
+    here, missing = hub.ENTRIES
+    monkeypatch.setenv(here.variable, str(tmp_path))
+    monkeypatch.setenv(missing.variable, str(tmp_path / "none"))
+
+    assert 2 == models.main(["--json"])
+    rows = json.loads(capsys.readouterr().out)["models"]
+    assert [str(tmp_path), None] == [row["path"] for row in rows]
+
+    assert 2 == models.main([])
+    assert missing.requirement[-1] in capsys.readouterr().out
+
+
+def test_install_runs_the_command_of_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`models --install` runs one command, as a list, for each missing model."""
+    here, missing = hub.ENTRIES
+    monkeypatch.setenv(here.variable, str(tmp_path))
+    monkeypatch.setenv(missing.variable, str(tmp_path / "none"))
+    ran: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda arguments, **_: ran.append(arguments))
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+
+    models.main(["--install"])
+
+    assert [missing.install_command] == ran
+
+
+# verify
+
+
+def test_verify_finds_a_sound_index_sound(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An index as it was written is as recorded, in every row too."""
+    assert 0 == verify.main(["--index", str(index), "--full", "--json"])
+    assert json.loads(capsys.readouterr().out)["sound"]
+
+
+def test_verify_names_what_is_damaged(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One flipped bit gives code 4, the file, its document, and the build that makes it again."""
+    damage(gist_file(index))
+
+    assert 4 == verify.main(["--index", str(index)])
+    told = capsys.readouterr().out
+    assert gist_file(index).name in told
+    assert f"run gistrag build {index.parent / 'docs'} --index {index} --verify; makes port.md again" in told
+
+
+def test_verify_tells_missing_from_left_over(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A gist without its file is missing; a file without its gist is left over."""
+    file = gist_file(index)
+    file.rename(file.with_name(f"{'0' * 64}.safetensors"))
+
+    assert 4 == verify.main(["--index", str(index), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [1, 1, 0] == [len(found[what]) for what in ("missing", "unreferenced", "damaged")]
+
+
+# inspect
+
+
+def test_inspect_shows_the_index(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Documents, bytes, settings and skipped files with their reasons are there."""
+    assert 0 == inspect.main(["--index", str(index)])
+    shown = capsys.readouterr().out
+
+    assert all(
+        word in shown for word in ("port.md", "scan.pdf", "no text", "tokens_per_gist 4", "bytes per source token")
+    )
+
+
+def test_inspect_counts_for_programs(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The JSON has the totals and one row for each document."""
+    assert 0 == inspect.main(["--index", str(index), "--json"])
+    held = json.loads(capsys.readouterr().out)
+
+    assert (1, 2, 1, ["port.md"]) == (
+        held["documents"], held["chunks"], held["gist_files"], [row["path"] for row in held["document_rows"]]
+    )  # fmt: skip
+
+
+def test_inspect_lists_the_chunks_of_a_document(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each chunk has a line with its number and where it begins."""
+    assert 0 == inspect.main(["--index", str(index), "--document", "port.md"])
+    assert ["1", "2"] == [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+def test_inspect_brackets_what_the_gists_keep(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tokens most heads keep stand in brackets; the letters at 4 and 5 here."""
+    assert 0 == inspect.main(["--index", str(index), "--chunk", "1"])
+    assert "The «ha»rbour has three cranes.\n" in capsys.readouterr().out
+
+    assert 0 == inspect.main(["--index", str(index), "--chunk", "1", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert [1.0, 0.5, 0.5] == [piece["kept"] for piece in shown["kept"] if piece["kept"]]
+    assert (2, "int8") == (shown["gist"]["gists"], shown["gist"]["kv_cache_dtype"])
+
+
+def test_inspect_does_without_the_tokenizer(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A chunk is shown even where the model is not; the reason is told on standard error."""
+    (index.parent / "model" / "tokenizer.json").unlink()
+
+    assert 0 == inspect.main(["--index", str(index), "--chunk", "1"])
+    output = capsys.readouterr()
+    assert TEXT in output.out
+    assert "cannot be shown" in output.err
+
+
+@pytest.mark.parametrize("arguments", [["--chunk", "9"], ["--document", "none.md"]])
+def test_inspect_refuses_what_is_not_there(arguments: list[str], index: Path) -> None:
+    """A chunk or document that is not in the index is a usage error."""
+    assert 2 == inspect.main(["--index", str(index), *arguments])
+
+
+# chat
+
+
+class ScriptedStream:
+    """An answer of given pieces; an exception among them is raised in its place."""
+
+    def __init__(self, pieces: list[Any]) -> None:
+        self.answer = Answer("")
+        self._pieces = iter(pieces)
+
+    def __iter__(self) -> ScriptedStream:
+        return self
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        if isinstance(piece, BaseException):
+            raise piece
+        return str(piece)
+
+    def close(self) -> None:
+        self._pieces = iter(())
+
+
+def session(*pieces: Any) -> chat.Session:
+    """Return a conversation in which every answer is made of *pieces*."""
+    store = SimpleNamespace(select=lambda **_: None)
+    rag: Any = SimpleNamespace(store=store, stream=lambda question, **options: ScriptedStream(list(pieces)))
+    return chat.Session(rag, Options())
+
+
+def test_an_interrupt_stops_only_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C ends the answer being given; the next question is answered."""
+    talk = session("One", KeyboardInterrupt(), "two")
+    talk.take("What?")
+    talk.take("And?")
+
+    assert "OneOne" == capsys.readouterr().out.replace("\n", "")
+
+
+def test_settings_of_a_chat_can_be_changed() -> None:
+    """/mode, /top-k and /scope change what the next question is asked with."""
+    talk = session()
+    for line in ("/mode text", "/top-k 7", "/scope port.md"):
+        talk.take(line)
+
+    assert Options(mode="text", top_k=7, scope="port.md") == talk.options
+
+
+@pytest.mark.parametrize("line", ["/mode zip", "/top-k 0", "/top-k many", "/nothing", "/sources"])
+def test_a_slip_does_not_end_a_chat(line: str) -> None:
+    """What makes no sense changes nothing, and the conversation goes on."""
+    talk = session()
+    talk.take(line)
+
+    assert Options() == talk.options
+
+
+def test_piped_lines_end_with_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty lines are passed over, and the end of the input ends the conversation."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n\n /quit\n"))
+
+    assert ["What?", "/quit"] == list(chat.lines())
+
+
+# With the real models
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a small index of two documents; models are loaded once for all commands."""
+    from gistrag.rag import Engine
+
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "port.md").write_text("# Port\n\nThe harbour of Lund has three cranes. The oldest is red.\n")
+    (folder / "docs" / "mill.txt").write_text("The mill grinds rye from Monday to Friday and rests on Sunday.\n")
+    (folder / "docs" / "scan.md").write_bytes(b"\0\1\2")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on busy cores several threads wait for each other most of the time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "load", functools.cache(Engine.load))
+        assert 3 == main.main(["build", str(folder / "docs"), "--index", str(folder / "index"), "--strict", "--quiet"])
+        yield folder
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.model
+def test_build_says_what_it_did(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second build changes nothing; the summary is on standard error, one line of JSON on standard output."""
+    assert 0 == main.main(["build", str(built / "docs"), "--index", str(built / "index")])
+
+    output = capsys.readouterr()
+    done = json.loads(output.out)
+    assert (2, 2, 0, ["scan.md"]) == (
+        done["documents"], done["unchanged"], done["new_chunks"], [row["path"] for row in done["skipped"]]
+    )  # fmt: skip
+    assert "2 unchanged, 1 skipped" in output.err
+
+
+@pytest.mark.model
+def test_query_answers(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The answer goes to standard output, the source to standard error; --json has both and the costs."""
+    asking = ["query", "How many cranes has the harbour?", "--index", str(built / "index"), "--max-new-tokens", "12"]
+    assert 0 == main.main([*asking, "--top-k", "1"])
+    plain = capsys.readouterr()
+    assert "port.md" in plain.err
+
+    assert 0 == main.main([*asking, "--top-k", "1", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert (plain.out.strip(), ["port.md"]) == (answer["text"], [source["path"] for source in answer["sources"]])
+    assert {"timings", "usage", "startup_s"} < set(answer)
+
+
+@pytest.mark.model
+def test_chat_answers_what_is_piped_in(
+    built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every line gets an answer, commands act in between, and --json gives one line for each answer."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("When does the mill rest?\n/mode text\nWhen does it grind?\n"))
+
+    assert 0 == main.main(["chat", "--index", str(built / "index"), "--max-new-tokens", "4", "--json"])
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ["gist", "text"] == [answer["mode"] for answer in answers]
+
+
+@pytest.mark.model
+def test_bench_measures_both_arms(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The JSON has every measurement, medians, ratios and the machine; the table is on standard error."""
+    sizes = ["--repeats", "2", "--new-tokens", "3", "--top-k", "1"]
+    assert 0 == main.main(["bench", "--index", str(built / "index"), *sizes, "--json"])
+
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert {"text": 2, "gist": 2} == {arm: len(rows) for arm, rows in result["answering"]["samples"].items()}
+    assert result["answering"]["text_to_gist"]["context_bytes"] > 1
+    assert result["compression"]["median"]["read"]["tokens_per_s"] > 0
+    assert "time to first token" in output.err
+
+
+@pytest.mark.model
+def test_a_locked_index_names_who_holds_it(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A build during a build ends with code 6 at once."""
+    with files.lock(built / "index" / "lock", command="another build"):
+        assert 6 == main.main(["build", str(built / "docs"), "--index", str(built / "index")])
+    assert "another build" in capsys.readouterr().err
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_ends_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C and SIGTERM end a build with code 130 and one line."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "long.md").write_text(
+        "\n\n".join(f"# {n}\n\nThe harbour has {n} cranes." for n in range(2000))
+    )
+    building = subprocess.Popen(
+        [sys.executable, "-m", "gistrag.cli.build", "docs"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert building.stderr is not None
+    assert any("to compress" in line for line in building.stderr)
+    told = ""
+    for _ in range(6):  # as a person presses again: an import under way may swallow an interruption
+        building.send_signal(number)
+        try:
+            told = building.communicate(timeout=20)[1]  # a second one would find the process past its handlers
+            break
+        except subprocess.TimeoutExpired:
+            continue
+
+    assert building.returncode == 130
+    assert "goes on where it stopped" in told

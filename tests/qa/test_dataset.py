@@ -1,0 +1,146 @@
+"""Questions about contexts: the formats, the split by article, planted facts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from gistrag.errors import UsageError
+from gistrag.qa.dataset import PROBES, Context, Task, plant, read_contexts, split_by_article
+
+SQUAD = {
+    "title": "Water_mill",
+    "context": "The mill has nine wheels.\u2028It is old.",
+    "qas": [{"question": " How many wheels? ", "answers": ["nine", "nine", " nine wheels"]}],
+}
+RECORD = {
+    "context": "The port closes at six.",
+    "question": "When?",
+    "answer": "at six",
+    "kind": "theme",
+    "source": "a.md",
+}
+
+
+def write(path: Path, *lines: object) -> Path:
+    """Write lines, as JSON unless they are text."""
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines), "utf-8")
+    return path
+
+
+def test_squad_lines_are_read(tmp_path: Path) -> None:
+    """A paragraph with its questions; answers are stripped and named once; the title is the heading."""
+    contexts, dropped = read_contexts(write(tmp_path / "squad.jsonl", json.dumps(SQUAD, ensure_ascii=False)))
+
+    task = Task("How many wheels?", ("nine", "nine wheels"))
+    assert ([Context(SQUAD["context"], "Water_mill", (task,), ("Water mill",))], 0) == (contexts, dropped)
+
+
+def test_squad_as_it_is_published_is_read(tmp_path: Path) -> None:
+    """One object with articles, of version 1.1 or 2.0; what has no answer is left out, and so is rubbish."""
+    asked = {"question": "How many wheels?", "answers": [{"text": "nine", "answer_start": 13}], "id": "1"}
+    impossible = {"question": "Who built it?", "answers": [], "is_impossible": True, "id": "2"}
+    paragraphs = [{"context": SQUAD["context"], "qas": [asked, impossible]}, {"context": "", "qas": []}, 7]
+    articles = [{"title": "Water_mill", "paragraphs": paragraphs[:2]}, {"title": "No"}, {"paragraphs": paragraphs[2:]}]
+    path = tmp_path / "train-v2.0.json"
+    path.write_text(json.dumps({"version": "v2.0", "data": articles}, indent=1), "utf-8-sig")
+
+    contexts, dropped = read_contexts(path)
+
+    task = Task("How many wheels?", ("nine",))
+    assert ([Context(SQUAD["context"], "Water_mill", (task,), ("Water mill",))], 3) == (contexts, dropped)
+
+
+def test_rows_of_the_hub_are_read(tmp_path: Path) -> None:
+    """A line a question, whose answers are one object with several texts."""
+    row = {"context": "It closes at six.", "question": "When?", "answers": {"text": ["six"], "answer_start": [13]}}
+
+    contexts, dropped = read_contexts(write(tmp_path / "rows.jsonl", {**row, "title": "Port"}))
+
+    assert ([Context("It closes at six.", "Port", (Task("When?", ("six",)),))], 0) == (contexts, dropped)
+
+
+def test_records_about_one_context_are_gathered(tmp_path: Path) -> None:
+    """Two records of a context give one context with two questions."""
+    other = {**RECORD, "question": "What closes?", "answers": ["the port", "port"], "heading": ["Harbour", "Hours"]}
+
+    contexts, _ = read_contexts(write(tmp_path / "qa.jsonl", RECORD, other))
+
+    assert [("When?", "theme"), ("What closes?", "theme")] == [(t.question, t.kind) for t in contexts[0].tasks]
+    assert ("the port", "port") == contexts[0].tasks[1].answers
+
+
+def test_a_gz_file_is_read_as_it_is(tmp_path: Path) -> None:
+    """Packed files need no unpacking."""
+    path = tmp_path / "squad.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(SQUAD).encode()))
+
+    assert 1 == len(read_contexts(path)[0])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json",
+        "[]",
+        "3",
+        {**RECORD, "context": " "},
+        {**RECORD, "question": ""},
+        {**RECORD, "answer": "", "answers": []},
+        {**RECORD, "context": None},
+        {"context": "x", "qas": [{"question": "q", "answers": []}]},
+        {"context": "x", "qas": "rubbish"},
+        {"question": "q", "answer": "a"},
+    ],
+)
+def test_a_line_that_cannot_be_used_is_left_out_and_counted(tmp_path: Path, line: object) -> None:
+    """Malformed lines do not end a run, and are not kept quiet either."""
+    contexts, dropped = read_contexts(write(tmp_path / "qa.jsonl", line, RECORD))
+
+    assert (1, 1) == (len(contexts), dropped)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"\xff\xfe", b"\x1f\x8b not gzip"])
+def test_a_file_without_a_usable_line_is_refused(tmp_path: Path, content: bytes) -> None:
+    """One line says what was expected."""
+    path = tmp_path / ("x.gz" if content.startswith(b"\x1f") else "x.jsonl")
+    path.write_bytes(content)
+
+    with pytest.raises(UsageError, match=r"x\.(jsonl|gz)"):
+        read_contexts(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    """So is one that is not there."""
+    with pytest.raises(UsageError, match="cannot read"):
+        read_contexts(tmp_path / "none.jsonl")
+
+
+def test_articles_are_never_split() -> None:
+    """All contexts of an article are on one side, the same one whatever else there is."""
+    contexts = [Context(f"text {n}", f"article {n % 40}") for n in range(200)]
+
+    train, held = split_by_article(contexts)
+
+    articles = [{context.article for context in side} for side in (train, held)]
+    assert not articles[0] & articles[1]
+    assert articles[1]
+    assert split_by_article(contexts[::-1])[1] == held[::-1]
+
+
+@pytest.mark.parametrize("kind", sorted(PROBES))
+def test_a_planted_fact_stands_in_the_text(kind: str) -> None:
+    """The answer of a probe is in its context exactly once, and the rest of the text is still there."""
+    context = Context("First sentence. Second one. The third.", "a", (Task("q", ("a",)),))
+
+    planted = plant(context, random.Random(3), kind)
+
+    probe = planted.tasks[-1]
+    assert f"probe {kind}" == probe.kind
+    assert 1 == planted.text.count(probe.answers[0])
+    assert all(sentence in planted.text for sentence in ("First sentence", "Second one", "The third."))
+    assert plant(context, random.Random(3), kind) == planted

@@ -1,0 +1,182 @@
+"""Scores against values worked out by hand, and intervals against samples whose spread is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gistrag.model.prompt import REFUSAL
+from gistrag.qa.metrics import (
+    contains,
+    exact_match,
+    f1,
+    hallucinated,
+    is_refusal,
+    mean,
+    normalised,
+    ratio,
+    retention,
+)
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The Eiffel Tower!", "eiffel tower"),
+        ("an apple, a pear and the  plum", "apple pear and plum"),
+        ("69,197", "69197"),
+        ("8.0 Ms", "80 ms"),
+        ("Theatre", "theatre"),
+        (" \n the \t", ""),
+    ],
+)
+def test_normalising_follows_squad(text: str, expected: str) -> None:
+    """Lower case, no punctuation, no articles, single spaces."""
+    assert expected == normalised(text)
+
+
+def test_an_exact_match_is_with_any_answer() -> None:
+    """One of several accepted answers is enough, and nothing may be left over."""
+    answers = ["the Great Sichuan earthquake", "Wenchuan earthquake"]
+
+    assert exact_match("Great Sichuan Earthquake.", answers)
+    assert exact_match("The Wenchuan earthquake", answers)
+    assert not exact_match("the earthquake", answers)
+    assert not exact_match("the earthquake", [])
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "expected"),
+    [
+        ("Paris", ["Paris"], 1.0),
+        ("in Paris", ["Paris"], 2 / 3),  # 1 of 2 words right, 1 of 1 found
+        ("Paris Paris", ["Paris"], 2 / 3),  # a word counts as often as it stands in both
+        ("the quick brown fox", ["a slow brown fox"], 2 / 3),  # 2 of 3 each way
+        ("red green", ["red", "red green blue", "green red"], 1.0),  # order does not count, the best answer does
+        ("London", ["Paris"], 0.0),
+        ("", ["Paris"], 0.0),
+        ("the", ["a"], 1.0),  # both are nothing
+        ("Paris", [], 0.0),
+    ],
+)
+def test_f1_is_that_of_the_best_answer(said: str, answers: list[str], expected: float) -> None:
+    """F1 is the harmonic mean of the shares of common words."""
+    assert expected == pytest.approx(f1(said, answers))
+
+
+def test_containing_is_by_whole_words() -> None:
+    """An answer inside a sentence counts, one inside a word or number does not."""
+    assert contains("The answer is: the Wenchuan earthquake.", ["Wenchuan earthquake"])
+    assert not contains("in 12008", ["2008"])
+    assert not contains("anything", ["the"])  # an answer of nothing is in everything
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        REFUSAL,
+        "The passage does not mention the name of the ship.",
+        "The text doesn't provide this information.",
+        "The provided passages do not explicitly state it.",
+        "I don't know.",
+        "It is not mentioned in the passages.",
+        "There is no information about that.",
+    ],
+)
+def test_refusals_are_known(said: str) -> None:
+    """The refusal of an adapter is one, and so are the usual ones of base models."""
+    assert is_refusal(said)
+
+
+@pytest.mark.parametrize("said", ["", "No.", "The passage was written in 1990.", "He did not say a word.", "a passage"])
+def test_answers_are_no_refusals(said: str) -> None:
+    """An answer with the same words in it is an answer."""
+    assert not is_refusal(said)
+
+
+def test_a_hallucination_is_a_claim_that_no_passage_makes() -> None:
+    """Words of a passage, a refusal and silence are none."""
+    passages = ["The epicenter was 80 kilometres from Chengdu.", "It was felt in Beijing."]
+
+    assert not hallucinated("80 kilometres", passages)
+    assert not hallucinated("in Beijing!", passages)
+    assert not hallucinated(REFUSAL, passages)
+    assert not hallucinated(" ", passages)
+    assert hallucinated("Shanghai", passages)
+    assert hallucinated("8", passages)
+    assert hallucinated("Chengdu. It was felt", passages)  # no single passage says it
+
+
+# Intervals
+
+
+def test_a_mean_has_the_interval_of_its_standard_error() -> None:
+    """For a share of a half among 400 the interval is 1.96 standard errors to each side."""
+    estimate = mean([0.0, 1.0] * 200)
+
+    assert estimate is not None
+    assert (0.5, 400) == (estimate.value, estimate.count)
+    error = 1.96 * math.sqrt(0.25 / 400)
+    assert 0.5 - error == pytest.approx(estimate.low, abs=0.008)  # a thousand draws know a percentile to about that
+    assert 0.5 + error == pytest.approx(estimate.high, abs=0.008)
+
+
+def test_what_never_varies_has_no_width() -> None:
+    """Equal values have an interval of one point, and so has a ratio that every question shares."""
+    assert (0.25, 0.25, 0.25) == _bounds(mean([0.25] * 30))
+    assert (0.5, 0.5, 0.5) == _bounds(ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
+
+
+def test_pairing_takes_out_what_is_hard_for_both() -> None:
+    """The ratio of two arms that fail together is surer than either mean."""
+    reference = [1.0] * 50 + [0.0] * 50
+    arm = [0.9] * 50 + [0.0] * 50
+
+    kept, alone = ratio(arm, reference), mean(arm)
+
+    assert kept is not None
+    assert alone is not None
+    assert 0.9 == pytest.approx(kept.value)
+    assert kept.high - kept.low < 0.01 < 0.1 < alone.high - alone.low
+
+
+def test_a_seed_gives_the_same_interval_again() -> None:
+    """Intervals are a function of values and seed."""
+    values = [number / 7 % 1 for number in range(60)]
+
+    assert mean(values, seed=1) == mean(values, seed=1)
+    assert mean(values, seed=1) != mean(values, seed=2)
+
+
+def test_no_values_have_no_estimate() -> None:
+    """Nothing is not zero."""
+    assert mean([]) is None
+    assert ratio([1.0], [0.0]) is None
+
+
+def test_a_ratio_needs_pairs() -> None:
+    """Unpaired values are refused with both counts."""
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        ratio([1.0, 0.0], [1.0])
+
+
+def test_retention_counts_what_the_reference_gets_right() -> None:
+    """Of three right answers two stay; what only the arm gets right does not count."""
+    estimate = retention([True, True, True, False, False], [True, True, False, True, False])
+
+    assert estimate is not None
+    assert 2 / 3 == pytest.approx(estimate.value)
+    assert 0 <= estimate.low < 2 / 3 < estimate.high <= 1
+
+
+def test_retention_of_nothing_is_unknown() -> None:
+    """A reference that gets nothing right cannot be kept to any share."""
+    assert retention([False, False], [True, False]) is None
+    assert retention([], []) is None
+
+
+def _bounds(estimate: object) -> tuple[float, float, float]:
+    return estimate.value, estimate.low, estimate.high  # type: ignore[attr-defined]

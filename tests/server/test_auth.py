@@ -1,0 +1,71 @@
+"""Keys: which there are, and what each one opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gistrag.errors import UsageError
+from gistrag.server.auth import Access, digest, key_file, read_keys
+from gistrag.server.protocol import Refusal
+
+ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
+INDEXES = ("manual", "notes")
+
+
+def test_a_key_opens_its_indexes_and_no_others() -> None:
+    """Comments and empty lines are passed over; * is everything."""
+    keys = read_keys(f"# who\n\n{ALICE} manual  # the first\n{BOB} *\n", INDEXES, where="here")
+
+    access = Access(indexes=frozenset(INDEXES), keys=keys)
+    assert {"manual"} == access.opened_by(f"Bearer {ALICE}")
+    assert {"manual", "notes"} == access.opened_by(f"bearer  {BOB} ")
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", f"Basic {ALICE}", ALICE, "Bearer nonsense", "Bearer \xff"])
+def test_without_a_key_nothing_opens(header: str) -> None:
+    """What is not exactly one of the keys is refused."""
+    access = Access(indexes=frozenset(INDEXES), keys=read_keys(f"{ALICE} *", INDEXES, where="here"))
+
+    with pytest.raises(Refusal) as refused:
+        access.opened_by(header)
+    assert (401, "invalid_api_key") == (refused.value.status, refused.value.code)
+
+
+def test_without_keys_everything_opens() -> None:
+    """A server that asks for no keys is not put off by one."""
+    assert {"manual"} == Access(indexes=frozenset({"manual"})).opened_by("Bearer whatever")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("short *", "line 1 of here: expected a key of 16 characters or more, got 5; take a random one"),
+        (f"\n{ALICE}", "line 2 of here: expected names of indexes after the key, .* served are manual, notes"),
+        (f"{ALICE} diary", "got diary; served are"),
+        (f"{ALICE} manual\n{ALICE} notes", "line 2 of here: the key of an earlier line"),
+    ],
+)
+def test_key_files_that_are_wrong(text: str, message: str) -> None:
+    """A line that makes no sense is named, and its key is not repeated."""
+    with pytest.raises(UsageError, match=message) as refused:
+        read_keys(text, INDEXES, where="here")
+    assert ALICE not in str(refused.value)
+
+
+def test_a_key_file_is_private(tmp_path: Path) -> None:
+    """A file that everybody can read is refused, as is one without keys or none at all."""
+    path = tmp_path / "keys.txt"
+    with pytest.raises(UsageError, match=r"expected a key file at .*, found FileNotFoundError"):
+        key_file(path, INDEXES)
+    path.write_text(f"{ALICE} notes\n", "utf-8")
+    path.chmod(0o644)
+    with pytest.raises(UsageError, match="has mode 0644; run chmod 600"):
+        key_file(path, INDEXES)
+    path.chmod(0o600)
+
+    assert {digest(ALICE): frozenset({"notes"})} == key_file(path, INDEXES)
+    path.write_text("# nobody yet\n", "utf-8")
+    with pytest.raises(UsageError, match="expected a line of key and indexes"):
+        key_file(path, INDEXES)

@@ -1,0 +1,224 @@
+"""The tools an agent gets, through the SDK's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.live_server import build
+
+from gistrag.answering.answering import Stream
+from gistrag.errors import IndexFolderError
+from gistrag.rag import Engine, GistRAG
+from gistrag.server.registry import Record, status_record
+
+pytest.importorskip("mcp")
+
+from mcp import Client
+
+from gistrag.server import mcp
+
+# a server for a subprocess: as `gistrag mcp`, with a tiny model in place of a real one
+TINY_SERVER = """
+import sys
+sys.path.insert(0, {tests!r})
+from support.tiny_models import HashEmbedder, tiny_model
+from gistrag.cli import mcp
+from gistrag.rag import Engine
+Engine.load = lambda *given, **options: Engine(tiny_model(), HashEmbedder())
+sys.exit(mcp.main(["--index", "manual={index}"]))
+"""
+
+
+@pytest.fixture
+def index(tmp_path: Path, engine: Engine) -> Path:
+    """An index of two documents."""
+    return build(tmp_path, engine)
+
+
+@pytest.fixture
+def shelf(index: Path, engine: Engine) -> Iterator[dict[str, GistRAG]]:
+    """That index twice, under two names."""
+    with GistRAG.open(index, engine=engine) as manual, GistRAG.open(index, engine=engine) as notes:
+        yield {"manual": manual, "notes": notes}
+
+
+def tiny_server(index: Path) -> str:
+    """Return the program of such a server."""
+    return TINY_SERVER.format(tests=str(Path(__file__).parents[1]), index=index)
+
+
+def talk(server: Any, script: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+    """Run a conversation with a server."""
+
+    async def connected() -> None:
+        async with Client(server) as client:
+            await script(client)
+
+    asyncio.run(asyncio.wait_for(connected(), timeout=120))
+
+
+def test_the_tools(shelf: dict[str, GistRAG]) -> None:
+    """Four tools that only read, each with a description of itself and of what it takes."""
+
+    async def script(client: Client) -> None:
+        listed = (await client.list_tools()).tools
+        assert ["search", "ask", "list_documents", "status"] == [tool.name for tool in listed]
+        for tool in listed:
+            assert tool.annotations is not None
+            assert tool.annotations.read_only_hint
+            assert tool.description
+            assert all("description" in one for one in tool.input_schema.get("properties", {}).values())
+
+    talk(mcp.server(shelf), script)
+
+
+def test_search_ask_and_status(shelf: dict[str, GistRAG]) -> None:
+    """An agent finds, asks and looks around, by the names of indexes and documents."""
+
+    async def script(client: Client) -> None:
+        async def call(name: str, **given: Any) -> Any:
+            told = await client.call_tool(name, given)
+            assert not told.is_error, told.content
+            return told.structured_content
+
+        found = await call("search", question="Where is the honey?", index="manual", top_k=1)
+        answer = await call("ask", question="honey", index="notes", document="mills.md", max_tokens=4, mode="text")
+        documents = await call("list_documents", index="manual")
+        status = await call("status")
+
+        assert ["bees.md"] == [passage["path"] for passage in found["passages"]]
+        assert "combs of wax" in found["passages"][0]["text"]
+        assert (["mills.md"], 4) == ([one["path"] for one in answer["sources"]], answer["usage"]["answer_tokens"])
+        assert answer["is_cut"]
+        assert ["bees.md", "mills.md"] == [row["path"] for row in documents["documents"]]
+        assert {"manual": 2, "notes": 2} == {name: one["documents"] for name, one in status["indexes"].items()}
+
+    talk(mcp.server(shelf), script)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("search", {"question": "honey"}, "expected index, one of manual, notes, got None"),
+        ("search", {"question": "honey", "index": "/etc"}, "expected index, one of manual, notes, got '/etc'"),
+        ("search", {"question": " ", "index": "manual"}, "the question is empty"),
+        ("ask", {"question": "honey", "index": "manual", "document": "x.md"}, "no document 'x.md' in manual"),
+        ("ask", {"question": "honey", "index": "manual", "top_k": 65}, "less than or equal to 64"),
+        ("ask", {"question": "a" * 2000, "index": "manual"}, "the model's window has 1024"),
+        ("remove", {}, "remove"),
+    ],
+)
+def test_what_goes_wrong_is_told(
+    shelf: dict[str, GistRAG], tmp_path: Path, name: str, given: dict[str, Any], message: str
+) -> None:
+    """A call that makes no sense is an error an agent can read, and names no folder."""
+
+    async def script(client: Client) -> None:
+        told = str(await failure(client, name, given))
+        assert message in told
+        assert str(tmp_path) not in told
+
+    talk(mcp.server(shelf), script)
+
+
+async def failure(client: Client, name: str, given: dict[str, Any]) -> Any:
+    """Return how a call fails."""
+    try:
+        told = await client.call_tool(name, given)
+    except Exception as error:
+        return error
+    assert told.is_error
+    return told.content[0]
+
+
+def test_an_answer_that_is_called_off_ends(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next token, and then the index is free for others."""
+    said = []
+    next_of = Stream.__next__
+
+    def slowly(stream: Stream) -> str:
+        said.append(next_of(stream))
+        time.sleep(0.02)
+        return said[-1]
+
+    monkeypatch.setattr(Stream, "__next__", slowly)
+
+    async def script(client: Client) -> None:
+        asking = asyncio.create_task(
+            client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
+        )
+        while not said:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        found = await client.call_tool("search", {"question": "honey", "index": "manual"})
+        assert not found.is_error
+
+    talk(mcp.server(shelf), script)
+    assert len(said) < 50
+
+
+def test_an_answer_that_ends_is_whole(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model itself ended is not cut."""
+    monkeypatch.setattr(Stream, "_answer", lambda stream, question: iter(["wax", "."]))
+
+    async def script(client: Client) -> None:
+        told = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
+        assert told.structured_content is not None
+        assert ("wax.", False) == (told.structured_content["answer"], told.structured_content["is_cut"])
+
+    talk(mcp.server(shelf), script)
+
+
+def test_an_answer_that_takes_too_long_is_cut(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent gets what there is by then, and is told that it is not all."""
+    monkeypatch.setattr(mcp, "ANSWER_S", 0.0)
+
+    async def script(client: Client) -> None:
+        told = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
+        assert told.structured_content is not None
+        assert 10 > told.structured_content["usage"]["answer_tokens"]
+        assert told.structured_content["is_cut"]
+
+    talk(mcp.server(shelf), script)
+
+
+def test_an_index_that_cannot_be_read_hides_no_other(
+    shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`status` says of each how it is."""
+
+    def status(rag: GistRAG) -> Record:
+        if rag is shelf["notes"]:
+            raise IndexFolderError(f"{rag.folder} is damaged")
+        return status_record(rag)
+
+    monkeypatch.setattr(mcp, "status_record", status)
+
+    async def script(client: Client) -> None:
+        told = (await client.call_tool("status", {})).structured_content
+        assert told is not None
+        assert 2 == told["indexes"]["manual"]["documents"]
+        assert {"error": "notes is damaged"} == told["indexes"]["notes"]
+
+    talk(mcp.server(shelf), script)
+
+
+def test_over_standard_input_and_output(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The manual's example starts the command and talks to it; here with a tiny model in place of the real one."""
+    page = (Path(__file__).parents[2] / "docs" / "mcp.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    command = 'command="gistrag", args=["mcp", "--index", "manual=index/"]'
+    assert command in block
+
+    exec(block.replace(command, f"command={sys.executable!r}, args=['-c', {tiny_server(index)!r}]"), {})
+
+    told = capsys.readouterr().out
+    assert "search - Return the passages" in told
+    assert "bees.md ['Bees']" in told

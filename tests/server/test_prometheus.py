@@ -1,0 +1,41 @@
+"""Counters in Prometheus' own format."""
+
+from __future__ import annotations
+
+import pytest
+
+from gistrag.answering.answering import Answer, Timings, Usage
+
+pytest.importorskip("prometheus_client")
+
+from gistrag.server.prometheus import Metrics
+
+
+def test_answers_are_counted() -> None:
+    """Tokens, slots and seconds add up by index, and who waits is told as it is."""
+    metrics = Metrics()
+    usage = Usage(gist_slots=10, source_tokens=40, answer_tokens=5, text_fallbacks=1)
+
+    for _ in range(2):
+        metrics.count("manual", Answer("a", timings=Timings(ttft_s=0.3), usage=usage), "stop")
+
+    page = metrics.page(waiting=3).decode()
+    for line in (
+        'gistrag_answers_total{finish_reason="stop",index="manual"} 2.0',
+        'gistrag_answer_tokens_total{index="manual"} 10.0',
+        'gistrag_source_tokens_total{index="manual"} 80.0',
+        'gistrag_text_fallbacks_total{index="manual"} 2.0',
+        'gistrag_first_token_seconds_bucket{index="manual",le="0.5"} 2.0',
+        'gistrag_first_token_seconds_bucket{index="manual",le="0.2"} 0.0',
+        "gistrag_waiting 3.0",
+    ):
+        assert line in page
+
+
+def test_servers_do_not_share_counters() -> None:
+    """Two servers in one process count apart."""
+    first, second = Metrics(), Metrics()
+
+    first.count("manual", Answer("a"), "stop")
+
+    assert "manual" not in second.page(waiting=0).decode()

@@ -1,0 +1,64 @@
+"""Names of indexes, and indexes that share their models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.live_server import build
+from support.tiny_models import HashEmbedder
+
+from gistrag.errors import FingerprintMismatchError, UsageError
+from gistrag.rag import Engine, GistRAG
+from gistrag.server import registry
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a=one", "a=two"], "two indexes are named 'a'"),
+        (["../x=one"], "--index takes NAME=FOLDER, .*, got '../x=one'"),
+        (["=one"], "got '=one'"),
+        (["two words=one"], "got 'two words=one'"),
+    ],
+)
+def test_names_that_are_none(given: list[str], message: str) -> None:
+    """A name that could be a path, or that stands twice, is refused."""
+    with pytest.raises(UsageError, match=message):
+        registry.named(given)
+
+
+def test_all_indexes_share_the_models_of_the_first(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The models are loaded once, and an index made with others is refused by name."""
+    folders = {name: build(tmp_path / name, engine) for name in ("a", "b")}
+    loaded: list[object] = []
+
+    def load(*given: object, **options: object) -> Engine:
+        loaded.append(given)
+        return engine
+
+    monkeypatch.setattr(Engine, "load", load)
+
+    with registry.opened(folders) as rags:
+        assert ["a", "b"] == list(rags)
+        assert {id(engine)} == {id(rag.engine) for rag in rags.values()}
+    assert 1 == len(loaded)
+
+    folders["c"] = build(tmp_path / "c", Engine(engine.model, HashEmbedder("another")))
+    with pytest.raises(FingerprintMismatchError, match="was made with embedder 'another', this one has 'hash'"):
+        registry.opened(folders).__enter__()
+
+
+def test_records_hold_no_folder(tmp_path: Path, engine: Engine) -> None:
+    """What programs are told of an index does not say where it lies."""
+    with GistRAG.open(build(tmp_path, engine), engine=engine) as rag:
+        told = [
+            registry.status_record(rag),
+            registry.document_records(rag),
+            registry.hit_record(rag.retrieve("honey")[0]),
+        ]
+
+    assert "bees.md" in str(told)
+    assert str(tmp_path) not in str(told)

@@ -1,0 +1,217 @@
+"""A process that has loaded everything once and forks builders and readers, which can be killed in any way.
+
+A fork of the test process itself would inherit its threads' locks; a new process for each would load for seconds.
+
+    python -m support.process_pool stand-in | real       reads jobs from standard input, a line of JSON each
+
+A job tells what happens to it by lines in a file of its own: what was written before a kill stays written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+BATCH_CHUNKS = 6
+TESTS = Path(__file__).parents[1]
+
+
+class Child:
+    """A running job."""
+
+    def __init__(self, nursery: Nursery, pid: int, log: Path) -> None:
+        self.pid = pid
+        self._nursery, self._log = nursery, log
+
+    def told(self) -> list[Any]:
+        """Return what the job told so far; a line cut by a kill is none."""
+        lines = self._log.read_bytes().split(b"\n")[:-1] if self._log.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def await_told(self, what: str, *, times: int = 1, limit_s: float = 120.0) -> None:
+        """Return when the job has told *what* so many times, or has ended."""
+        end_s = time.monotonic() + limit_s
+        while sum(line[0] == what for line in self.told()) < times and not self.has_ended:
+            assert time.monotonic() < end_s, f"{self.told()} {self.errors()}"
+            time.sleep(0.005)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it waits to be waited for; known on Linux only."""
+        status = Path(f"/proc/{self.pid}/stat")
+        return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def errors(self) -> str:
+        """Return what it wrote to standard error."""
+        return self._log.with_suffix(".err").read_text("utf-8")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the job, which may have ended."""
+        os.kill(self.pid, number)  # it stays a zombie until `wait`, so the number is its own
+
+    def wait(self) -> int:
+        """Return its exit code, minus the number of the signal that killed it."""
+        return int(self._nursery.ask({"wait": self.pid})["code"])
+
+
+class Nursery:
+    """The process that forks; to be used in a ``with`` block.
+
+    Args:
+        folder: for what the jobs tell.
+        models: ``"stand-in"`` or ``"real"``.
+    """
+
+    def __init__(self, folder: Path, *, models: str = "stand-in") -> None:
+        self._folder, self._models, self._count = folder, models, 0
+
+    def __enter__(self) -> Self:
+        path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "support.process_pool", self._models],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=self._folder,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to one request."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def start(self, job: str, **arguments: Any) -> Child:
+        """Start a job, a function of this module, and return it."""
+        self._count += 1
+        log = self._folder / f"told-{self._count}.jsonl"
+        request = {"job": job, "log": str(log), "arguments": arguments}
+        return Child(self, int(self.ask(request)["pid"]), log)
+
+
+# The other side
+
+
+def build(tell: Callable[..., None], engine: Any, *, docs: str, index: str, delay_s: float, options: list[str]) -> int:
+    """Run ``gistrag build`` with models that are loaded already; tell of batches and of commits."""
+    from support import fake_compressor
+
+    from gistrag.cli import main
+    from gistrag.index import builder
+    from gistrag.index.store import Store
+    from gistrag.rag import Engine
+
+    compress = builder.compress if delay_s < 0 else fake_compressor.compress_at_once(delay_s)
+    commit = Store.commit
+
+    def telling_compress(*given: Any, **more: Any) -> Any:
+        tell("batch")
+        return compress(*given, **more)
+
+    def telling_commit(self: Store) -> None:
+        commit(self)
+        tell("commit", fake_compressor.state_of(self))
+
+    builder.compress, Store.commit = telling_compress, telling_commit  # type: ignore[method-assign]
+    builder.BATCH_CHUNKS = BATCH_CHUNKS
+    Engine.load = classmethod(lambda *_, **__: engine)  # type: ignore[method-assign, assignment]
+    return main.main(["build", docs, "--index", index, "--quiet", "--json", *options])
+
+
+def read(tell: Callable[..., None], engine: Any, *, index: str, questions: int, seed: int, until: str) -> int:
+    """Ask questions up to the point where a model would answer, and tell how long each took.
+
+    Ends after so many questions, or when there is a file *until*.
+    """
+    import random
+
+    from support import fake_compressor
+
+    from gistrag.rag import GistRAG
+
+    randomness, fallbacks, latencies_s, wrong = random.Random(seed), 0, [], 0
+    with GistRAG.open(index, engine=engine) as rag:
+        for number in range(questions):
+            if number % 20 == 0:
+                tell("asked", number)
+                if until and Path(until).exists():
+                    break
+            question = randomness.choice(("rye and honey", "salt of the harbour", "part 2", "the lantern crane"))
+            stream, started_s = rag.stream(question, top_k=4), time.perf_counter()
+            passages = stream._retrieve()
+            latencies_s.append(time.perf_counter() - started_s)
+            fallbacks += stream.answer.usage.text_fallbacks
+            wrong += sum(not fake_compressor.is_right(passage, engine) for passage in passages)
+    tell("done", {"latencies_s": latencies_s, "fallbacks": fallbacks, "wrong": wrong})
+    return 0
+
+
+def _serve(models: str) -> None:
+    """Fork a child for each job and wait for those that are asked about, until standard input closes."""
+    engine = _load(models)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            answer = {"code": os.waitstatus_to_exitcode(status)}
+        else:
+            answer = {"pid": _fork(request, engine)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _load(models: str) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    from support import fake_compressor
+
+    if models == "stand-in":
+        return fake_compressor.engine()
+    from gistrag.rag import Engine
+    from gistrag.settings import IndexSettings
+
+    return Engine.load(IndexSettings())
+
+
+def _fork(request: dict[str, Any], engine: Any) -> int:
+    import torch
+
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        torch.set_num_threads(1)  # torch makes its pool anew after a fork, and two threads may not do so at once
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(os.open(Path(request["log"]).with_suffix(".err"), os.O_WRONLY | os.O_CREAT, 0o600), 2)
+        told = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+        def tell(*what: Any) -> None:
+            os.write(told, json.dumps(what).encode() + b"\n")
+
+        code = globals()[request["job"]](tell, engine, **request["arguments"])
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

@@ -1,0 +1,636 @@
+"""What is asked of a teacher, which of its texts are kept, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_models import byte_tokenizer
+
+from gistrag.errors import IndexLockedError, UsageError
+from gistrag.model.gist_model import GistModel
+from gistrag.qa.dataset import read_contexts, split_by_article
+from gistrag.training import generate
+from gistrag.training.generate import (
+    LONG,
+    Ledger,
+    Passage,
+    Questions,
+    Report,
+    Synthesis,
+    choose,
+    cohesion,
+    is_known,
+    pair_flaw,
+    parse,
+    passages_of_file,
+    passages_of_folder,
+    polish,
+    request,
+    support,
+)
+from gistrag.training.teacher import LocalTeacher, Request
+
+TOWER = "The tower was built by Adela Novak in 1931. It is 80 metres high and stands on a hill above the harbour."
+
+
+class Script:
+    """A teacher that says what a function makes of each request, and remembers what it was asked."""
+
+    def __init__(self, say: Callable[[Request], str | None]) -> None:
+        self.say = say
+        self.asked: list[Request] = []
+
+    def fits(self, request: Request, *, max_new_tokens: int) -> bool:
+        """Return whether a passage is short."""
+        return len(request.passage) < 5000
+
+    def write(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[str | None]:
+        """Return what the script says."""
+        self.asked += requests
+        return [self.say(request) for request in requests]
+
+
+def passages(count: int, text: str = TOWER) -> list[Passage]:
+    """Return passages that are all different."""
+    return [Passage(f"Note {n}. {text}", "towers.md", n * 1000, n * 1000 + 200, ("Towers",)) for n in range(count)]
+
+
+def question(asked: Request) -> str:
+    """Return a good pair about the passage of a request, a different one for each."""
+    note = asked.passage.split(".")[0]
+    return f"Q: Which builder does {note} name for {note}?\nA: Adela Novak"
+
+
+def unknowing() -> Script:
+    """Return a judge that knows nothing."""
+    return Script(lambda asked: "I cannot say")
+
+
+def synthesize(
+    output: Path, about: Sequence[Passage], kinds: Sequence[str], say: Callable[[Request], str | None], **settings: Any
+) -> Report:
+    """Run a synthesis with a scripted teacher."""
+    with Ledger.opened(output) as ledger:
+        judge = settings.pop("judge", unknowing())
+        return Synthesis(ledger, teacher=Script(say), judge=judge, **settings).run(about, kinds)
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Return what is in a file of records."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+# Passages
+
+
+def test_passages_are_pieces_of_their_documents(tmp_path: Path) -> None:
+    """Their offsets give their text, and what cannot be read is told."""
+    (tmp_path / "a.md").write_text("# Towers\n\n" + " ".join(f"Sentence {n} of it." for n in range(40)))
+    (tmp_path / "b.txt").write_text("a short one")
+    (tmp_path / "c.pdf").write_text("no pdf at all")
+
+    found, skipped = passages_of_folder(tmp_path, byte_tokenizer().backend_tokenizer, window=200)
+
+    assert ["c.pdf"] == [row.path for row in skipped]
+    assert {"a.md", "b.txt"} == {passage.source for passage in found}
+    assert len(found) > 3
+    for passage in found:
+        text = (tmp_path / passage.source).read_text()
+        assert passage.text == text[passage.start : passage.end]
+        assert ("Towers",) == passage.heading or passage.source == "b.txt"
+
+
+def test_a_wider_window_makes_fewer_passages(tmp_path: Path) -> None:
+    """The window is the most tokens of a passage."""
+    (tmp_path / "a.md").write_text("\n\n".join(f"Paragraph {n} of the document." for n in range(60)))
+    tokenizer = byte_tokenizer().backend_tokenizer
+
+    counts = [len(passages_of_folder(tmp_path, tokenizer, window=window)[0]) for window in (200, 2000)]
+
+    assert counts[0] > counts[1] == 1
+
+
+@pytest.mark.parametrize("name", [None, "broken.pdf"])
+def test_a_folder_without_documents_is_refused(tmp_path: Path, name: str | None) -> None:
+    """Nothing to read is an error, which names a reason where there is one."""
+    if name:
+        (tmp_path / name).write_text("no pdf")
+
+    with pytest.raises(UsageError, match=name or "found none"):
+        passages_of_folder(tmp_path, byte_tokenizer().backend_tokenizer, window=200)
+
+
+def squad(path: Path, articles: int) -> Path:
+    """Write a SQuAD file with two contexts an article."""
+    lines = [
+        json.dumps(
+            {
+                "title": f"Article_{n}",
+                "context": f"{TOWER} {n} {half}",
+                "qas": [{"question": "Who?", "answers": ["Adela"]}],
+            }
+        )
+        for n in range(articles)
+        for half in "ab"
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_contexts_of_a_file_are_passages(tmp_path: Path) -> None:
+    """A context is a passage of its own, under its title."""
+    path = squad(tmp_path / "squad.jsonl", 2)
+    path.write_text(path.read_text() + "no JSON\n")
+    (first, *_), dropped = passages_of_file(path)
+
+    assert 1 == dropped
+    assert Passage(f"{TOWER} 0 a", "Article_0", 0, len(TOWER) + 4, ("Article 0",)) == first
+
+
+def test_held_out_articles_can_be_left_out(tmp_path: Path) -> None:
+    """Those that training leaves for evaluation."""
+    path = squad(tmp_path / "squad.jsonl", 40)
+    train, held = split_by_article(read_contexts(path)[0])
+
+    found, _ = passages_of_file(path, training_only=True)
+
+    assert held
+    assert [context.text for context in train] == [passage.text for passage in found]
+
+
+def test_a_higher_limit_adds() -> None:
+    """The same seed draws the same passages; a higher limit keeps those of a lower one, another seed draws others."""
+    all_of_them = passages(50)
+    few, more = choose(all_of_them, 5, seed=1), choose(all_of_them, 20, seed=1)
+
+    assert few == choose(all_of_them, 5, seed=1)
+    assert set(few) < set(more)
+    assert few != choose(all_of_them, 5, seed=2)
+    assert all_of_them == choose(all_of_them, None, seed=1) == choose(all_of_them, 50, seed=1)
+
+
+def test_requests_vary_and_repeat_with_the_seed() -> None:
+    """The same draw asks the same; over many passages every phrasing occurs."""
+    (passage,) = passages(1)
+
+    tasks = [request("long", passage, random.Random(seed)).task for seed in range(200)]
+
+    assert set(LONG) == set(tasks)
+    for kind in ("detail", "theme", "inference", "long"):
+        assert request(kind, passage, random.Random(3)) == request(kind, passage, random.Random(3))
+
+
+# What comes back
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Q: Who built it?\nA: Adela Novak",
+        "q: Who built it?\n\na: Adela Novak",
+        "Sure! Here it is.\n\n**Question:** Who built it?\n**Answer:** Adela Novak",
+        "Question 1: Who built it? Answer: Adela Novak",
+        "- Q: Who built it?\n- A: Adela Novak\n\nQ: And when?\nA: 1931",
+        "Q: Who built it?\nA: Adela Novak\nA: Adela\nA: Novak",
+        'Of course:\n```json\n{"question": "Who built it?", "answer": "Adela Novak"}\n```',
+        '[{"question": "Who built it?", "answer": "Adela Novak"}, {"question": "When?", "answer": "1931"}]',
+    ],
+)
+def test_a_pair_is_found(text: str) -> None:
+    """In lines or JSON, with whatever stands around it; of several the first."""
+    assert ("Who built it?", "Adela Novak") == parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "I am sorry.", "Q: Who built it?", "A: Adela Novak", "Q:\nA: Adela", "Q: Who built it?\nA:",
+     '{"question": "Who built it?"}', '{"question": "Who built it?", "answer": ', "[]", "{}"],
+)  # fmt: skip
+def test_what_is_no_pair_is_none(text: str) -> None:
+    """Half a pair is none."""
+    assert parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("Adela Novak", 1.0),
+        ("the towers", 1.0),  # endings are forgiven
+        ("80 metres", 1.0),
+        ("81 metres", 0.0),
+        ("in 1931, by Novak", 1.0),
+        ("a castle", 0.0),
+        ("a tower and a castle", 0.5),
+        ("the hill where Tomas Brandt lived", 0.0),  # a name it does not hold
+        ("yes", 0.0),
+        ("It is.", 0.0),  # says nothing
+    ],
+)
+def test_support_is_the_share_of_words_held(answer: str, share: float) -> None:
+    """Content words count; a number or name that the passage lacks ends it."""
+    assert share == support(answer, TOWER)
+
+
+GOOD = "The tower was built by Adela Novak in 1931, and it stands on a hill above the harbour."
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "reason"),
+    [
+        (GOOD, GOOD, ""),
+        (f"{GOOD} It is 80 metres high.", f"{GOOD} It is 80 metres high.", ""),
+        (f"{GOOD} It is 90 metres high.", GOOD, "unsupported"),
+        (f"{GOOD} It was painted green by sailors from abroad.", GOOD, "unsupported"),
+        ("Adela Novak is 80 metres high and stands in the tower of the harbour of 1931.", "", "unsupported"),
+        (f"{GOOD} It is (80 metres high.", GOOD, "unfinished"),
+        (f'{GOOD} It is "80 metres high.', GOOD, "unfinished"),
+        (f"{GOOD} It stands there.", GOOD, "short"),
+        ("The tower that is so high is above the harbour, high on the hill.", "", "short"),
+        ("The passage does not say that the tower was built by Adela Novak in 1931.", "", "unsupported"),
+        (f"{GOOD} It is 80 metres high and it is 80 metres high.", GOOD, "repetitive"),
+        (f"{GOOD} {GOOD}", GOOD, "repetitive"),
+        (f"{GOOD} The tower was built by Adela", GOOD, "unfinished"),
+        ("It is 80 metres high.", "", "short"),
+        ("The tower was built by", "", "unfinished"),
+        ("The passage gives an overview of the information.", "", "short"),
+        (f"Passage: {GOOD}", "", "unsupported"),
+        ("", "", "short"),
+    ],
+)
+def test_a_long_answer_is_kept_as_far_as_it_is_good(text: str, kept: str, reason: str) -> None:
+    """Up to the first sentence that is unfinished, not held by the passage, or was said before."""
+    assert (kept, reason) == polish(text, TOWER)
+
+
+def test_a_heading_need_not_be_repeated() -> None:
+    """A passage says nothing of what stands above it, an answer may."""
+    text = "The Lighthouse of Varn was built by Adela Novak in 1931 and stands on a hill above the harbour."
+
+    assert ("", "unsupported") == polish(text, TOWER)
+    assert (text, "") == polish(text, TOWER, "Lighthouse of Varn")
+
+
+def test_words_put_together_anew_are_not_held() -> None:
+    """Neighbouring words must stand in one sentence of the passage, or in what it is about."""
+    text = "The tower is red. The mill by the river is old."
+
+    assert 1.0 == cohesion("The mill is an old one by a river.", text)
+    assert 0.5 == cohesion("The red mill is old.", text)
+    assert 0.0 == cohesion("An old tower", text)
+    assert 1.0 == cohesion("A red farm", text, "The farm")
+    assert 0.0 == cohesion("Old", text)
+
+
+def test_a_list_is_kept_item_by_item() -> None:
+    """With the line it begins with; a single item is no list."""
+    items = ["1. The tower was built by Adela Novak in 1931.", "2. It is 80 metres high.", "3. It stands on a"]
+    head = "The main points are:\n\n"
+
+    assert (head + "\n".join(items[:2]), "unfinished") == polish(head + "\n".join(items), TOWER)
+    assert ("", "unsupported") == polish(f"{head}1. {GOOD}\n2. It belongs to the Smiths of the harbour.", TOWER)
+    assert ("", "short") == polish("The main points are:", TOWER)
+
+
+def test_abbreviations_end_no_sentence() -> None:
+    """A text is not cut in the middle of a name."""
+    text = "Near St. John's, on a hill above the harbour, Adela Novak built a tower that is 80 metres high."
+
+    assert (text, "") == polish(text, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "answer", "flaw"),
+    [
+        ("detail", "Who built the tower?", "Adela Novak", ""),
+        ("detail", "Who built the tower?", "Tomas Brandt", "unsupported"),
+        ("detail", "Who does the passage name?", "Adela Novak", "unclear"),
+        ("detail", "Who built the tower?", "The answer is: Adela Novak", "unclear"),
+        ("theme", "What is the tower?", "A high one above the harbour.", ""),
+        ("theme", "What is the tower?", "A high one above the", "unfinished"),
+        ("theme", "What is the tower?", "The tower on the hill, the tower on the hill.", "repetitive"),
+        ("inference", "Why is it easy to see?", "It is high, and stands on a hill.", ""),
+        ("inference", "Why is it easy to see?", "Sailors painted every wall in bright colours.", "unsupported"),
+    ],
+)
+def test_flaws_of_a_pair(kind: str, question: str, answer: str, flaw: str) -> None:
+    """A question stands for itself; an answer is finished, says a thing once, and is held by the passage."""
+    assert flaw == pair_flaw(kind, question, answer, TOWER)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"), [("Adela Novak", True), ("It was the Adela Novak!", True), ("Adela", False), ("", False)]
+)
+def test_a_known_answer(said: str, known: bool) -> None:
+    """An answer counts as known when it is or holds the right one."""
+    assert known == is_known("detail", said, "Adela Novak")
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("A water mill uses the flow of a river to grind grain into flour.", True),
+        ("It is a mill by the river that grinds.", False),
+        ("I have no idea what the passage is about.", False),
+    ],
+)
+def test_a_known_sentence(said: str, known: bool) -> None:
+    """A sentence is known in other words too, if most of them are the same."""
+    assert known == is_known("theme", said, "A water mill uses the river's flow to grind grain into flour.")
+
+
+def asked(question: str, *, kind: str = "detail", context: str = "c", source: str = "s") -> dict[str, Any]:
+    """Return the part of a record that duplicates are told by."""
+    return {"question": question, "kind": kind, "context": context, "source": source}
+
+
+def test_the_same_question_is_asked_once() -> None:
+    """In the same words anywhere, or nearly the same about one source."""
+    questions = Questions()
+    first = "Who built the old tower above the harbour of the town?"
+
+    assert questions.is_new(asked(first))
+    assert not questions.is_new(asked("who built the old tower above the harbour of a town", source="t"))
+    assert not questions.is_new(asked("Who built the old tower above the harbour of that town?"))
+    assert questions.is_new(asked("Who built the old tower above the harbour of that town?", source="t"))
+    assert questions.is_new(asked("When was the tower built?"))
+
+
+def test_tasks_and_probes_repeat_about_other_passages() -> None:
+    """Their few wordings are duplicates only about the same passage."""
+    questions = Questions()
+
+    for kind in ("long", "probe name"):
+        assert questions.is_new(asked("Give a short summary.", kind=kind, context=f"{kind} a"))
+        assert questions.is_new(asked("Give a short summary.", kind=kind, context=f"{kind} b"))
+        assert not questions.is_new(asked("Give a short summary.", kind=kind, context=f"{kind} a"))
+
+
+# Runs
+
+
+def test_records_hold_all_that_training_needs(tmp_path: Path) -> None:
+    """A line a record, which `gistrag.qa.dataset` reads."""
+    (passage,) = passages(1)
+
+    report = synthesize(tmp_path / "qa.jsonl", [passage], ["detail"], question)
+
+    (record,) = records(tmp_path / "qa.jsonl")
+    (context,), dropped = read_contexts(tmp_path / "qa.jsonl")
+    assert {"detail": 1} == report.written
+    assert 0 == report.dropped.total()
+    assert ["instruction", "context", "gist_span", "question", "answer", "kind", "source", "heading"] == list(record)
+    assert [passage.start, passage.end] == record["gist_span"]
+    assert (passage.text, "towers.md", ("Towers",), 0) == (context.text, context.article, context.heading, dropped)
+    assert ("Adela Novak",) == context.tasks[0].answers
+
+
+def test_each_filter_counts_what_it_drops(tmp_path: Path) -> None:
+    """What was written and dropped adds up to what was asked for."""
+    texts = {
+        "Note 0": "Q: Who built the tower in note zero?\nA: Adela Novak",
+        "Note 1": "Q: Who built the tower in note zero?\nA: Adela Novak",
+        "Note 2": "Q: Who painted it, and why?\nA: Tomas Brandt",
+        "Note 3": "I would rather not.",
+        "Note 4": None,
+        "Note 5": "Q: When was the thing on that hill made?\nA: 1931",
+    }
+    judge = Script(lambda asked: "in 1931" if "hill" in asked.task else "no idea")
+
+    report = synthesize(
+        tmp_path / "qa.jsonl",
+        passages(6),
+        ["detail"],
+        lambda request: texts[request.passage.split(".")[0]],
+        judge=judge,
+    )
+
+    assert {"detail": 1} == report.written
+    assert {"duplicate": 1, "unsupported": 1, "unreadable": 1, "unanswered": 1, "known": 1} == +report.dropped
+    assert {"", None} > {request.passage for request in judge.asked}
+
+
+def test_what_is_too_long_is_not_asked_again(tmp_path: Path) -> None:
+    """A passage that no window holds is counted once, and done with."""
+    about = [*passages(1), Passage("long " * 2000, "towers.md", 0, 10_000)]
+
+    first = synthesize(tmp_path / "qa.jsonl", about, ["detail"], question)
+    second = synthesize(tmp_path / "qa.jsonl", about, ["detail"], question)
+
+    assert ({"detail": 1}, {"too long": 1}) == (first.written, +first.dropped)
+    assert (2, Counter()) == (second.done_before, +second.dropped)
+
+
+def test_long_answers_carry_their_task(tmp_path: Path) -> None:
+    """The question of a long answer is the task as it was put; nobody asks it closed-book."""
+    judge = unknowing()
+
+    report = synthesize(tmp_path / "long.jsonl", passages(3), ["long"], lambda request: GOOD, judge=judge)
+
+    assert {"long": 3} == report.written
+    assert [] == judge.asked
+    assert {record["question"] for record in records(tmp_path / "long.jsonl")} <= set(LONG)
+
+
+def test_probes_are_planted_without_a_teacher(tmp_path: Path) -> None:
+    """The context holds the fact, the span is that of the passage it was planted in."""
+    about = passages(30)
+    with Ledger.opened(tmp_path / "probes.jsonl") as ledger:
+        report = Synthesis(ledger, teacher=None, judge=None).run(about, ["probe"])
+
+    written = records(tmp_path / "probes.jsonl")
+    assert 30 == report.written.total() == len(written)
+    assert {"probe name", "probe date", "probe number", "probe identifier"} == set(report.written)
+    for passage, record in zip(about, written, strict=True):
+        assert record["answer"] in record["context"]
+        assert record["answer"] not in passage.text
+        assert [passage.start, passage.end] == record["gist_span"]
+
+
+def test_the_same_seed_writes_the_same_file(tmp_path: Path) -> None:
+    """Byte for byte; another seed asks otherwise."""
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        with Ledger.opened(tmp_path / name) as ledger:
+            script = Script(lambda asked: GOOD)
+            Synthesis(ledger, teacher=script, judge=None, seed=seed).run(passages(20), ["long", "probe"])
+
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_a_second_run_does_what_is_left(tmp_path: Path) -> None:
+    """What was answered is not asked again, what was not is."""
+    output, about = tmp_path / "qa.jsonl", passages(20)
+    first = synthesize(output, about, ["detail"], lambda asked: None if "Note 1" in asked.passage else question(asked))
+    script = Script(question)
+    with Ledger.opened(output) as ledger:
+        second = Synthesis(ledger, teacher=script, judge=unknowing()).run(about, ["detail"])
+
+    assert (9, 11) == (first.written["detail"], first.dropped["unanswered"])
+    assert (11, 9) == (second.written["detail"], second.done_before)
+    assert all("Note 1" in request.passage for request in script.asked)
+    assert 20 == len(records(output))
+
+
+def test_kinds_and_passages_can_be_added(tmp_path: Path) -> None:
+    """A file grows by what it does not have."""
+    output = tmp_path / "qa.jsonl"
+
+    synthesize(output, passages(2), ["detail"], question)
+    report = synthesize(output, passages(3), ["probe", "detail"], question)
+
+    assert 2 == report.done_before
+    assert 6 == len(records(output))
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
+    """Wherever a kill cuts the files, the next run makes them what one run would have made."""
+    about, whole, torn = passages(40), tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    synthesize(whole, about, ["detail", "probe"], question)
+    data, state = whole.read_bytes(), whole.with_name("whole.jsonl.state").read_bytes()
+    notes = state.splitlines(keepends=True)
+    upto = [sum(len(line) for line in data.splitlines(keepends=True)[: 16 * batch]) for batch in range(6)]
+    cuts = [
+        (data[: upto[2]], b"".join(notes[:2])),
+        (data[: upto[2] + 7], b"".join(notes[:2])),  # in the middle of a record
+        (data[: upto[3] - 3], b"".join(notes[:2])),
+        (data[: upto[3]], b"".join(notes[:2])),  # between a batch and its note
+        (data[: upto[3]], b"".join(notes[:3])[:-5]),  # in the middle of a note
+        (data[:9], b""),
+        (b"", b""),
+    ]
+
+    for records_left, notes_left in cuts:
+        torn.write_bytes(records_left)
+        torn.with_name("torn.jsonl.state").write_bytes(notes_left)
+        synthesize(torn, about, ["detail", "probe"], question)
+
+        assert data == torn.read_bytes()
+
+
+def test_a_file_that_was_taken_away_begins_anew(tmp_path: Path) -> None:
+    """What is noted about it no longer counts."""
+    output = tmp_path / "qa.jsonl"
+    synthesize(output, passages(2), ["detail"], question)
+    output.unlink()
+
+    report = synthesize(output, passages(2), ["detail"], question)
+
+    assert (0, 2) == (report.done_before, len(records(output)))
+
+
+def test_lines_may_be_taken_out_by_hand(tmp_path: Path) -> None:
+    """A record that somebody removed does not come back, and lines of another kind do not disturb."""
+    output = tmp_path / "qa.jsonl"
+    synthesize(output, passages(3), ["detail"], question)
+    kept = output.read_text().splitlines(keepends=True)[1]
+    output.write_text(f"{kept}# a remark\n[]\n")
+
+    synthesize(output, passages(3), ["detail"], question)
+
+    assert f"{kept}# a remark\n[]\n" == output.read_text()
+
+
+def test_a_foreign_file_is_not_touched(tmp_path: Path) -> None:
+    """A file that was not begun here is refused."""
+    output = tmp_path / "qa.jsonl"
+    output.write_text("precious")
+
+    with pytest.raises(UsageError, match="another --output"), Ledger.opened(output):
+        pass
+
+    assert "precious" == output.read_text()
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """A missing folder, or a folder in the way."""
+    for output in (tmp_path / "missing" / "qa.jsonl", tmp_path):
+        with pytest.raises(UsageError, match="cannot write"), Ledger.opened(output):
+            pass
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    """The second is told that somebody is at it."""
+    with (
+        Ledger.opened(tmp_path / "qa.jsonl"),
+        pytest.raises(IndexLockedError, match="being written"),
+        Ledger.opened(tmp_path / "qa.jsonl"),
+    ):
+        pass
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written before stays, and the next run goes on from there."""
+    output, about = tmp_path / "qa.jsonl", passages(40)
+    write_all, calls = generate.write_all, iter(range(100))
+
+    def full(descriptor: int, data: bytes) -> None:
+        if next(calls) == 2:
+            write_all(descriptor, data[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_all(descriptor, data)
+
+    monkeypatch.setattr(generate, "write_all", full)
+    with pytest.raises(OSError, match="No space"):
+        synthesize(output, about, ["detail"], question)
+    report = synthesize(output, about, ["detail"], question)
+
+    assert 16 == report.done_before
+    assert 40 == len(records(output)) == len({record["context"] for record in records(output)})
+
+
+class Steps:
+    """A progress that remembers."""
+
+    def __init__(self) -> None:
+        self.planned, self.done = 0, [0]
+
+    def plan(self, *, chunks: int, tokens: int, gist_bytes: int) -> None:
+        self.planned = chunks
+
+    def advance(self, *, chunks: int, tokens: int) -> None:
+        self.done.append(self.done[-1] + chunks)
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    """What is ahead, and each batch."""
+    steps = Steps()
+
+    synthesize(tmp_path / "qa.jsonl", passages(20), ["detail"], question, progress=steps)
+
+    assert (20, [0, 16, 20]) == (steps.planned, steps.done)
+
+
+@pytest.mark.model
+def test_the_default_model_writes(default_model: GistModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes long answers that its passages hold, and a question about a detail that can be read."""
+    apollo = (
+        "Apollo 11 was the spaceflight that first landed humans on the Moon. Commander Neil Armstrong and lunar module "
+        "pilot Buzz Aldrin landed the lunar module Eagle on July 20, 1969. Armstrong became the first person to step "
+        "onto the lunar surface six hours later; Aldrin joined him about 20 minutes after that."
+    )
+    bees = (
+        "Honey bees are known for their construction of colonial nests from wax. A colony has one queen, tens of "
+        "thousands of workers and a few hundred drones. Workers tell each other where flowers are by a dance, which "
+        "Karl von Frisch described in 1927."
+    )
+    about = [Passage(apollo, "apollo", 0, len(apollo)), Passage(bees, "bees", 0, len(bees))]
+    monkeypatch.setattr(generate, "LONG", ("List the main points of the passage.",))  # what it does best
+    monkeypatch.setattr(generate, "NEW_TOKENS", 72)
+    local = LocalTeacher(default_model)
+    with Ledger.opened(tmp_path / "long.jsonl") as ledger:
+        report = Synthesis(ledger, teacher=local, judge=local, seed=0).run(about, ["long"])
+
+    text = local.write([request("detail", about[0], random.Random(0))], max_new_tokens=40)[0] or ""
+
+    assert 2 == report.written["long"]
+    for record in records(tmp_path / "long.jsonl"):
+        assert 12 <= len(record["answer"].split()) <= 96
+        assert "." == record["answer"][-1]
+    assert parse(text) is not None
