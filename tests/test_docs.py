@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.pages import FENCE, PAGES, PROGRAM, ROOT, fences, parse, program_options, spans, spelt
+from support.pages import FENCE, MANUAL, PAGES, PROGRAM, ROOT, fences, parse, program_options, spans, spelt
 
 from gistrag import Answer, GistRAG, IndexSettings, Options, Source, errors
 from gistrag.cli import build, command
@@ -226,15 +226,30 @@ def test_every_page_is_in_the_contents() -> None:
     """The first page of the manual links to all others."""
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text("utf-8")))
 
-    assert {path.name for path in PAGES[1:]} - {"index.md"} == linked
+    assert {path.name for path in MANUAL} - {"index.md"} == linked
 
 
-def test_the_tree_lists_every_module() -> None:
-    """The tree in the README has every module of the package."""
+def rooms_in_the_tree() -> set[str]:
+    """Return the folders that the tree in the README names inside of `gistrag/`."""
     (tree,) = (block for block in fences(ROOT / "README.md", "") if block.startswith("gistrag/\n"))
-    modules = {path.stem for path in (ROOT / "gistrag").glob("*.py") if not path.stem.startswith("__")}
+    inside = tree.partition("\nintegrations/")[0].splitlines()[1:]
+    return set(re.findall(r"(?:^  |(?<=\s))(\w+)/(?=\s)", "\n".join(inside), re.MULTILINE))
 
-    assert set() == modules - set(re.findall(r"\w+", tree.partition("\ndocs/")[0]))
+
+def test_the_tree_lists_every_room() -> None:
+    """The tree in the README names every folder of the package, and no other."""
+    rooms = {path.name for path in (ROOT / "gistrag").iterdir() if path.is_dir() and path.name != "__pycache__"}
+
+    assert rooms_in_the_tree() == rooms
+
+
+def test_the_picture_names_modules_that_exist() -> None:
+    """Every module in the picture of the README stands where the picture says."""
+    (picture,) = (block for block in fences(ROOT / "README.md", "") if block.startswith("build "))
+    named = re.findall(r"\w+/\w+\.py", picture)
+
+    assert "documents/readers.py" in named
+    assert [name for name in named if not (ROOT / "gistrag" / name).is_file()] == []
 
 
 def test_questions_have_their_answer_in_the_manual() -> None:
@@ -243,19 +258,34 @@ def test_questions_have_their_answer_in_the_manual() -> None:
     asked = [json.loads(line) for line in lines]
 
     assert len({one["question"] for one in asked}) == len(asked) >= 100
-    texts = {path.name: " ".join(path.read_text("utf-8").lower().split()) for path in PAGES[1:]}
+    texts = {path.name: " ".join(path.read_text("utf-8").lower().split()) for path in MANUAL}
     assert [] == [one for one in asked if one["answers"][0].lower() not in texts[one["document"]]]
 
 
 # Figures
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.ko.md", "gistrag/adapters/smollm2-135m-instruct/README.md"])
-def test_tables_show_what_was_measured(name: str) -> None:
-    """The tables of figures are those that `notebooks/bench/results.py` makes of the summary that is kept."""
-    made = runpy.run_path(str(ROOT / "notebooks" / "bench" / "results.py"))
-    page, summary = (ROOT / name).read_text("utf-8"), json.loads(made["SUMMARY"].read_text("utf-8"))
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    """The program that makes the tables, as a dictionary of its names."""
+    return runpy.run_path(str(ROOT / "notebooks" / "bench" / "results.py"))
 
-    assert name in made["PAGES"]
+
+@pytest.mark.parametrize("name", ["docs/performance.md", "gistrag/adapters/smollm2-135m-instruct/README.md"])
+def test_tables_show_what_was_measured(results: dict[str, Any], name: str) -> None:
+    """The tables of figures are those that `notebooks/bench/results.py` makes of the summary that is kept."""
+    page, summary = (ROOT / name).read_text("utf-8"), json.loads(results["SUMMARY"].read_text("utf-8"))
+
+    assert name in results["PAGES"]
     assert "<!-- table: questions -->\n\n| " in page
-    assert page == made["with_tables"](page, summary, is_korean=name.endswith(".ko.md"))
+    assert page == results["with_tables"](page, summary)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_the_readme_shows_what_was_measured(results: dict[str, Any], name: str) -> None:
+    """The F1 of text and of gists in the README are those of the summary that is kept."""
+    summary = json.loads(results["SUMMARY"].read_text("utf-8"))
+    _, rows = results["tables"](summary)["questions"]
+    f1 = {arm: figure for arm, _, figure, *_ in rows}
+
+    assert f"| {f1['**text**']} | {f1['gists of 4 tokens']} |" in (ROOT / name).read_text("utf-8")

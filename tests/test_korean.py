@@ -32,6 +32,11 @@ def figures(text: str) -> list[str]:
     return sorted(re.findall(r"\d+(?:[.,]\d+)*", text))
 
 
+def links(text: str) -> list[str]:
+    """Return where the prose of a text links to, without anchors."""
+    return re.findall(r"\]\(([^)\s#]+)", prose(text))
+
+
 def test_code_blocks_are_the_same() -> None:
     """Every block of code stands in both, in the same order, letter for letter."""
     assert FENCE.findall(ENGLISH) == FENCE.findall(KOREAN)
@@ -47,36 +52,51 @@ def test_tables_have_the_same_figures() -> None:
     ]
 
 
+def sections(text: str) -> list[str]:
+    """Return the prose of each section of a page."""
+    return re.split(r"^## ", prose(text), flags=re.MULTILINE)
+
+
 def test_there_are_as_many_sections() -> None:
     """No section is missing, and none of their lists is shorter."""
-    ours, theirs = (re.split(r"^## ", prose(text), flags=re.MULTILINE) for text in (ENGLISH, KOREAN))
+    ours, theirs = sections(ENGLISH), sections(KOREAN)
 
     assert [section.count("\n- ") for section in ours] == [section.count("\n- ") for section in theirs]
 
 
+def test_sentences_have_the_same_figures() -> None:
+    """Every number in the prose of a section stands in both languages."""
+    assert list(map(figures, sections(KOREAN))) == list(map(figures, sections(ENGLISH)))
+
+
+def test_sections_have_the_same_links() -> None:
+    """Every section links to the same pages, but for the page in the other language."""
+    ours, theirs = ([sorted(links(section)) for section in sections(text)] for text in (ENGLISH, KOREAN))
+
+    assert ours[1:] == theirs[1:]
+
+
 def test_links_lead_somewhere() -> None:
     """Every relative link is to a file that exists."""
-    links = re.findall(r"\]\(([^)\s#]+)", prose(KOREAN))
-
-    assert [] == [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert [] == [link for link in links(KOREAN) if "://" not in link and not (ROOT / link).exists()]
 
 
 def test_it_is_korean() -> None:
     """Each section has Korean sentences, and a link leads from either page to the other."""
-    for section in re.split(r"^## ", prose(KOREAN), flags=re.MULTILINE):
+    for section in sections(KOREAN):
         assert len(HANGUL.findall(section)) > 10
     assert "(README.ko.md)" in ENGLISH
     assert "(README.md)" in KOREAN
 
 
-@pytest.mark.parametrize(
-    "wrong", [re.findall(one, KOREAN)[0] for one in (r"\d\.\d+초", r"\d,\d+ \|", r"[\d.]+ \(\d+–\d+\)")]
-)
-def test_another_figure_is_found(wrong: str) -> None:
+@pytest.mark.parametrize("figure", [r"\d\.\d+초", r"\d,\d+", r"[\d.]+ \(\d+–\d+\)"])
+def test_another_figure_is_found(figure: str) -> None:
     """A table with another number is noticed, so the test above means something."""
-    changed = KOREAN.replace(wrong, "7", 1)
+    table = tables(KOREAN)[0]
+    changed = re.sub(figure, "7", str(table), count=1)
 
-    assert [figures(str(table)) for table in tables(ENGLISH)] != [figures(str(table)) for table in tables(changed)]
+    assert changed != str(table)
+    assert figures(changed) != figures(str(tables(ENGLISH)[0]))
 
 
 def copy_blocks() -> None:

@@ -9,8 +9,9 @@ Runs `gistrag evaluate` four times, each into a folder below ``--work``, where o
     frontier    100 of them, text and gists with the same slots, gists in the numbers of the model
     breadth     the written questions of ``tests/data/breadth.jsonl`` over other texts
 
-What comes out goes into ``notebooks/results/summary.json``, into `04_results`, and into the tables of README.md,
-README.ko.md and the card that stand behind a comment with their name. The sentences around them do not follow.
+What comes out goes into ``notebooks/results/summary.json``, into `04_results`, and into the tables of the page on
+performance and of the card, behind a comment with their name. The sentences around them do not follow, nor do the
+figures in README.md and README.ko.md; ``tests/test_docs.py`` compares those.
 """
 
 from __future__ import annotations
@@ -31,14 +32,8 @@ from gistrag.qa.metrics import mean
 ROOT = Path(__file__).parents[2]
 SUMMARY = ROOT / "notebooks" / "results" / "summary.json"
 BREADTH = ROOT / "tests" / "data" / "breadth.jsonl"
-PAGES = ("README.md", "README.ko.md", "gistrag/adapters/smollm2-135m-instruct/README.md")
+PAGES = ("docs/performance.md", "gistrag/adapters/smollm2-135m-instruct/README.md")
 RATES = (2, 4, 8, 16)
-KOREAN = {
-    "arm": "방식", "slots": "슬롯", "exact match": "정확히 일치", "F1 kept of text": "텍스트 대비 F1",
-    "bytes a source token": "원문 토큰당 바이트", "**text**": "**텍스트**", "text, no adapter": "텍스트, 어댑터 없음",
-    **{f"gists of {rate} tokens": f"{rate}토큰짜리 기스트" for rate in RATES},
-}  # fmt: skip
-
 BESIDE = ("16-bit", "frontier")
 NOTE = "The right passage alone, refusals, other orders and the same slots for both: with gists in 16 bits."
 
@@ -70,7 +65,7 @@ def main() -> None:
     SUMMARY.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", "utf-8")
     for page in PAGES:
         path = ROOT / page
-        path.write_text(with_tables(path.read_text("utf-8"), summary, is_korean=page.endswith(".ko.md")), "utf-8")
+        path.write_text(with_tables(path.read_text("utf-8"), summary), "utf-8")
     subprocess.run(["jupyter-execute", "--inplace", "04_results.ipynb"], cwd=SUMMARY.parents[1], check=True)
 
 
@@ -193,7 +188,7 @@ def _called(arm: str) -> str:
     return {"text": "**text**", "text untuned": "text, no adapter"}.get(arm) or f"{name}s of {rate} tokens"
 
 
-def with_tables(page: str, summary: Figures, *, is_korean: bool = False) -> str:
+def with_tables(page: str, summary: Figures) -> str:
     """Return a page with the tables whose names stand in comments of it: `<!-- table: questions -->`.
 
     Raises:
@@ -202,11 +197,7 @@ def with_tables(page: str, summary: Figures, *, is_korean: bool = False) -> str:
     made = tables(summary)
 
     def table(found: re.Match[str]) -> str:
-        headers, rows = made[found[2]]
-        cells = [headers, *rows]
-        if is_korean:
-            cells = [[KOREAN.get(cell, cell) for cell in line] for line in cells]
-        return f"{found[1]}\n\n{in_markdown((cells[0], cells[1:]))}\n"
+        return f"{found[1]}\n\n{in_markdown(made[found[2]])}\n"
 
     return re.sub(r"(<!-- table: ([\w ]+) -->)\n\n(?:\|.*\n)*", table, page)
 

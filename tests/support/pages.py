@@ -11,7 +11,8 @@ import typer.main
 from gistrag.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MANUAL = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*(path for name in ("README.md", "CONTRIBUTING.md") if (path := ROOT / name).exists()), *MANUAL]
 PROGRAM: Any = typer.main.get_command(main.app)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
