@@ -19,7 +19,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -181,34 +181,46 @@ def free_bytes(path: Path) -> int:
 
 
 @contextmanager
-def lock(path: Path, *, command: str) -> Iterator[None]:
+def lock(path: Path, *, command: str, holds: Path | None = None) -> Iterator[None]:
     """Hold the file *path* locked; the system frees it when the process ends, however it ends.
 
-    The file stays: removing a lock somebody is about to take would let two in. A link of that name is refused, since
-    signing the lock would empty what it points to.
+    Whoever holds it may remove the file. A link of that name is refused, since signing the lock would empty what it
+    points to.
+
+    Args:
+        path: of the lock file, made where it is missing; it stays.
+        command: named to whoever is refused.
+        holds: what the lock protects; by default the folder it lies in.
 
     Raises:
-        IndexLockedError: names who holds it.
+        IndexLockedError: another run holds it; the message names process and command.
         IndexFolderError: the folder cannot be written.
     """
     with explained("lock", path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = _take(path, holds or path.parent)
     try:
         with explained("lock", path):
-            _take(descriptor, path)
             _sign(descriptor, command)
         yield
     finally:
         os.close(descriptor)
 
 
-def _take(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise IndexLockedError(
-            f"{path.parent} is being built by {_holder(path)}; wait until it ends, or stop it"
-        ) from None
+def _take(path: Path, holds: Path) -> int:
+    """Return the descriptor of the locked file; one whose name was removed before it was locked does not count."""
+    while True:
+        with ExitStack() as opened:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                told = f"{holds} is in use by {_holder(path)}; wait until it ends, or stop it"
+                raise IndexLockedError(told) from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                    opened.pop_all()
+                    return descriptor
 
 
 def _sign(descriptor: int, command: str) -> None:

@@ -25,7 +25,7 @@ def pairs(folder: Path, nursery: Nursery, count: int) -> list[list[int]]:
         commits = [line[1] for child in children for line in child.told() if line[0] == "commit"]
         assert {"a": number + 1, "b": number + 1} == versions_in(commits[-1])
         told = "".join(child.errors() for child in children)
-        assert (codes == [0, 0] and told == "") or (codes == [0, 6] and told.count("is being built by process") == 1)
+        assert (codes == [0, 0] and told == "") or (codes == [0, 6] and told.count("is in use by process") == 1)
         ended.append(codes)
     return ended
 

@@ -183,3 +183,20 @@ def test_lock_is_free_after_an_error(tmp_path: Path) -> None:
 
     with files.lock(tmp_path / "lock", command="second"):
         assert 0o600 == mode(tmp_path / "lock")
+
+
+def test_a_lock_whose_name_was_removed_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder may remove its lock file: whoever opened the old one meanwhile locks the new one instead."""
+    path = tmp_path / "lock"
+    real, removals = files.fcntl.flock, iter([True, False])
+
+    def remove_first(descriptor: int, operation: int) -> None:
+        if next(removals):
+            path.unlink()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", remove_first)
+    with files.lock(path, command="first"):
+        monkeypatch.undo()
+        with pytest.raises(IndexLockedError, match="first"), files.lock(path, command="second"):
+            pass
