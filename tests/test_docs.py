@@ -229,6 +229,14 @@ def test_every_page_is_in_the_contents() -> None:
     assert {path.name for path in MANUAL} - {"index.md"} == linked
 
 
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    """The words of the glossary follow the alphabet, with `_` and `-` read as spaces."""
+    words = re.findall(r"^- \*\*(.+?)\*\*: ", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE)
+
+    assert len(words) > 50
+    assert words == sorted(words, key=lambda word: re.sub("[_-]", " ", word.casefold()))
+
+
 def rooms_in_the_tree() -> set[str]:
     """Return the folders that the tree in the README names inside of `gistrag/`."""
     (tree,) = (block for block in fences(ROOT / "README.md", "") if block.startswith("gistrag/\n"))
