@@ -17,6 +17,7 @@ from typing import Any
 
 from gistrag.answering.answering import Answer, Options, Stream
 from gistrag.compression.compress import making
+from gistrag.documents.discovery import require_patterns
 from gistrag.errors import IndexFolderError, UsageError
 from gistrag.index.builder import Builder, SyncReport
 from gistrag.index.embedder import Embedder, Reranker
@@ -111,7 +112,7 @@ class GistRAG:
                 ``adapter="auto"``: the one that is shipped for its model, and what it was trained for.
 
         Raises:
-            UsageError: no such folder, or a setting out of range; nothing was made.
+            UsageError: no such folder, a setting out of range, or a malformed pattern; nothing was made.
             FingerprintMismatchError: the index was made with other settings or models.
             IndexLockedError: another builder is at work.
             ResourceError: the disk is too small.
@@ -119,6 +120,7 @@ class GistRAG:
         given = {name: value for name, value in settings.items() if value is not None}
         IndexSettings(**given)  # raises before anything is made
         _require_folder(Path(folder), Path(index))
+        require_patterns(include, exclude)
         with _watched(progress) as watching, Store.build(index, command="gistrag build") as store:
             wanted = _inherited(store, given, rebuild, engine)
             _require_source(store, Path(folder))

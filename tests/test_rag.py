@@ -141,6 +141,8 @@ def test_folder_that_becomes_empty(docs: Path, engine: Engine) -> None:
         ("docs/bees.md", {}, "expected a folder of documents at .*bees.md, found a file; check the path"),
         ("docs", {"tokens_per_gist": 0}, "tokens_per_gist must be at least 1, got 0"),
         ("docs", {"placement": "middle"}, "placement must be one of "),
+        ("docs", {"include": ["!"]}, "include .*'!'"),
+        ("docs", {"exclude": "!"}, "exclude .*'!'"),
     ],
 )
 def test_refused_before_anything_is_made(
