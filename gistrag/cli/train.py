@@ -21,7 +21,6 @@ from gistrag.settings import DEFAULT_MODEL, HELD_OUT, Placement
 if TYPE_CHECKING:
     from gistrag.model.gist_model import GistModel
     from gistrag.training.checkpoints import Run
-    from gistrag.training.planner import Plan
     from gistrag.training.sampler import Batch, Sampler
     from gistrag.training.trainer import Recipe
 
@@ -35,8 +34,8 @@ app = command.application()
     epilog=command.examples(
         "gistrag synthesize docs/ -o qa.jsonl && gistrag train qa.jsonl -o run/",
         "gistrag train squad.jsonl.gz long.jsonl -o run/ --recipe smollm2",
-        "gistrag train qa.jsonl --model meta-llama/Meta-Llama-3-8B-Instruct --quantize nf4 --recipe 24gb --plan",
-        "torchrun --nproc-per-node 2 -m gistrag.cli.train qa.jsonl -o run/",
+        "gistrag train qa.jsonl --model meta-llama/Meta-Llama-3-8B-Instruct --quantize nf4 --recipe 24gb",
+        "torchrun --nproc-per-node 2 -m gistrag train qa.jsonl -o run/",
         "gistrag build docs/ --adapter run/adapter",
     ),
 )
@@ -71,7 +70,6 @@ def train(
     held_out: Annotated[
         float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of the articles, kept for validation.")
     ] = HELD_OUT,
-    plan: Annotated[bool, typer.Option("--plan", help="Print the memory it needs, and do nothing else.")] = False,
     device: command.Device = None,
     as_json: command.Json = False,
     quiet: command.Quiet = False,
@@ -85,10 +83,7 @@ def train(
         "steps": steps, "rate": rate, "rank": rank, "placement": placement, "everywhere": everywhere, "seed": seed,
     }  # fmt: skip
     chosen = replace(find_recipe(recipe), **{name: value for name, value in given.items() if value is not None})
-    if plan:
-        return _print_plan(_plan(model, chosen, quantize), as_json=as_json)
     learned, validation = _contexts(data, held_out)
-    command.say(f"a step needs about {megabytes(int(_plan(model, chosen, quantize).total))} of memory, see --plan")
     command.require_output(output)
     with command.loading():
         loaded, chosen = _load(model, adapter, quantize, device, chosen, rank)
@@ -242,6 +237,8 @@ def _train(run: Run, minutes: float | None, *, as_json: bool) -> dict[str, Any]:
 
     for record in run.steps(stop=is_over):
         tokens, count = tokens + record["tokens"], count + 1
+        if run.is_main and count == 1 and (peak := run.gpu_peak_bytes()) is not None:
+            command.say(f"the first step used at most {megabytes(peak)} of GPU memory")
         if run.is_main and not as_json and (count % 10 == 0 or "event" in record or "validation text" in record):
             command.say(_line(record, run.total_steps, tokens / (time.monotonic() - began_s)))
     if run.is_main:
@@ -249,7 +246,8 @@ def _train(run: Run, minutes: float | None, *, as_json: bool) -> dict[str, Any]:
     took_s = time.monotonic() - began_s
     held_out = {name: value for name, value in record.items() if name.startswith("validation ")}
     return {"step": run.step, "steps": run.total_steps, "seconds": round(took_s, 1),
-            "tokens_per_s": round(tokens / max(took_s, 1e-9), 1), **held_out}  # fmt: skip
+            "tokens_per_s": round(tokens / max(took_s, 1e-9), 1), "gpu_peak_bytes": run.gpu_peak_bytes(),
+            **held_out}  # fmt: skip
 
 
 def _line(record: dict[str, Any], total: int, tokens_per_s: float) -> str:
@@ -258,25 +256,6 @@ def _line(record: dict[str, Any], total: int, tokens_per_s: float) -> str:
     line = f"step {record['step']:,} of {total:,}: loss {record['answer']:.2f}, {tokens_per_s:,.0f} tokens/s, "
     held_out = [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("validation ")]
     return line + "; ".join([f"{left_s / 60:,.0f} min left", *held_out, *filter(None, [record.get("event")])])
-
-
-def _plan(model: str, recipe: Recipe, quantize: str) -> Plan:
-    """Return what a step of the recipe needs of memory."""
-    from gistrag.model.gist_model import read_config
-    from gistrag.model.hub import find
-    from gistrag.training.planner import Shape, plan
-
-    return plan(Shape.of(read_config(find(model).path)), recipe, quantize=quantize)
-
-
-def _print_plan(needed: Plan, *, as_json: bool) -> int:
-    """Print what a step needs of memory, part by part."""
-    if as_json:
-        command.print_json({**vars(needed), "total": needed.total})
-    else:
-        rows = [(name, megabytes(int(count))) for name, count in {**vars(needed), "total": needed.total}.items()]
-        command.print_table(("memory for", "about"), rows)
-    return 0
 
 
 if __name__ == "__main__":

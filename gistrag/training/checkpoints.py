@@ -117,6 +117,10 @@ class Run:
         """Steps of the recipe."""
         return self._trainer.recipe.steps
 
+    def gpu_peak_bytes(self) -> int | None:
+        """Return the most GPU memory this process has held so far, None without a GPU."""
+        return self._trainer.gpu_peak_bytes()
+
     def steps(
         self, *, save_every_s: float = 120.0, validate_every: int = 200, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[dict[str, Any]]:

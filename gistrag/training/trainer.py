@@ -399,6 +399,11 @@ class Trainer:
             "tokens": batch.tokens * self._accelerator.num_processes,
         }
 
+    def gpu_peak_bytes(self) -> int | None:
+        """Return the most GPU memory this process has held so far, None where the model is on no GPU."""
+        device = self.model.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
     def agrees(self, is_wanted: bool) -> bool:
         """Return whether any of the processes that train together wants what this one may want: all do the same."""
         if self._accelerator.num_processes == 1:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from gistrag.evaluation.runner import Arm, gist_arm
 from gistrag.evaluation.speed import Stopwatch, peak_bytes, reset_peak
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task
-from gistrag.training.planner import Shape, plan
 from gistrag.training.sampler import Sampler
 from gistrag.training.trainer import RECIPES, Trainer
 
@@ -140,7 +139,6 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     recipe = RECIPES["24gb"]
     short = {"chunk_tokens": given.chunk_tokens, "question_tokens": 48, "continued": 8} if given.dry_run else {}
     recipe = replace(recipe, mixture=replace(recipe.mixture, **short))
-    expected = plan(Shape.of(model.network.config), recipe, quantize="nf4")
     stages["QLoRA step, recipe 24gb"] = train(model, texts, recipe, steps=given.steps)
 
     with watched(model) as figures:
@@ -151,7 +149,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     stages["compression, matched, 4"] = figures
 
     del caches
-    return {"stages": {**stages, **serve(model, texts, given)}, "planned_step_bytes": asdict(expected)}
+    return {"stages": {**stages, **serve(model, texts, given)}}
 
 
 def train(model: GistModel, texts: list[str], recipe: Any, *, steps: int) -> dict[str, Any]:
