@@ -8,9 +8,8 @@
     GET  /healthz, /metrics      for those who watch
 
 The one door to FastAPI. Who may ask is decided before anything here runs (`gistrag.server.auth`); whatever touches a
-model or an index runs in one thread (`gistrag.server.scheduler`), where answers made at the same time share each step
-of the model (`gistrag.model.continuous_batching`). No document can be added, no file
-named and no model loaded over HTTP.
+model or an index runs in one thread (`gistrag.server.scheduler`), which interleaves the answers made at the same time,
+a token each in turn. No document can be added, no file named and no model loaded over HTTP.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from gistrag import __version__
-from gistrag.answering.answering import Answer, Timed
+from gistrag.answering.answering import Answer
 from gistrag.errors import ContextOverflowError, GistRAGError, ResourceError, UsageError
-from gistrag.model.continuous_batching import Together
 from gistrag.model.generation import require_room
 from gistrag.rag import GistRAG
 from gistrag.server.auth import Access, Guard
 from gistrag.server.chat_history import chore, question_of
+from gistrag.server.deadline import Timed
 from gistrag.server.protocol import ChatRequest, Completion, Refusal, RetrieveRequest, cut, event, footnotes
 from gistrag.server.registry import Record, chunk_record, document_records, hit_record, status_record
 from gistrag.server.scheduler import Turn, Turns
@@ -96,7 +95,6 @@ class Service:
         self._shelf, self._terms = shelf, terms
         self._started = int(time.time())
         self._page = PAGE.read_text("utf-8")
-        self._together = Together()
         self._watches: set[asyncio.Task[None]] = set()
         self._turns: Turns
 
@@ -213,7 +211,6 @@ class Service:
         if self._terms.log_questions:
             logger.info("%s is asked %r", name, question)
         stream = rag.stream(question, **vars(options))
-        stream.generate = self._together.generate
         timed = Timed(stream, GENERATION_S)
 
         def work() -> Generator[str]:

@@ -19,9 +19,10 @@ from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from gistrag import __version__
-from gistrag.answering.answering import Answer, Options, Timed
+from gistrag.answering.answering import Answer, Options
 from gistrag.errors import GistRAGError
 from gistrag.rag import GistRAG
+from gistrag.server.deadline import Timed
 from gistrag.server.registry import Record, document_records, hit_record, source_record, status_record
 from gistrag.settings import Mode
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support.live_server import build, connect, exchange, request, serving
 
-from gistrag.model.continuous_batching import Together
+from gistrag.answering import answering as answer_stream
 from gistrag.model.gist_model import GistModel, Reading
 from gistrag.rag import Engine, GistRAG
 from gistrag.server import app, auth, http
@@ -369,7 +369,7 @@ def test_an_error_nobody_foresaw_tells_nothing(
         yield from model.encode("so far")
         raise RuntimeError("/tmp/secret")
 
-    monkeypatch.setattr(Together, "generate", broken)
+    monkeypatch.setattr(answer_stream, "generate", broken)
     whole, streamed = client.post(CHAT, json=HONEY), client.post(CHAT, json=STREAMED)
 
     assert (500, "internal_error") == error(whole)
@@ -446,7 +446,7 @@ def test_a_full_queue_is_429(index: Path, engine: Engine, monkeypatch: pytest.Mo
         gate.wait(60)
         yield from b"ab"
 
-    monkeypatch.setattr(Together, "generate", blocked)
+    monkeypatch.setattr(answer_stream, "generate", blocked)
     with serving({"manual": index}, engine, together=1) as url, ThreadPoolExecutor(17) as clients:
         waiting = [clients.submit(httpx.post, url + CHAT, json=HONEY, timeout=60) for _ in range(17)]
         deadline_s = time.monotonic() + 30
@@ -516,7 +516,7 @@ def test_an_answer_that_takes_too_long_is_cut(client: Any, monkeypatch: pytest.M
 def test_a_reader_that_does_not_read_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exchange that takes for ever is ended, with whatever was said."""
     monkeypatch.setattr(auth, "EXCHANGE_S", 0.3)
-    monkeypatch.setattr(Together, "generate", slowly)
+    monkeypatch.setattr(answer_stream, "generate", slowly)
 
     with connect(url, timeout_s=30) as raw:
         raw.sendall(request("POST", CHAT, json.dumps(STREAMED).encode()))

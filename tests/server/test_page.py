@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support.live_server import build, serving
 
-from gistrag.model.continuous_batching import Together
+from gistrag.answering import answering as answer_stream
 from gistrag.model.gist_model import GistModel
 from gistrag.rag import Engine
 from gistrag.server.auth import digest
@@ -128,7 +128,7 @@ def say(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> Say:
                 time.sleep(pause_s)
                 yield token
 
-        monkeypatch.setattr(Together, "generate", letters)
+        monkeypatch.setattr(answer_stream, "generate", letters)
 
     return be_told
 
