@@ -39,7 +39,7 @@ from gistrag.errors import ContextOverflowError, GistRAGError, ResourceError, Us
 from gistrag.model.generation import require_room
 from gistrag.rag import GistRAG
 from gistrag.server.auth import Access, Guard
-from gistrag.server.chat_history import chore, question_of
+from gistrag.server.chat_history import question_of
 from gistrag.server.deadline import Timed
 from gistrag.server.protocol import ChatRequest, Completion, Refusal, RetrieveRequest, cut, event, footnotes
 from gistrag.server.registry import Record, chunk_record, document_records, hit_record, status_record
@@ -174,9 +174,8 @@ class Service:
         name, rag = self._named(body.model, request)
         if not body.asked:
             raise Refusal(400, "invalid_value", "expected a message of the user with some text", param="messages")
-        told = chore(body.asked[-1])
         with explained(rag, name):
-            reply = self._reply(name, rag, body) if told is None else Reply(at_once(told), answer=lambda: Answer(told))
+            reply = self._reply(name, rag, body)
             self._watch(request, reply)
             await reply.begin()
         if body.stream:
@@ -293,9 +292,7 @@ class Reply(AsyncIterator[str]):
         is_wanted: its client is still there.
     """
 
-    def __init__(
-        self, pieces: AsyncIterator[str], *, answer: Callable[[], Answer], is_cut: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, pieces: Turn[str], *, answer: Callable[[], Answer], is_cut: Callable[[], bool]) -> None:
         self._pieces = pieces
         self._first = ""
         self.answer = answer
@@ -305,8 +302,7 @@ class Reply(AsyncIterator[str]):
     def cancel(self) -> None:
         """End the work, and the pieces."""
         self.is_wanted = False
-        if isinstance(self._pieces, Turn):
-            self._pieces.cancel()
+        self._pieces.cancel()
 
     async def begin(self) -> None:
         """Wait for the first piece, so that what is wrong with a question is known before an answer begins."""
@@ -315,11 +311,6 @@ class Reply(AsyncIterator[str]):
     async def __anext__(self) -> str:
         first, self._first = self._first, ""
         return first or await anext(self._pieces)
-
-
-async def at_once(text: str) -> AsyncIterator[str]:
-    """Yield a text that is there already."""
-    yield text
 
 
 def require_question(rag: GistRAG, question: str, *, answer_tokens: int) -> None:

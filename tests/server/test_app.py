@@ -150,19 +150,6 @@ def test_a_conversation_asks_its_last_question(client: Any) -> None:
     assert "mills.md" == best("And what does it do?")
 
 
-def test_chores_read_nothing(client: Any) -> None:
-    """The title a front-end asks for comes at once, whole or streamed, without a source."""
-    task = '### Task:\nName it.\nJSON format: { "title": "…" }\n<chat_history>\nUSER: How long?\n</chat_history>'
-    body = {**HONEY, "messages": [{"role": "user", "content": task}]}
-
-    whole = client.post(CHAT, json=body).json()
-    streamed = events(client.post(CHAT, json={**body, "stream": True}).text)
-
-    assert '{"title": "How long"}' == whole["choices"][0]["message"]["content"]
-    assert whole["choices"][0]["message"]["content"] == streamed[1]["choices"][0]["delta"]["content"]
-    assert [] == whole["gistrag"]["sources"]
-
-
 def test_footnotes_stops_and_scope(client: Any) -> None:
     """Sources on request below the answer; an answer ends before a stop; one document may be asked alone."""
     whole = client.post(CHAT, json=HONEY).json()["choices"][0]["message"]["content"]
