@@ -76,6 +76,13 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert set(re.findall(r"^::: gistrag\.([A-Z]\w+)$", page, re.MULTILINE)) == {*gistrag.__all__} - {"GistRAGError"}
 
 
+def test_the_public_names_are_listed() -> None:
+    """The page on the Python API names what `gistrag` offers, and nothing else."""
+    line = (ROOT / "docs" / "python-api.md").read_text("utf-8").partition("\n- `gistrag`: ")[2].partition("\n- ")[0]
+
+    assert re.findall(r"`(\w+)`", line) == sorted(gistrag.__all__)
+
+
 def test_the_reference_shows_docstrings(site: Path) -> None:
     """Methods of public classes and all errors stand on the page of the reference."""
     page = (site / "api.html").read_text("utf-8")
