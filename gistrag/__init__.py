@@ -7,36 +7,53 @@
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gistrag.errors import GistRAGError
 
 if TYPE_CHECKING:
-    from gistrag.answering.answering import Answer, Options, Source, Stream, Timings, Usage
-    from gistrag.rag import Engine, GistRAG
-    from gistrag.settings import IndexSettings
+    from gistrag.answering.answer import Answer, Options, Source, Timings, Usage
+    from gistrag.answering.stream import Stream
+    from gistrag.engine import Engine
+    from gistrag.index.builder import SyncReport
+    from gistrag.index.retriever import Hit
+    from gistrag.index.schema import StoredChunk
+    from gistrag.progress import NoProgress, Progress, TerminalProgress
+    from gistrag.rag import GistRAG
+    from gistrag.settings import AdapterSettings, GistSettings, IndexSettings
 
 __version__ = "0.1.0"
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it would complain of optional kernels
-
 _HOMES = {
-    **dict.fromkeys(("Answer", "Options", "Source", "Stream", "Timings", "Usage"), "gistrag.answering.answering"),
-    **dict.fromkeys(("Engine", "GistRAG"), "gistrag.rag"),
-    "IndexSettings": "gistrag.settings",
+    **dict.fromkeys(("Answer", "Options", "Source", "Timings", "Usage"), "gistrag.answering.answer"),
+    **dict.fromkeys(("AdapterSettings", "GistSettings", "IndexSettings"), "gistrag.settings"),
+    **dict.fromkeys(("NoProgress", "Progress", "TerminalProgress"), "gistrag.progress"),
+    "Engine": "gistrag.engine",
+    "GistRAG": "gistrag.rag",
+    "Hit": "gistrag.index.retriever",
+    "StoredChunk": "gistrag.index.schema",
+    "Stream": "gistrag.answering.stream",
+    "SyncReport": "gistrag.index.builder",
 }
 
 __all__ = [
+    "AdapterSettings",
     "Answer",
     "Engine",
     "GistRAG",
     "GistRAGError",
+    "GistSettings",
+    "Hit",
     "IndexSettings",
+    "NoProgress",
     "Options",
+    "Progress",
     "Source",
+    "StoredChunk",
     "Stream",
+    "SyncReport",
+    "TerminalProgress",
     "Timings",
     "Usage",
 ]

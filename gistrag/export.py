@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gistrag.compression.assemble import Content, assemble, fitting_layout, span
 from gistrag.compression.compress import compress
 from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundError, ResourceError, UsageError
-from gistrag.index.schema import ChunkRow
+from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
-from gistrag.kv.cache import GistCache, Layout, Memory, concatenate
+from gistrag.kv.cache import GistCache, Layout, Memory
 from gistrag.model.adapter import cartridge_files
-from gistrag.model.generation import read_text
 from gistrag.model.gist_model import GistModel
+from gistrag.settings import GistSettings
 from gistrag.storage import files
 
 logger = logging.getLogger("gistrag")
@@ -48,20 +49,20 @@ class Cartridge:
     """
 
     memory: Memory
-    chunks: tuple[ChunkRow, ...]
+    chunks: tuple[StoredChunk, ...]
     texts: tuple[int, ...]
     again: tuple[int, ...]
     source_tokens: int
     layout: Layout
 
 
-def chosen(store: Store, ids: Iterable[int], scopes: Iterable[str]) -> list[ChunkRow]:
+def chosen(store: Store, ids: Iterable[int], scopes: Iterable[str]) -> list[StoredChunk]:
     """Return the chunks of whole documents, in their order, and then those of single numbers; none of them twice.
 
     Raises:
         UsageError: no such document or chunk, or none was named.
     """
-    found: dict[int, ChunkRow] = {}
+    found: dict[int, StoredChunk] = {}
     for path in scopes:
         listed = store.chunks(sorted(store.select(None, path) or ()))
         found |= {chunk.id: chunk for chunk in sorted(listed, key=lambda chunk: chunk.ordinal)}
@@ -74,7 +75,7 @@ def chosen(store: Store, ids: Iterable[int], scopes: Iterable[str]) -> list[Chun
     return list(found.values())
 
 
-def assemble(store: Store, model: GistModel, chunks: Sequence[ChunkRow]) -> Cartridge:
+def cartridge_of(store: Store, model: GistModel, chunks: Sequence[StoredChunk]) -> Cartridge:
     """Return the chunks as one memory; those without a sound gist are read as text, behind the others.
 
     Spread if the window holds them so, packed else, as in an answer.
@@ -89,23 +90,22 @@ def assemble(store: Store, model: GistModel, chunks: Sequence[ChunkRow]) -> Cart
     again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].has_holes]
     gists |= _evened(model, again, store.settings.tokens_per_gist)
     texts = {chunk.id: model.encode_passage(chunk.text, chunk.heading) for chunk in chunks if chunk.id not in gists}
-    caches = [model.prefix, *(cache.to(model.device) for cache in gists.values())]
-    ids = [token for text in texts.values() for token in text]
-    layout = _layout(model, caches, len(ids))
-    span = sum(cache.span(layout) for cache in caches)
-    start = sum(cache.gists for cache in caches) - span
-    memory = read_text(model, concatenate(caches, model.rope, layout=layout, start=start), ids)
+    caches = [cache.to(model.device) for cache in gists.values()]
+    contents: list[Content] = [*caches, *texts.values()]
+    layout = _layout(model, contents)
+    span_of_gists = sum(cache.span(layout) for cache in caches)
+    memory = assemble(model, contents, layout=layout, start=sum(cache.gists for cache in caches) - span_of_gists)
     return Cartridge(
         memory=memory,
         chunks=tuple(sorted(chunks, key=lambda chunk: chunk.id in texts)),
         texts=tuple(texts),
         again=tuple(chunk.id for chunk in again),
-        source_tokens=sum(cache.source_tokens for cache in caches[1:]) + len(ids),
+        source_tokens=sum(cache.source_tokens for cache in caches) + sum(map(len, texts.values())),
         layout=layout,
     )
 
 
-def _gists(store: Store, chunk: ChunkRow) -> GistCache | None:
+def _gists(store: Store, chunk: StoredChunk) -> GistCache | None:
     if chunk.gist_key is None:
         return None
     try:
@@ -115,22 +115,23 @@ def _gists(store: Store, chunk: ChunkRow) -> GistCache | None:
         return None
 
 
-def _evened(model: GistModel, chunks: Sequence[ChunkRow], tokens_per_gist: int) -> dict[int, GistCache]:
+def _evened(model: GistModel, chunks: Sequence[StoredChunk], tokens_per_gist: int) -> dict[int, GistCache]:
     """Return selected gists of chunks by their ids; those of each head stand for the same number of tokens."""
     ids = [model.encode_passage(chunk.text, chunk.heading) for chunk in chunks]
-    caches = compress(model, ids, placement="selected", tokens_per_gist=tokens_per_gist)
+    caches = compress(model, ids, GistSettings(placement="selected", tokens_per_gist=tokens_per_gist))
     return {chunk.id: cache for chunk, cache in zip(chunks, caches, strict=True)}
 
 
-def _layout(model: GistModel, caches: Sequence[GistCache], text_tokens: int) -> Layout:
-    """Return the layout in which the window has room for the caches and at least one position more."""
-    needed = {layout: sum(cache.span(layout) for cache in caches) + text_tokens for layout in ("spread", "packed")}
-    for layout in ("spread", "packed"):
-        if needed[layout] < model.window:
-            return layout
-    raise ContextOverflowError(
-        f"the chunks take {needed['packed']} positions, the model's window has {model.window}; choose fewer"
-    )
+def _layout(model: GistModel, contents: Sequence[Content]) -> Layout:
+    """Return the layout in which the context window holds the passages and at least one position more."""
+    room = model.window - model.prefix.gists - 1
+    layout = fitting_layout(contents, room)
+    if (needed := sum(span(content, layout) for content in contents)) > room:
+        raise ContextOverflowError(
+            f"the chunks take {needed + model.prefix.gists} positions, the model's context window has {model.window}; "
+            "choose fewer"
+        )
+    return layout
 
 
 def save(cartridge: Cartridge, model: GistModel, folder: Path, *, name: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Progress(Protocol):
         """Say that this much more is done."""
 
 
-class Silence:
+class NoProgress:
     """A progress that nobody watches."""
 
     def plan(self, *, chunks: int, tokens: int, gist_bytes: int) -> None:
@@ -34,7 +34,7 @@ class Silence:
         """Say nothing."""
 
 
-class Terminal:
+class TerminalProgress:
     """A progress on standard error: a bar where it is a terminal, else one plain line every *interval_s* seconds."""
 
     def __init__(self, *, interval_s: float = 10.0) -> None:
@@ -43,7 +43,7 @@ class Terminal:
         self._done_chunks = self._done_tokens = self._chunks = self._tokens = 0
         self._started_s = self._spoke_s = time.monotonic()
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> TerminalProgress:
         return self
 
     def __exit__(

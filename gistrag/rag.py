@@ -1,63 +1,53 @@
-"""Ask a folder: the public surface of the library.
+"""`GistRAG`: an index of a folder, and the models that answer from it.
 
-`GistRAG` composes what it is given: an index folder, the models it was made with, and the act of answering.
+A question becomes an answer in four steps::
+
+    hits      chunks nearest in meaning and words             gistrag.index.retriever
+    passages  their gist caches, or their text                gistrag.answering.passages
+    memory    all passages side by side                       gistrag.compression.assemble
+    tokens    the model reads the question behind the memory  gistrag.model.generation
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, Self
 
-from gistrag.answering.answering import Answer, Options, Stream
-from gistrag.compression.compress import making
+import numpy as np
+import numpy.typing as npt
+
+from gistrag.answering.answer import Answer, Options, Timings, Usage
+from gistrag.answering.passages import Passage, search, select
+from gistrag.answering.stream import Stream
+from gistrag.answering.texts import GivenTexts
+from gistrag.configure import (
+    configure,
+    inherited,
+    require_engine,
+    require_folder,
+    require_source,
+    source_folder,
+)
 from gistrag.documents.discovery import require_patterns
-from gistrag.errors import IndexFolderError, UsageError
-from gistrag.index.builder import Builder, SyncReport
-from gistrag.index.embedder import Embedder, Reranker
+from gistrag.engine import Engine
+from gistrag.errors import UsageError
+from gistrag.index.builder import Builder, SyncReport, compress_texts
 from gistrag.index.retriever import Hit, Retriever
+from gistrag.index.schema import DocumentRow, StoredChunk
 from gistrag.index.store import Store
-from gistrag.model.gist_model import GistModel
-from gistrag.model.hub import adapter_name, find, find_adapter
-from gistrag.progress import Progress, Silence, Terminal
-from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings, require_same
-from gistrag.storage import files
+from gistrag.progress import NoProgress, Progress, TerminalProgress
+from gistrag.settings import IndexSettings, KvCacheDtype, Mode, Placement
 
-
-@dataclass(frozen=True)
-class Engine:
-    """The loaded models; indexes made with the same ones can share it."""
-
-    model: GistModel
-    embedder: Embedder
-    reranker: Reranker | None = None
-
-    @classmethod
-    def load(cls, settings: IndexSettings, *, device: str | None = None, reranker: str | None = None) -> Engine:
-        """Return the models an index is made with, loaded one after the other.
-
-        Raises:
-            ModelNotFoundError: with the command that brings the model.
-        """
-        embedder = Embedder(find(settings.embedder).path, device=device)
-        embedder.embed_query("warm up")
-        path = find(settings.model).path
-        adapter = find_adapter(settings.adapter, path)
-        model = GistModel.load(path, adapter=adapter, quantize=settings.quantize, device=device)
-        return cls(model, embedder, Reranker(find(reranker).path, device=device) if reranker else None)
-
-    def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
-        """Return all that a gist depends on."""
-        dials = {name: str(getattr(settings, name)) for name in ("placement", "tokens_per_gist", "chunk_tokens")}
-        chosen = {"kv_cache_dtype": settings.kv_cache_dtype, "min_quality": settings.min_quality}
-        dials |= {name: str(value) for name, value in chosen.items() if value not in ("auto", 0.0)}
-        return {**self.model.fingerprint, **dials, **making(settings.placement)}
+NO_DOCUMENTS = "There are no documents in this index."
+NO_PASSAGES = "No passage of this index passes the filters."
+OTHER_INDEX = "name another index folder"
 
 
 class GistRAG:
@@ -67,7 +57,7 @@ class GistRAG:
     >>> print(rag.query("How many bytes does a slot take?"))        # doctest: +SKIP
 
     Attributes:
-        folder: of the index; engine: the loaded models, to be shared with other indexes.
+        folder: of the index; engine: the loaded models, which other indexes can share.
         report: what the last sync did, None where there was none.
     """
 
@@ -78,6 +68,7 @@ class GistRAG:
         self.model = engine.model
         self.store = store
         self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
+        self._given = GivenTexts(store, engine.model)
 
     @classmethod
     def from_folder(
@@ -93,23 +84,31 @@ class GistRAG:
         device: str | None = None,
         reranker: str | None = None,
         progress: Progress | None = None,
-        **settings: Any,
-    ) -> GistRAG:
+        model: str | None = None,
+        embedder: str | None = None,
+        adapter: str | None = None,
+        placement: Placement | None = None,
+        tokens_per_gist: int | None = None,
+        chunk_tokens: int | None = None,
+        quantize: Literal["none", "nf4"] | None = None,
+        kv_cache_dtype: KvCacheDtype | None = None,
+    ) -> Self:
         """Return a `GistRAG` over the documents of *folder*: the index is built on first use, synced afterwards.
 
         Args:
             folder: of documents; one that moved away keeps its index.
             index: folder of the index; made where it is missing.
-            include: gitignore-style patterns; where there are any, only files they match. None: as last time.
+            include: gitignore-style patterns; only files that match one of them count. None: as last time.
             exclude: gitignore-style patterns of files to leave out. None: as last time.
-            rebuild: make an index with other settings again, instead of refusing.
-            verify: hash every gist file before it is trusted, and try again what was skipped before.
+            rebuild: rebuild an index that has other settings, instead of refusing.
+            verify: hash every gist file before it is trusted, and try skipped files again.
             engine: models already loaded.
-            device: where to load them.
-            reranker: a cross-encoder to sort hits by.
-            progress: told how far the build is; by default a bar where standard error is a terminal.
-            settings: fields of `IndexSettings`; what is left out is inherited from the index. A new index has
-                ``adapter="auto"``: the one that is shipped for its model, and what it was trained for.
+            device: where to load them, such as ``cpu`` or ``cuda:0``.
+            reranker: a cross-encoder that sorts the hits: hub id or folder.
+            progress: receives the progress of the build; by default a bar where standard error is a terminal.
+            model, embedder, adapter, placement, tokens_per_gist, chunk_tokens, quantize, kv_cache_dtype: see
+                `IndexSettings`. None inherits the value of the index. A new index takes ``adapter="auto"``, the
+                adapter shipped for its model, and the settings that adapter was trained for.
 
         Raises:
             UsageError: no such folder, a setting out of range, or a malformed pattern; nothing was made.
@@ -117,16 +116,25 @@ class GistRAG:
             IndexLockedError: another builder is at work.
             ResourceError: the disk is too small.
         """
-        given = {name: value for name, value in settings.items() if value is not None}
+        given = _given(
+            model=model,
+            embedder=embedder,
+            adapter=adapter,
+            placement=placement,
+            tokens_per_gist=tokens_per_gist,
+            chunk_tokens=chunk_tokens,
+            quantize=quantize,
+            kv_cache_dtype=kv_cache_dtype,
+        )
         IndexSettings(**given)  # raises before anything is made
-        _require_folder(Path(folder), Path(index))
+        require_folder(Path(folder), Path(index))
         require_patterns(include, exclude)
-        with _watched(progress) as watching, Store.build(index, command="gistrag build") as store:
-            wanted = _inherited(store, given, rebuild, engine)
-            _require_source(store, Path(folder))
+        with _shown(progress) as shown, Store.build(index, command="gistrag build") as store:
+            wanted = inherited(store, given, rebuild=rebuild, engine=engine)
+            require_source(store, Path(folder))
             engine = engine or Engine.load(wanted, device=device, reranker=reranker)
-            _configure(store, wanted, engine, Path(folder), rebuild)
-            builder = Builder(store, model=engine.model, embedder=engine.embedder, progress=watching, verify=verify)
+            configure(store, wanted, engine, Path(folder), rebuild=rebuild)
+            builder = Builder(store, model=engine.model, embedder=engine.embedder, progress=shown, verify=verify)
             report = builder.sync(folder, include=include, exclude=exclude)
         rag = cls(Store.open(index), engine)
         rag.report = report
@@ -140,8 +148,8 @@ class GistRAG:
         engine: Engine | None = None,
         device: str | None = None,
         reranker: str | None = None,
-    ) -> GistRAG:
-        """Return a `GistRAG` over an index that is already there; nothing is ever written.
+    ) -> Self:
+        """Return a `GistRAG` over an existing index; nothing is ever written.
 
         Raises:
             IncompleteIndexError: no index there.
@@ -150,17 +158,47 @@ class GistRAG:
         store = Store.open(index)
         try:
             engine = engine or Engine.load(store.settings, device=device, reranker=reranker)
-            _require_engine(store, engine)
+            require_engine(store, engine)
         except BaseException:
             store.close()
             raise
         return cls(store, engine)
 
+    @classmethod
+    def for_texts(
+        cls,
+        index: str | Path = "index",
+        *,
+        engine: Engine | None = None,
+        device: str | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Return a `GistRAG` whose index holds no documents, only the gists of texts given to `compress`.
+
+        An index that is there already is opened. A build of documents into the same folder would remove the gists
+        of texts that are in no document.
+
+        Args:
+            settings: fields of `IndexSettings`, for a new index.
+
+        Raises:
+            FingerprintMismatchError: the index was made with other settings or models.
+        """
+        given = _given(**{name: None if value == "auto" else value for name, value in settings.items()})
+        IndexSettings(**given)
+        with Store.build(index, command="GistRAG.for_texts") as store:
+            wanted = inherited(store, given, engine=engine, remedy=OTHER_INDEX)
+            engine = engine or Engine.load(wanted, device=device)
+            if store.is_new:
+                configure(store, wanted, engine, Path(index) / "no-documents", rebuild=False)
+            require_engine(store, engine, remedy=OTHER_INDEX)
+        return cls(Store.open(index), engine)
+
     def close(self) -> None:
         """Close the index; the models stay as long as somebody holds them."""
         self.store.close()
 
-    def __enter__(self) -> GistRAG:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -172,17 +210,54 @@ class GistRAG:
         stats = self.store.stats()
         return f"GistRAG({str(self.folder)!r}, documents={stats.documents}, chunks={stats.chunks})"
 
+    @cached_property
+    def index_id(self) -> str:
+        """Twelve hex digits that tell this index from every other one."""
+        return hashlib.sha256(self.store.salt.encode()).hexdigest()[:12]
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Let everything read inside be of one commit, whatever a builder does meanwhile; other threads wait."""
+        return self.store.snapshot()
+
+    def documents(self) -> list[DocumentRow]:
+        """Return all documents of the index, by path."""
+        return self.store.documents()
+
+    def chunks(self, ids: Sequence[int] | None = None, *, document: str | None = None) -> list[StoredChunk]:
+        """Return chunks of the index: those with these *ids*, those of one *document* in its order, or all.
+
+        Chunks that are gone are left out.
+        """
+        if ids is not None:
+            return self.store.chunks(ids)
+        paths = [row.path for row in self.store.documents()] if document is None else [document]
+        return [chunk for path in paths for chunk in self.store.chunks_of(path)]
+
     def sync(self, *, progress: Progress | None = None) -> SyncReport:
         """Bring the index into step with its folder, by the patterns of its last build, and return what was done.
 
         Raises:
-            FingerprintMismatchError: another builder made the index again with other settings or models.
+            FingerprintMismatchError: another builder rebuilt the index with other settings or models.
         """
         with Store.build(self.folder, command="GistRAG.sync") as store:
-            _require_engine(store, self.engine)
+            require_engine(store, self.engine)
             builder = Builder(store, model=self.model, embedder=self.engine.embedder, progress=progress)
             self.report = builder.sync(source_folder(store))
         return self.report
+
+    def compress(self, texts: Sequence[str]) -> int:
+        """Make the gists of *texts*, keep them in the index, and return how many were made now.
+
+        `stream_from` finds the gists of a text by what the text says. Texts that are too short or too long for gists
+        stay text.
+
+        Raises:
+            FingerprintMismatchError: the index was made with other settings or models.
+            IndexLockedError: another builder is at work.
+        """
+        with Store.build(self.folder, command="GistRAG.compress") as store:
+            require_engine(store, self.engine, remedy=OTHER_INDEX)
+            return compress_texts(store, self.model, texts)
 
     def retrieve(
         self,
@@ -191,6 +266,7 @@ class GistRAG:
         top_k: int = 3,
         scope: str | None = None,
         filters: Mapping[str, str] | None = None,
+        vector: npt.NDArray[np.float32] | None = None,
     ) -> list[Hit]:
         """Return the chunks that fit a question best, best first, without generating anything.
 
@@ -198,35 +274,105 @@ class GistRAG:
             question: in words.
             top_k: how many chunks.
             scope: path of a document to stay in.
-            filters: see `gistrag.index.store.Store.select`.
+            filters: all must hold: ``path`` a pattern (``*`` crosses folders), ``kind``, ``heading`` part of one.
+            vector: ``(dim,)`` embedding to search by in place of the question's own; of the index's embedder.
 
         Raises:
             UsageError: an empty question, ``top_k`` below 1, an unknown filter or document.
         """
         with self.store.snapshot():
-            return self._retriever.search(question, top_k=top_k, scope=scope, filters=filters)
+            return self._retriever.search(question, top_k=top_k, scope=scope, filters=filters, vector=vector)
 
-    def query(self, question: str, **options: Any) -> Answer:
-        """Return the answer to a question; options are the fields of `gistrag.answering.answering.Options`.
+    def query(
+        self,
+        question: str,
+        *,
+        top_k: int = 3,
+        mode: Mode = "gist",
+        scope: str | None = None,
+        filters: Mapping[str, str] | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Answer:
+        """Return the answer to a question; `Options` explains every keyword.
 
         Raises:
             UsageError: an empty question, or an option out of range.
-            ContextOverflowError: a question longer than the model's window.
+            ContextOverflowError: a question longer than the model's context window.
         """
-        stream = self.stream(question, **options)
-        for _ in stream:
-            pass
-        return stream.answer
+        return self.stream(
+            question,
+            top_k=top_k,
+            mode=mode,
+            scope=scope,
+            filters=filters,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        ).result()
 
-    def stream(self, question: str, **options: Any) -> Stream:
+    def stream(
+        self,
+        question: str,
+        *,
+        top_k: int = 3,
+        mode: Mode = "gist",
+        scope: str | None = None,
+        filters: Mapping[str, str] | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Stream:
         """Return the same answer as an iterator over pieces of its text; work begins at the first ``next``."""
-        return Stream(self.store, self._retriever, self.model, question=question, options=Options(**options))
+        options = Options(
+            top_k=top_k,
+            mode=mode,
+            scope=scope,
+            filters=filters,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        return Stream(self.model, question, options, find=self._passages, nothing=self._nothing)
+
+    def stream_from(
+        self,
+        question: str,
+        texts: Sequence[str],
+        *,
+        mode: Mode = "gist",
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Stream:
+        """Return the answer to a question from *texts*, best first, that somebody else found.
+
+        A text that equals a chunk, with its heading path on a line above, is answered from the chunk's gists. Any
+        other text is compressed when it is first asked about.
+
+        Raises:
+            UsageError: an empty question, or an option out of range.
+        """
+        options = Options(mode=mode, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        return self._given.stream(question, texts, options)
+
+    def _passages(self, question: str, options: Options, usage: Usage, timings: Timings) -> list[Passage]:
+        """Return the passages to answer from, best first, all of one commit of the index."""
+        with self.store.snapshot():
+            with timings.measure("retrieve_s"):
+                hits = search(self.store, self._retriever, question, options, usage)
+            with timings.measure("load_s"):
+                return select(hits, self.store, self.model, options, usage)
+
+    def _nothing(self) -> str:
+        return NO_PASSAGES if self.store.count() else NO_DOCUMENTS
 
     def as_retriever(self, **options: Any) -> Any:
         """Return a LlamaIndex retriever over this index; options are those of its `GistRetriever`.
 
         Raises:
-            UsageError: its package is not installed; names the command that brings it.
+            UsageError: its package is not installed; names the command that installs it.
         """
         return _llama_index().GistRetriever(self, **options)
 
@@ -234,7 +380,7 @@ class GistRAG:
         """Return a LlamaIndex query engine over this index; options are those of `GistQueryEngine.from_rag`.
 
         Raises:
-            UsageError: its package is not installed; names the command that brings it.
+            UsageError: its package is not installed; names the command that installs it.
         """
         return _llama_index().GistQueryEngine.from_rag(self, **options)
 
@@ -251,114 +397,18 @@ def _llama_index() -> Any:
         if (error.name or "").split(".")[0] != "llama_index":
             raise
         raise UsageError(
-            "LlamaIndex needs a package of its own: run pip install llama-index-retrievers-gistrag, or from a clone "
-            "pip install -e integrations/llama-index-retrievers-gistrag"
+            "LlamaIndex needs its own package; from a clone run pip install -e "
+            "integrations/llama-index-retrievers-gistrag"
         ) from error
 
 
-def _inherited(store: Store, given: Mapping[str, Any], rebuild: bool, engine: Engine | None) -> IndexSettings:
-    """Return the settings to build with: those of the index, unless it is new or made again.
-
-    Raises:
-        FingerprintMismatchError: other settings are given than the index has.
-    """
-    if store.is_new:
-        return _fresh(given, engine)
-    if rebuild:
-        is_other = not {"model", "adapter"}.isdisjoint(given)
-        kept = {name: value for name, value in asdict(store.settings).items() if not (is_other and name in _ADAPTED)}
-        return _fresh({**kept, **given}, engine)
-    named = {name: value for name, value in given.items() if (name, value) != ("adapter", "auto")}
-    asked = {name: str(value) for name, value in {**asdict(store.settings), **named}.items()}
-    stored = {name: str(value) for name, value in asdict(store.settings).items()}
-    require_same(stored, asked, where=f"the index in {store.folder}", remedy=_REBUILD)
-    return store.settings
+def _given(**settings: Any) -> dict[str, Any]:
+    """Return the settings that are not None."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
-_ADAPTED = ("adapter", "placement", "tokens_per_gist")
-
-
-def _fresh(given: Mapping[str, Any], engine: Engine | None) -> IndexSettings:
-    """Return the settings of a new index: what is given, and what the adapter was trained for."""
-    if engine:
-        folder = engine.model.adapter.folder if engine.model.adapter else None
-    else:
-        folder = find_adapter(given.get("adapter", "auto"), find(given.get("model", DEFAULT_MODEL)).path)
-    adapter = AdapterSettings.read(folder) if folder else None
-    return IndexSettings.fitting({**given, "adapter": adapter_name(folder)}, adapter)
-
-
-def _configure(store: Store, settings: IndexSettings, engine: Engine, folder: Path, rebuild: bool) -> None:
-    """Record what the index is made with, and where its folder is now.
-
-    Raises:
-        FingerprintMismatchError: it is neither new nor made again, and the models are others than it was made with.
-    """
-    room = (engine.model.window - engine.model.prefix.gists) // 2  # a chunk is read, and then read again beside itself
-    if settings.chunk_tokens > room:
-        raise UsageError(f"chunk_tokens must be at most {room} with this model's window, got {settings.chunk_tokens}")
-    if not (store.is_new or rebuild):
-        _require_engine(store, engine)
-    store.configure(
-        settings,
-        source=os.path.relpath(folder, store.folder),
-        gist_fingerprint=engine.gist_fingerprint(settings),
-        embedder_fingerprint=engine.embedder.fingerprint,
-    )
-
-
-def _require_engine(store: Store, engine: Engine) -> None:
-    """Return if the models are those the index was made with.
-
-    Raises:
-        FingerprintMismatchError: names what differs.
-    """
-    where = f"the index in {store.folder}"
-    require_same(store.gist_fingerprint, engine.gist_fingerprint(store.settings), where=where, remedy=_REBUILD)
-    require_same(store.embedder_fingerprint, engine.embedder.fingerprint, where=where, remedy=_REBUILD)
-
-
-def _watched(progress: Progress | None) -> AbstractContextManager[Progress]:
-    """Return who is told how far a build is: a bar of our own goes away with the build, another's is left to them."""
+def _shown(progress: Progress | None) -> AbstractContextManager[Progress]:
+    """Return what receives the progress of a build: a bar of our own ends with it, the caller's stays."""
     if progress:
         return nullcontext(progress)
-    return Terminal() if sys.stderr.isatty() else nullcontext(Silence())
-
-
-def _require_folder(folder: Path, index: Path) -> None:
-    """Return if there are documents to index, and the index is not to lie right among them.
-
-    Raises:
-        UsageError: says which of the two.
-    """
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise UsageError(f"expected a folder of documents at {folder}, found {found}; check the path")
-    with files.explained("look at", index):
-        is_same = index.exists() and index.samefile(folder)
-    if is_same:
-        raise UsageError(f"expected another folder for the index than {folder}, found the same; name one with --index")
-
-
-def _require_source(store: Store, folder: Path) -> None:
-    """Return if the index is of *folder*, or of one that has moved away.
-
-    Raises:
-        IndexFolderError: it is of another folder, whose documents would all be removed.
-    """
-    if store.is_new:
-        return
-    recorded = source_folder(store)
-    if recorded.exists() and folder.exists() and not recorded.samefile(folder):
-        raise IndexFolderError(
-            f"{store.folder} is the index of {recorded}, not of {folder}; give --index another folder, or remove "
-            f"{store.folder} first"
-        )
-
-
-def source_folder(store: Store) -> Path:
-    """Return the folder of documents an index is of; recorded relative to the index, so that both can move."""
-    return Path(os.path.normpath(store.folder / store.source))
-
-
-_REBUILD = "run `gistrag build --rebuild` to make it again, or name another --index"
+    return TerminalProgress() if sys.stderr.isatty() else nullcontext(NoProgress())

@@ -1,4 +1,4 @@
-"""What an index is made with, and the fingerprint that keeps artefacts of different makings apart.
+"""The settings an index is made with, and fingerprints that keep files of different settings apart.
 
 An index is only ever read with the settings it was written with; they are saved inside it and inherited by
 whoever opens it. Nothing here is global, and nothing reads the environment.
@@ -18,8 +18,9 @@ from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageEr
 Placement = Literal["matched", "adaptive", "selected", "anchored", "learned"]
 MADE: tuple[Placement, ...] = ("anchored", "learned")
 """Placements whose gists are read behind the chunk; the others keep some of its own keys and values."""
-Mode = Literal["gist", "text", "hybrid", "auto"]
+Mode = Literal["gist", "text", "hybrid"]
 KvCacheDtype = Literal["auto", "int8", "int4"]
+"""``int4`` serves indexes that were made with it; it is not offered, since its answers were never measured."""
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
@@ -27,7 +28,7 @@ ADAPTER_FILE = "gist_settings.json"
 
 
 HELD_OUT = 0.1
-"""Share of the articles of a question file that is not trained on."""
+"""Share of the articles of a question file that is kept out of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,10 @@ class AdapterSettings:
     """What an adapter was trained for, saved beside its weights.
 
     Attributes:
-        base: sha256 of the weights of its base model, see `gistrag.model.hub.weights_sha256`.
+        base: sha256 of the weights of its base model, see `gistrag.model.hashing.weights_sha256`.
         placement: where the gists it makes come from.
         index_placement, tokens_per_gist: what answers best with it, the defaults of an index built with it.
         rates: all tokens per gist it was trained at.
-        everywhere: it acts on text as well; an ablation.
         prefix: the shared prefix it was trained behind.
         held_out: share of the articles that was kept out of its training, see `gistrag.qa.dataset.split_by_article`.
         recipe: what made it; not interpreted.
@@ -47,10 +47,9 @@ class AdapterSettings:
 
     base: str
     placement: Placement = "anchored"
-    index_placement: Placement = "anchored"
+    index_placement: Placement = "matched"
     tokens_per_gist: int = 4
     rates: tuple[int, ...] = (2, 4, 8, 16)
-    everywhere: bool = False
     prefix: str = ""
     held_out: float = HELD_OUT
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -64,17 +63,54 @@ class AdapterSettings:
         """
         try:
             values = json.loads((folder / ADAPTER_FILE).read_text("utf-8"))
-            return cls(**{**values, "rates": tuple(values["rates"])})
+            acts_on_text = values.pop("everywhere", False)  # an experiment of version 0.1
+            settings = cls(**{**values, "rates": tuple(values["rates"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelNotFoundError(
                 f"expected a gist adapter in {folder}, found no readable {ADAPTER_FILE} there; make one with gistrag "
                 "train"
             ) from error
+        if acts_on_text:
+            raise ModelNotFoundError(
+                f"the adapter in {folder} was trained to act on text as well, which is no longer supported; train it "
+                "again"
+            )
+        return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GistSettings:
+    """How a chunk becomes a gist cache.
+
+    Attributes:
+        placement: where the gist tokens come from; see `gistrag.compression.compress`.
+        tokens_per_gist: source tokens one gist token stands for, at least 1. 1 keeps the uncompressed KV cache.
+        kv_cache_dtype: numbers in gist files: ``"auto"`` those of the model, ``"int8"`` half the bytes and answers as
+            good.
+
+    Raises:
+        UsageError: a value outside its range.
+
+    >>> GistSettings().tokens_per_gist
+    4
+    """
+
+    placement: Placement = "matched"
+    tokens_per_gist: int = 4
+    kv_cache_dtype: KvCacheDtype = "int8"
+
+    def __post_init__(self) -> None:
+        if self.placement not in get_args(Placement):
+            raise UsageError(f"placement must be one of {', '.join(get_args(Placement))}, got {self.placement!r}")
+        if self.tokens_per_gist < 1:
+            raise UsageError(f"tokens_per_gist must be at least 1, got {self.tokens_per_gist}")
+        if self.kv_cache_dtype not in get_args(KvCacheDtype):
+            raise UsageError(f"kv_cache_dtype must be auto or int8, got {self.kv_cache_dtype!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexSettings:
-    """The dials of an index; everything else follows from the model.
+    """The settings of an index; everything else follows from the model.
 
     Attributes:
         model: hub id, local folder or catalogue name of the model that compresses and answers.
@@ -86,8 +122,6 @@ class IndexSettings:
         quantize: ``"nf4"`` loads the model in 4 bits (bitsandbytes), ``"none"`` as it is stored.
         kv_cache_dtype: numbers of gist files: ``"auto"`` for those of the model, ``"int8"`` for half of the bytes and
             answers as good, ``"int4"`` for a quarter.
-        min_quality: fidelity that the gists of a chunk are to have, 0 to 1; chunks below get more gists, and are read
-            as text by mode ``auto`` where that does not help. 0 measures none.
 
     Raises:
         UsageError: a value outside its range.
@@ -104,21 +138,20 @@ class IndexSettings:
     chunk_tokens: int = 256
     quantize: Literal["none", "nf4"] = "none"
     kv_cache_dtype: KvCacheDtype = "int8"
-    min_quality: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.placement not in get_args(Placement):
-            raise UsageError(f"placement must be one of {', '.join(get_args(Placement))}, got {self.placement!r}")
-        if self.tokens_per_gist < 1:
-            raise UsageError(f"tokens_per_gist must be at least 1, got {self.tokens_per_gist}")
         if self.chunk_tokens < 16:
             raise UsageError(f"chunk_tokens must be at least 16, got {self.chunk_tokens}")
         if self.quantize not in ("none", "nf4"):
             raise UsageError(f"quantize must be none or nf4, got {self.quantize!r}")
-        if self.kv_cache_dtype not in get_args(KvCacheDtype):
-            raise UsageError(f"kv_cache_dtype must be auto, int8 or int4, got {self.kv_cache_dtype!r}")
-        if not 0 <= self.min_quality <= 1:
-            raise UsageError(f"min_quality must be from 0 to 1, got {self.min_quality}")
+        _ = self.gists
+
+    @property
+    def gists(self) -> GistSettings:
+        """How the chunks of this index become gist caches."""
+        return GistSettings(
+            placement=self.placement, tokens_per_gist=self.tokens_per_gist, kv_cache_dtype=self.kv_cache_dtype
+        )
 
     def to_json(self) -> str:
         """Return the settings as one line of JSON with sorted keys."""
@@ -136,8 +169,8 @@ class IndexSettings:
         settings = cls(**{"placement": adapter.index_placement, "tokens_per_gist": adapter.tokens_per_gist, **given})
         if settings.placement in MADE and settings.placement != adapter.placement:
             raise UsageError(
-                f"the adapter {settings.adapter} makes {adapter.placement} gists, asked were {settings.placement} "
-                "ones; leave the placement out, or name --adapter none"
+                f"the adapter {settings.adapter} makes {adapter.placement} gists, but {settings.placement} was "
+                "requested; leave the placement out, or name --adapter none"
             )
         return settings
 
@@ -145,7 +178,8 @@ class IndexSettings:
     def from_json(cls, line: str) -> IndexSettings:
         """Return the settings saved by `to_json`."""
         values: dict[str, Any] = json.loads(line)
-        return cls(**{"kv_cache_dtype": "auto", **values})  # what it was before it could be chosen
+        values.pop("min_quality", None)  # of version 0.1
+        return cls(**{"kv_cache_dtype": "auto", **values})  # indexes made before it could be chosen
 
 
 def digest(parts: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ from support.tiny_models import FAMILIES, HashEmbedder, one_thread, tiny_model  
 from gistrag.model.gist_model import GistModel
 
 if TYPE_CHECKING:
-    from gistrag.rag import Engine
+    from gistrag.engine import Engine
 
 gc.disable()  # until all is imported and collected, see pytest_collection_finish
 os.environ["GISTRAG_TINY"] = "1"  # notebooks run on less than they show
@@ -84,7 +84,7 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def engine(model: GistModel) -> Engine:
     """A tiny model and an embedder without one."""
-    from gistrag.rag import Engine
+    from gistrag.engine import Engine
 
     return Engine(model, HashEmbedder())
 

@@ -22,6 +22,7 @@ from gistrag.evaluation.runner import Arm, Examiner
 from gistrag.index.retriever import Hit
 from gistrag.kv.cache import concatenate
 from gistrag.model.generation import generate, read_text
+from gistrag.settings import GistSettings
 
 pytestmark = pytest.mark.model
 
@@ -149,7 +150,7 @@ def test_text_and_gists_of_everything_begin_alike(rag: GistRAG) -> None:
     question = "What is the default placement of gists?"
     hit = rag.retrieve(question, top_k=1)[0]
     model, passage = rag.model, rag.model.encode_passage(hit.chunk.text, hit.chunk.heading)
-    cache = compress(model, [passage], tokens_per_gist=1)[0]
+    cache = compress(model, [passage], GistSettings(tokens_per_gist=1))[0]
     alone = concatenate([model.prefix], model.rope)
     memories = [read_text(model, alone, passage), concatenate([model.prefix, cache], model.rope)]
 

@@ -16,24 +16,26 @@ from support.tiny_models import ExactRotary, HashEmbedder, byte_tokenizer, tiny_
 from gistrag import export, rag
 from gistrag.cli import export as command
 from gistrag.compression.compress import compress
+from gistrag.engine import Engine
 from gistrag.errors import ContextOverflowError, UsageError
 from gistrag.kv.cache import concatenate
 from gistrag.model.generation import generate, read_text
 from gistrag.model.gist_model import GistModel
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
+from gistrag.settings import GistSettings
 
 QUESTION = "What does the mill grind?"
 TEXTS = {
     "bees.md": "# Bees\n\nBees gather nectar in spring and keep the honey in combs of wax for winter.",
     "mills.md": "# Mills\n\nThe mill stands by the river and grinds the wheat of the whole valley. " * 3,
-    "note.txt": "Salt",
+    "note.txt": "S",
 }
 # peft keeps the cache in float32 (7 digits); three layers of a random model make of that some 1e-6 in the logits
 EQUAL = {"rtol": 0, "atol": 2e-5}
 
 
 def index(tmp_path: Path, model: GistModel, **settings: Any) -> GistRAG:
-    """Return an index of three documents; `Salt` is too short for gists."""
+    """Return an index of three documents; `S` is too short for gists."""
     docs = tmp_path / "docs"
     docs.mkdir()
     for name, text in TEXTS.items():
@@ -45,7 +47,7 @@ def index(tmp_path: Path, model: GistModel, **settings: Any) -> GistRAG:
 def exported(made: GistRAG, folder: Path, *scopes: str) -> export.Cartridge:
     """Write the chunks of documents into *folder* and return them as one memory."""
     with made.store.snapshot():
-        chunks = export.assemble(made.store, made.model, export.chosen(made.store, (), scopes))
+        chunks = export.cartridge_of(made.store, made.model, export.chosen(made.store, (), scopes))
     export.save(chunks, made.model, folder, name="tiny")
     return chunks
 
@@ -69,7 +71,11 @@ def ours(made: GistRAG, chunks: export.Cartridge, ids: list[int]) -> torch.Tenso
     """Return the logits of a question behind the same chunks as an answer places them, from position 0 on."""
     model = made.model
     gists = [
-        compress(model, [model.encode_passage(chunk.text, chunk.heading)], placement="selected", tokens_per_gist=6)[0]
+        compress(
+            model,
+            [model.encode_passage(chunk.text, chunk.heading)],
+            GistSettings(placement="selected", tokens_per_gist=6),
+        )[0]
         if chunk.id in chunks.again
         else made.store.load(str(chunk.gist_key))
         for chunk in chunks.chunks
@@ -110,7 +116,7 @@ def test_generate_of_peft_says_the_same(tmp_path: Path) -> None:
 
     with made.store.snapshot():
         scope = export.chosen(made.store, (), ["mills.md"])
-        memory = export.assemble(made.store, made.model, scope).memory
+        memory = export.cartridge_of(made.store, made.model, scope).memory
     expected = list(generate(made.model, memory, ids["input_ids"][0].tolist(), max_new_tokens=12))
     reader = loaded(plain_network("llama", torch.float64), tmp_path / "out")
     said = reader.generate(
@@ -165,11 +171,11 @@ def test_what_the_window_does_not_hold_spread_is_packed(tmp_path: Path) -> None:
     """A window too small for the gaps gets the gists side by side, and one too small for them an error."""
     made = index(tmp_path, tiny_model())
     ids = made.model.encode_question(QUESTION)
-    small = SimpleNamespace(window=made.model.prefix.gists + 100)
-    caches = [made.model.prefix, *(made.store.load(row.key) for row in made.store.gist_rows())]
-    assert "packed" == export._layout(small, caches, 0)
+    small = SimpleNamespace(window=made.model.prefix.gists + 100, prefix=made.model.prefix)
+    caches = [made.store.load(row.key) for row in made.store.gist_rows()]
+    assert export._layout(small, caches) == "packed"
     with pytest.raises(ContextOverflowError, match="choose fewer"):
-        export._layout(SimpleNamespace(window=100), caches, 0)
+        export._layout(SimpleNamespace(window=made.model.prefix.gists + 10, prefix=made.model.prefix), caches)
 
     made.model.window, window = small.window, made.model.window
     chunks = exported(made, tmp_path / "out", *TEXTS)
@@ -208,7 +214,7 @@ def test_a_damaged_gist_is_read_as_text(tmp_path: Path, engine: Engine, caplog: 
     made.store.gist_path(str(bees.gist_key)).write_bytes(b"no gist")
 
     with made.store.snapshot():
-        chunks = export.assemble(made.store, engine.model, [bees])
+        chunks = export.cartridge_of(made.store, engine.model, [bees])
 
     assert (bees.id,) == chunks.texts
     assert "read as text" in caplog.text

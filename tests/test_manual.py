@@ -26,7 +26,8 @@ from support.tiny_models import HashEmbedder, tiny_model
 
 from gistrag import rag
 from gistrag.cli import main
-from gistrag.rag import Engine, GistRAG
+from gistrag.engine import Engine
+from gistrag.rag import GistRAG
 
 ELSEWHERE = {"llama-index", "langchain", "server", "mcp"}  # run by other tests, see above
 REAL = {"export"}  # needs the real model, in Python

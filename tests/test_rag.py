@@ -14,7 +14,7 @@ import torch
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag import progress
-from gistrag.answering.answering import NO_DOCUMENTS
+from gistrag.engine import Engine
 from gistrag.errors import (
     FingerprintMismatchError,
     IncompleteIndexError,
@@ -25,7 +25,7 @@ from gistrag.errors import (
 from gistrag.index.builder import SyncReport
 from gistrag.index.store import Store
 from gistrag.model.gist_model import GistModel
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import NO_DOCUMENTS, GistRAG
 from gistrag.settings import AdapterSettings, IndexSettings
 
 TEXTS = {
@@ -74,12 +74,12 @@ def test_a_bar_of_our_own_goes_away_with_the_build(docs: Path, engine: Engine, m
     """On a terminal; somebody else's progress is left to them."""
     bars: list[str] = []
 
-    class Shown(progress.Terminal):
+    class Shown(progress.TerminalProgress):
         def __exit__(self, *given: Any) -> None:
             bars.append("gone")
             super().__exit__(*given)
 
-    monkeypatch.setattr("gistrag.rag.Terminal", Shown)
+    monkeypatch.setattr("gistrag.rag.TerminalProgress", Shown)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     options = {"index": docs.parent / "index", "engine": engine}
     GistRAG.from_folder(docs, **options).close()
@@ -470,20 +470,20 @@ def test_llama_index_is_asked_for_by_name(docs: Path, engine: Engine, monkeypatc
         monkeypatch.setitem(sys.modules, "llama_index.retrievers.gistrag", None)
 
         for opened in (rag.as_retriever, rag.as_query_engine):
-            with pytest.raises(UsageError, match="pip install llama-index-retrievers-gistrag"):
+            with pytest.raises(UsageError, match="pip install -e integrations/llama-index-retrievers-gistrag"):
                 opened()
 
 
 def test_an_index_inherits_what_its_adapter_was_trained_for(docs: Path) -> None:
     """Placement and rate come from the adapter; a rate may be chosen, gists it does not make are refused."""
-    settings = AdapterSettings(base="x", placement="anchored", tokens_per_gist=8)
+    settings = AdapterSettings(base="x", placement="anchored", index_placement="anchored", tokens_per_gist=8)
 
     fitted = [
         IndexSettings.fitting(given, settings) for given in ({}, {"tokens_per_gist": 2}, {"placement": "selected"})
     ]
 
     assert [("anchored", 8), ("anchored", 2), ("selected", 8)] == [(s.placement, s.tokens_per_gist) for s in fitted]
-    with pytest.raises(UsageError, match="makes anchored gists, asked were learned ones"):
+    with pytest.raises(UsageError, match="makes anchored gists, but learned was requested"):
         IndexSettings.fitting({"placement": "learned"}, settings)
 
 
@@ -505,6 +505,6 @@ def test_an_index_remembers_its_adapter(tmp_path: Path, docs: Path, private_cach
     with GistRAG.from_folder(docs, index=index, engine=one) as rag:
         stored = rag.store.settings
 
-    assert ("anchored", 3, str(tmp_path / "adapter 1")) == (stored.placement, stored.tokens_per_gist, stored.adapter)
+    assert ("matched", 3, str(tmp_path / "adapter 1")) == (stored.placement, stored.tokens_per_gist, stored.adapter)
     with pytest.raises(FingerprintMismatchError, match="was made with adapter"):
         GistRAG.open(index, engine=two)

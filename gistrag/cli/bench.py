@@ -30,7 +30,7 @@ from gistrag.errors import UsageError
 from gistrag.progress import megabytes
 
 if TYPE_CHECKING:
-    from gistrag.index.schema import ChunkRow
+    from gistrag.index.schema import StoredChunk
     from gistrag.model.gist_model import GistModel
     from gistrag.rag import GistRAG
 
@@ -131,12 +131,12 @@ def built_in_questions(rag: GistRAG) -> list[str]:
     return [_question_about(chunk) for chunk in chunks[::step][:BUILT_IN_QUESTIONS]]
 
 
-def _question_about(chunk: ChunkRow) -> str:
+def _question_about(chunk: StoredChunk) -> str:
     topic = " ".join(chunk.heading) or " ".join(chunk.text.split()[:8])
     return f"What does the text say about {topic}?"
 
 
-def _chunks_with_gists(rag: GistRAG) -> list[ChunkRow]:
+def _chunks_with_gists(rag: GistRAG) -> list[StoredChunk]:
     chunks = [chunk for row in rag.store.documents() for chunk in rag.store.chunks_of(row.path)]
     usable = [chunk for chunk in chunks if chunk.gist_key]
     if not usable:
@@ -182,7 +182,7 @@ def _case(rag: GistRAG, question: str, top_k: int, tokens: int | None) -> Case:
     return Case(rag.model.encode_question(question), [chunk.id for chunk in reversed(chunks)])
 
 
-def _filling(chunks: Sequence[ChunkRow], tokens: int) -> Iterator[ChunkRow]:
+def _filling(chunks: Sequence[StoredChunk], tokens: int) -> Iterator[StoredChunk]:
     total = 0
     for chunk in chunks:
         if total < tokens:
@@ -286,8 +286,7 @@ def _read(rag: GistRAG, batch: Sequence[Sequence[int]]) -> None:
 def _compress(rag: GistRAG, batch: Sequence[Sequence[int]]) -> None:
     from gistrag.compression.compress import compress
 
-    dials = rag.store.settings
-    caches = compress(rag.model, batch, placement=dials.placement, tokens_per_gist=dials.tokens_per_gist)
+    caches = compress(rag.model, batch, rag.store.settings.gists)
     caches[-1].kv.cpu()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gistrag.cli import command
-from gistrag.progress import Progress, Silence, Terminal, megabytes
+from gistrag.progress import NoProgress, Progress, TerminalProgress, megabytes
 from gistrag.settings import KvCacheDtype, Placement
 
 if TYPE_CHECKING:
@@ -70,16 +70,7 @@ def build(
     ] = None,
     kv_cache_dtype: Annotated[
         KvCacheDtype | None,
-        typer.Option(help="Numbers in gist files: int8, int4 or auto, those of the model; at first int8."),
-    ] = None,
-    min_quality: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            metavar="X",
-            help="Fidelity that gists must have, else a chunk gets more; at first 0, none.",
-        ),
+        typer.Option(help="Numbers in gist files: int8, or auto for those of the model; at first int8."),
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make an index with other settings again.")] = False,
     verify: Annotated[
@@ -115,7 +106,6 @@ def build(
             chunk_tokens=chunk_tokens,
             quantize=quantize,
             kv_cache_dtype=kv_cache_dtype,
-            min_quality=min_quality,
         )
     with rag:
         done = summary(rag)
@@ -148,15 +138,13 @@ def summary(rag: GistRAG) -> dict[str, Any]:
         "gists_made": report.gists_made,
         "gists_found": report.gists_found,
         "without_gist": report.without_gist,
-        "refined": report.refined,
-        "below_quality": report.below,
         "seconds": round(report.seconds, 3),
         "tokens_per_s": round(report.tokens / report.seconds, 1) if report.seconds else 0.0,
     }
 
 
 def _watching(is_quiet: bool) -> AbstractContextManager[Progress]:
-    return nullcontext(Silence()) if is_quiet else Terminal()
+    return nullcontext(NoProgress()) if is_quiet else TerminalProgress()
 
 
 def _lines(done: dict[str, Any]) -> list[str]:
@@ -175,15 +163,7 @@ def _lines(done: dict[str, Any]) -> list[str]:
 def _gists(done: dict[str, Any]) -> str:
     made = f"{done['gists_made']:,} gists made ({megabytes(done['new_gist_bytes'])})"
     found = f", {done['gists_found']:,} found" if done["gists_found"] else ""
-    refined = f", {done['refined']:,} with more gists" if done["refined"] else ""
-    below = f", {done['below_quality']:,} below the floor of quality" if done["below_quality"] else ""
-    return (
-        made
-        + found
-        + refined
-        + below
-        + (f", {done['without_gist']:,} chunks stay text" if done["without_gist"] else "")
-    )
+    return made + found + (f", {done['without_gist']:,} chunks stay text" if done["without_gist"] else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from gistrag.cli import command
 from gistrag.errors import GistRAGError, UsageError
 
 if TYPE_CHECKING:
-    from gistrag.answering.answering import Answer, Options
+    from gistrag.answering.answer import Answer, Options
     from gistrag.rag import GistRAG
 
 HELP = """\
@@ -48,7 +48,7 @@ def chat(
     /help lists what else can be typed.
     """
     with command.loading():
-        from gistrag.answering.answering import Options
+        from gistrag.answering.answer import Options
         from gistrag.rag import GistRAG
 
         rag = GistRAG.open(index, device=device, reranker=reranker)

@@ -32,7 +32,7 @@ from gistrag.errors import GistRAGError, UsageError
 from gistrag.settings import Mode
 
 if TYPE_CHECKING:
-    from gistrag.answering.answering import Answer
+    from gistrag.answering.answer import Answer
 
 logger = logging.getLogger("gistrag")
 

@@ -35,12 +35,12 @@ from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, HELD_OUT, KvCacheD
 from gistrag.storage import files
 
 if TYPE_CHECKING:
+    from gistrag.engine import Engine
     from gistrag.evaluation.cases import Case, Corpus, Plan
     from gistrag.evaluation.runner import Arm, Examiner, Journal, Pair, Row
     from gistrag.evaluation.speed import Stopwatch
     from gistrag.model.gist_model import GistModel
     from gistrag.qa.dataset import Context
-    from gistrag.rag import Engine
     from gistrag.settings import IndexSettings
 
 DOCUMENT_TOKENS = 6000
@@ -290,8 +290,8 @@ def _load(given: dict[str, Any], *, placement: Placement | None, device: str | N
         UsageError: the adapter is not one of this model.
         ModelNotFoundError: model or adapter is nowhere.
     """
+    from gistrag.engine import Engine
     from gistrag.model.hub import adapter_name, find, find_adapter
-    from gistrag.rag import Engine
     from gistrag.settings import AdapterSettings, IndexSettings
 
     folder = find_adapter(given["adapter"], find(given["model"]).path)
@@ -309,7 +309,7 @@ def _load(given: dict[str, Any], *, placement: Placement | None, device: str | N
 def _made_with(file: Path, plan: Plan, settings: IndexSettings, engine: Engine, *, is_held_out: bool) -> dict[str, str]:
     """Return all that an answer depends on besides its case and arm; how many are asked for may grow."""
     from gistrag.compression.compress import making
-    from gistrag.model.hub import file_sha256
+    from gistrag.model.hashing import file_sha256
 
     embedder = {f"embedder_{name}": value for name, value in engine.embedder.fingerprint.items()}
     stored = {} if settings.kv_cache_dtype == "auto" else {"kv_cache_dtype": settings.kv_cache_dtype}

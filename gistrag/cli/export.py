@@ -53,7 +53,7 @@ def export(
 
         rag = GistRAG.open(index, device=device)
     with rag, rag.store.snapshot():
-        made = export.assemble(rag.store, rag.model, export.chosen(rag.store, chunk or (), scope or ()))
+        made = export.cartridge_of(rag.store, rag.model, export.chosen(rag.store, chunk or (), scope or ()))
         facts = export.save(made, rag.model, output, name=rag.store.settings.model)
     if as_json:
         command.print_json({"output": str(output), **facts})

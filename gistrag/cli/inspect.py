@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gistrag.cli import command
-from gistrag.errors import CorruptGistError, GistNotFoundError, ModelNotFoundError, UsageError
+from gistrag.errors import ModelNotFoundError, UsageError
 from gistrag.model.prompt import Prompt
 from gistrag.progress import megabytes
 
 if TYPE_CHECKING:
-    from gistrag.index.schema import ChunkRow
+    from gistrag.index.schema import StoredChunk
     from gistrag.index.store import Store
     from gistrag.kv.cache import GistCache
 
@@ -136,29 +136,15 @@ def _show_document(store: Store, path: str, *, as_json: bool) -> None:
     if as_json:
         command.print_json({"document": path, "chunks": [asdict(chunk) for chunk in chunks]})
         return
-    has_floor = store.settings.min_quality > 0
     rows = [
         (chunk.id, _place(chunk), f"{chunk.start}-{chunk.end}", chunk.tokens, gists.get(chunk.gist_key or "", "text"),
-         *([_fidelity(store, chunk)] if has_floor else []), " ".join(chunk.text.split())[:SNIPPET_CHARACTERS])
+         " ".join(chunk.text.split())[:SNIPPET_CHARACTERS])
         for chunk in chunks
     ]  # fmt: skip
-    measured = ["fidelity"] if has_floor else []
-    command.print_table(["chunk", "where", "characters", "tokens", "gists", *measured, "begins"], rows)
+    command.print_table(["chunk", "where", "characters", "tokens", "gists", "begins"], rows)
 
 
-def _fidelity(store: Store, chunk: ChunkRow) -> str:
-    """Return the fidelity of a chunk's gists, and whether mode ``auto`` reads it as text; else nothing."""
-    if chunk.gist_key is None:
-        return ""
-    try:
-        fidelity = store.load(chunk.gist_key).fidelity
-    except (CorruptGistError, GistNotFoundError):
-        return ""
-    is_below = fidelity is not None and fidelity < store.settings.min_quality
-    return "" if fidelity is None else f"{fidelity:.2f}{' text' if is_below else ''}"
-
-
-def _place(chunk: ChunkRow) -> str:
+def _place(chunk: StoredChunk) -> str:
     return f"page {chunk.page}" if chunk.page else " > ".join(chunk.heading)
 
 
@@ -190,7 +176,7 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
     print("\n" + ("\n".join(f"{name:<15}{value}" for name, value in gist.items()) if gist else "no gist: read as text"))
 
 
-def gist_facts(store: Store, chunk: ChunkRow, cache: GistCache) -> dict[str, Any]:
+def gist_facts(store: Store, chunk: StoredChunk, cache: GistCache) -> dict[str, Any]:
     """Return what the gist file of a chunk holds."""
     row = next(row for row in store.gist_rows() if row.key == chunk.gist_key)
     return {
@@ -199,7 +185,6 @@ def gist_facts(store: Store, chunk: ChunkRow, cache: GistCache) -> dict[str, Any
         "kv": "layers {}, 2, kv_heads {}, gists {}, head_dim {}".format(*(cache.kv.shape[i] for i in (0, 2, 3, 4))),
         "dtype": str(cache.kv.dtype).removeprefix("torch."),
         "kv_cache_dtype": store.settings.kv_cache_dtype,
-        "fidelity": "not measured" if cache.fidelity is None else cache.fidelity,
         "positions": "of every head" if cache.positions.ndim == 3 else "of all heads alike",
         "bytes": row.size,
         "key": row.key,
@@ -208,7 +193,7 @@ def gist_facts(store: Store, chunk: ChunkRow, cache: GistCache) -> dict[str, Any
     }
 
 
-def _kept_pieces(store: Store, chunk: ChunkRow, cache: GistCache) -> list[Piece]:
+def _kept_pieces(store: Store, chunk: StoredChunk, cache: GistCache) -> list[Piece]:
     """Return the passage of a chunk in pieces, none where the tokenizer that cut it is not here."""
     passage = Prompt("", "", "").passage(chunk.text, chunk.heading)
     try:
@@ -251,7 +236,7 @@ def _tokenizer(model: str) -> Any:
     """Return the tokenizer of a model, for which special tokens are ordinary text."""
     from tokenizers import Tokenizer
 
-    from gistrag.model.gist_model import converted
+    from gistrag.model.gguf import converted
     from gistrag.model.hub import find
 
     path = find(model).path

@@ -15,7 +15,7 @@ import typer
 
 from gistrag.cli import command
 from gistrag.errors import ResourceError, UsageError
-from gistrag.progress import Progress, Silence
+from gistrag.progress import NoProgress, Progress
 from gistrag.settings import DEFAULT_MODEL, IndexSettings
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def _watching(*, is_quiet: bool) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     if is_quiet:
-        yield Silence()
+        yield NoProgress()
         return
     columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:

@@ -63,9 +63,6 @@ def train(
     rate: Annotated[float | None, typer.Option(metavar="LR", help="Learning rate of the adapter.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the adapter.")] = None,
     placement: Annotated[Placement | None, typer.Option(help="Where gists come from.")] = None,
-    everywhere: Annotated[
-        bool | None, typer.Option("--everywhere", help="Let the adapter act on text as well; slower.")
-    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.")] = None,
     held_out: Annotated[
         float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of the articles, kept for validation.")
@@ -80,7 +77,7 @@ def train(
     A run can be interrupted at any moment: the same command goes on from its last checkpoint.
     """
     given: dict[str, Any] = {
-        "steps": steps, "rate": rate, "rank": rank, "placement": placement, "everywhere": everywhere, "seed": seed,
+        "steps": steps, "rate": rate, "rank": rank, "placement": placement, "seed": seed,
     }  # fmt: skip
     chosen = replace(find_recipe(recipe), **{name: value for name, value in given.items() if value is not None})
     learned, validation = _contexts(data, held_out)
@@ -133,7 +130,7 @@ def _contexts(paths: Sequence[Path], held_out: float) -> tuple[list[Context], li
 
 
 def _data_sha256(paths: Sequence[Path]) -> str:
-    from gistrag.model.hub import file_sha256
+    from gistrag.model.hashing import file_sha256
 
     return " ".join(file_sha256(path)[:16] for path in paths)
 
@@ -165,7 +162,6 @@ def _load(
         "index_placement": recipe.placement,
         "tokens_per_gist": recipe.tokens_per_gist,
         "rates": tuple(sorted(recipe.mixture.rates)),
-        "everywhere": recipe.everywhere,
         "recipe": json.loads(recipe.to_json()),
     }
     if loaded.adapter is None:

@@ -1,99 +1,67 @@
-"""From the tokens of a chunk to its gist cache: the five placements.
+"""From the tokens of a chunk to its gist cache.
 
-==========  ==================================================================================================
-matched     adaptive, with keys and values changed so that heads get from them what the chunk gave them, see
-            `gistrag.compression.matching`.
-adaptive    the chunk's own keys and values at the tokens its heads need to repeat the chunk (KVzip, Kim et al. 2025,
-            arXiv 2505.23416), attention to long values counting for more (VATP, Guo et al. 2024, arXiv 2406.12335):
-            heads share one budget, and those that look things up keep most of it (Ada-KV, Feng et al. 2024,
-            arXiv 2407.11550). No training; at one token per gist it is the full cache of the chunk.
-selected    the same with an equal budget for every head.
-anchored    the chunk's most surprising tokens, read a second time behind it, so that each sees the whole chunk; what
-            adapters are trained for.
-learned     learned tokens ``<GIST_0> <GIST_1> …`` read behind the chunk (Mu et al. 2023, arXiv 2304.08467).
-==========  ==================================================================================================
-
-Every chunk is read alone behind the shared prefix; a batch only shares the arithmetic. All placements return the same
-`GistCache`, so files, relocation and answering know nothing of them.
+Every chunk is read alone behind the shared prefix; a batch only shares the arithmetic. All placements
+(`gistrag.compression.placements`) return the same `GistCache`, so gist files, relocation and answering know nothing
+of them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from gistrag.compression.matching import Repetition, match
-from gistrag.kv.cache import GistCache, concatenate
-from gistrag.model.gist_model import GistModel, Reading
-from gistrag.settings import MADE, Placement
+from gistrag.compression.placements import TextPass
+from gistrag.kv.cache import GistCache
+from gistrag.model.batching import batches_by_length
+from gistrag.model.gist_model import GistModel
+from gistrag.settings import GistSettings, Placement
 
 BATCH_TOKENS = 2048
-REPEAT = "Repeat the passage."
 MAKINGS: dict[Placement, int] = {"matched": 3, "adaptive": 2, "selected": 2}
-"""Version of each placement, 1 where it is not named: raised when the same chunk gets other gists than before."""
-SURE = 0.1
-"""Of its equal share, what an adaptive head keeps for sure."""
+"""Version of each placement, 1 if not listed; raised when the same chunk gets other gists than before."""
 
 
 def compress(
-    model: GistModel, chunks: Sequence[Sequence[int]], *, placement: Placement = "matched", tokens_per_gist: int = 4
+    model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings | None = None
 ) -> list[GistCache]:
     """Return the gist cache of each chunk, in the order given.
 
-    A chunk of *n* tokens gets ``ceil(n / tokens_per_gist)`` gists. Chunks of similar length are read together, which
-    changes the result by no more than the rounding of the model's dtype.
+    A chunk of *n* tokens gets ``ceil(n / tokens_per_gist)`` gist tokens. Chunks of similar length are read together,
+    which changes the result by no more than the rounding of the model's dtype. A cache with a number that is not
+    finite is computed again in float32 where the model can; it may still not be finite afterwards.
 
     Args:
         chunks: token ids of each chunk, as `GistModel.encode_passage` gives them; none of them empty.
-
-    A gist that is not finite is made again in float32, where the model can; it may still not be finite afterwards.
+        settings: placement and compression rate; matched gists of 4 tokens by default.
 
     Raises:
         torch.OutOfMemoryError: on a GPU, not even one chunk at a time fits; larger batches are halved.
     """
-    caches = _compress_all(chunks, model, placement, tokens_per_gist)
+    settings = settings or GistSettings()
+    caches = _compress_all(model, chunks, settings)
     broken = [row for row, cache in enumerate(caches) if not cache.is_finite]
     if broken and model.can_widen:
         with suppress(torch.OutOfMemoryError), model.in_float32():
-            wide = _compress_all([chunks[row] for row in broken], model, placement, tokens_per_gist)
+            wide = _compress_all(model, [chunks[row] for row in broken], settings)
             for row, cache in zip(broken, wide, strict=True):
                 caches[row] = replace(cache, kv=cache.kv.to(caches[row].kv.dtype))
     return caches
 
 
-def _compress_all(
-    chunks: Sequence[Sequence[int]], model: GistModel, placement: Placement, tokens_per_gist: int
-) -> list[GistCache]:
-    """Return the gist cache of each chunk, as the model computes them; batches that do not fit are halved."""
-    caches: dict[int, GistCache] = {}
-    waiting = list(_batches([len(chunk) for chunk in chunks]))
-    while waiting:
-        rows = waiting.pop()
-        try:
-            made = _compress([chunks[row] for row in rows], model, placement, tokens_per_gist)
-            caches.update(zip(rows, made, strict=True))
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-            waiting += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-    return [caches[row] for row in range(len(chunks))]
+def is_compressible(model: GistModel, ids: Sequence[int], settings: GistSettings) -> bool:
+    """Return whether a passage gets gists: long enough for one, and short enough to be read twice in one window.
 
-
-def _compress(
-    chunks: Sequence[Sequence[int]], model: GistModel, placement: Placement, tokens_per_gist: int
-) -> list[GistCache]:
-    """Return the caches of one batch, whose own memory is free again afterwards."""
-    return TextPass(model, chunks).compress(placement, tokens_per_gist)
+    Args:
+        ids: token ids of the passage as it stands in the prompt, its heading path included.
+    """
+    return max(2, settings.tokens_per_gist) <= len(ids) <= (model.window - model.prefix.gists) // 2
 
 
 def making(placement: Placement) -> dict[str, str]:
-    """Return what a fingerprint says of how a placement makes gists now; nothing where that was never changed.
+    """Return what a fingerprint records of the version of a placement; nothing where that never changed.
 
     >>> making("matched"), making("anchored")
     ({'making': '3'}, {})
@@ -101,292 +69,21 @@ def making(placement: Placement) -> dict[str, str]:
     return {"making": str(MAKINGS[placement])} if placement in MAKINGS else {}
 
 
-def gist_count(source_tokens: int, tokens_per_gist: int) -> int:
-    """Return the gists of a chunk.
-
-    >>> gist_count(9, 4)
-    3
-    """
-    return math.ceil(source_tokens / tokens_per_gist)
-
-
-def anchors(surprise: Tensor, gists: int) -> Tensor:
-    """Return the *gists* most surprising positions in text order; ties go to the earlier token.
-
-    Args:
-        surprise: ``(n,)`` negative log-likelihood of each token.
-
-    >>> anchors(torch.tensor([3.0, 1.0, 3.0, 9.0]), 2).tolist()
-    [0, 3]
-    """
-    return surprise.argsort(descending=True, stable=True)[:gists].sort().values
+def _compress_all(model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
+    """Return the gist cache of each chunk, as the model computes them; batches that do not fit are halved."""
+    caches: dict[int, GistCache] = {}
+    waiting = list(batches_by_length([len(chunk) for chunk in chunks], budget=BATCH_TOKENS))
+    while waiting:
+        rows = waiting.pop()
+        try:
+            caches.update(zip(rows, _compress(model, [chunks[row] for row in rows], settings), strict=True))
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            waiting += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return [caches[row] for row in range(len(chunks))]
 
 
-class TextPass:
-    """Chunks read side by side behind the shared prefix, padded on the right, by the base model.
-
-    One pass serves them all: anchors, the keys and values that gists read, the full cache.
-
-    Attributes:
-        lengths: tokens of each chunk; start: slots of the prefix.
-        hidden: ``(batch, n, hidden)`` final states of the text pass.
-    """
-
-    def __init__(self, model: GistModel, chunks: Sequence[Sequence[int]]) -> None:
-        self.model = model
-        self.chunks = [torch.tensor(list(chunk)) for chunk in chunks]
-        self.lengths = torch.tensor([len(chunk) for chunk in chunks])
-        self.start = model.prefix.gists
-        self.reading: Reading = model.read(concatenate([model.prefix], model.rope), batch=len(chunks))
-        self.ids = torch.nn.utils.rnn.pad_sequence(self.chunks, batch_first=True)  # (batch, n)
-        self.hidden = self.reading.feed(self.ids, positions=self.start + torch.arange(self.ids.shape[1]))
-
-    def compress(self, placement: Placement, tokens_per_gist: int) -> list[GistCache]:
-        """Return the gist cache of each chunk; at one token per gist what is not made behind a chunk is all of it."""
-        if tokens_per_gist == 1 and placement not in MADE:
-            return list(_full(self))
-        dtype = self.model.dtype
-        return [replace(cache, kv=cache.kv.to(dtype)) for cache in _PLACE[placement](self, tokens_per_gist)]
-
-    @cached_property
-    def repetition(self) -> Repeating:
-        """What the model asks while it repeats the chunks, the same for every rate."""
-        return _repeat(self)
-
-    @cached_property
-    def kv(self) -> Tensor:
-        """Keys (rotated) and values of the chunks, ``(layers, 2, batch, kv_heads, n, head_dim)``."""
-        return self.reading.kv(self.start)
-
-    def together(self) -> Iterator[slice]:
-        """Yield which rows to work on at once: a GPU likes all, a processor's cache holds one."""
-        size = 1 if self.kv.device.type == "cpu" else len(self.chunks)
-        yield from (slice(row, row + size) for row in range(0, len(self.chunks), size))
-
-    def visible(self) -> Tensor:
-        """Return which slots hold prefix or text of each row, ``(batch, slots)`` bool: everything but padding."""
-        return torch.arange(self.start + self.ids.shape[1]) < self.start + self.lengths[:, None]
-
-    def surprise(self, row: int) -> Tensor:
-        """Return the negative log-likelihood of each token of one chunk, ``(n,)`` float32."""
-        model, ids = self.model, self.chunks[row].to(self.model.device)
-        before = torch.cat((self._last_of_prefix(), self.hidden[row, : len(ids) - 1]))
-        return torch.nn.functional.cross_entropy(model.logits(before).float(), ids, reduction="none")
-
-    def _last_of_prefix(self) -> Tensor:
-        return self.model.prefix_hidden[-1:]
-
-
-def _full(batch: TextPass) -> Iterator[GistCache]:
-    """Yield the full cache of each chunk."""
-    for row, length in enumerate(batch.lengths.tolist()):
-        positions = torch.arange(length, device=batch.kv.device)
-        yield batch.model.unrotated(batch.kv[:, :, row, :, :length], positions, start=batch.start, source_tokens=length)
-
-
-def _selected(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
-    """Yield of each chunk's cache what every head needs to repeat the chunk."""
-    for row, need in enumerate(_needs(batch)):
-        places = need.topk(gist_count(need.shape[2], tokens_per_gist), dim=-1).indices.sort(dim=-1).values
-        yield _kept(batch, row, places)
-
-
-def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
-    """Yield of each chunk's cache what its heads need to repeat the chunk, out of one budget."""
-    for row, need in enumerate(_needs(batch)):
-        yield _kept(batch, row, shared_out(need, gist_count(need.shape[2], tokens_per_gist)))
-
-
-def _matched(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
-    """Yield adaptive gists, matched to their chunk."""
-    caches = list(_adaptive(batch, tokens_per_gist))
-    for rows in batch.together():
-        seen = batch.repetition.of(rows, batch.lengths[rows].tolist())
-        values = batch.kv[:, 1, rows, :, : max(seen.lengths)]
-        yield from match(caches[rows], values, seen, batch.model.rope)
-
-
-def _needs(batch: TextPass) -> Iterator[Tensor]:
-    """Yield how much every head needs each token of each chunk, ``(layers, kv_heads, n)``."""
-    for row, length in enumerate(batch.lengths.tolist()):
-        yield needed(batch.repetition.attention[:, row, :, :length], batch.kv[:, 1, row, :, :length])
-
-
-def _kept(batch: TextPass, row: int, places: Tensor) -> GistCache:
-    """Return the cache of a chunk at some places of each head; a hole repeats the first of its head.
-
-    Args:
-        places: ``(layers, kv_heads, slots)``, -1 for a hole.
-    """
-    model, hole = batch.model, places < 0
-    layer, head, slot = (~hole).nonzero(as_tuple=True)
-    at = places[layer, head, slot]
-    own = batch.kv[layer, :, row, head, at]  # (kept, 2, head_dim)
-    own[:, 0] = model.rope.unrotate(own[:, 0], batch.start + at).to(own.dtype)
-    kv = own.new_empty(*places.shape, *own.shape[1:])
-    kv[layer, head, slot] = own
-    kv[hole] = kv[:, :, :1].expand_as(kv)[hole]
-    return GistCache(kv.movedim(3, 1).contiguous(), places, int(batch.lengths[row]))
-
-
-def needed(attention: Tensor, values: Tensor) -> Tensor:
-    """Return how much every head needs each token, ``(layers, kv_heads, n)``, float32 or wider.
-
-    Attention brings in values, so it counts by their length; between heads, by the root of the mean length of
-    their values: layers further up have longer ones and are not that much more in need.
-
-    Args:
-        attention: the most that each token got, ``(layers, kv_heads, n)``.
-        values: ``(layers, kv_heads, n, head_dim)``.
-
-    >>> needed(torch.tensor([[[0.5, 0.25]]]), torch.tensor([[[[1.0, 0.0], [0.0, 7.0]]]])).tolist()
-    [[[0.25, 0.875]]]
-    """
-    exact = torch.promote_types(attention.dtype, values.dtype)
-    lengths: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=exact)
-    return attention * lengths / lengths.mean(dim=-1, keepdim=True).clamp(min=torch.finfo(exact).tiny).sqrt()
-
-
-def shared_out(need: Tensor, gists: int) -> Tensor:
-    """Return the tokens that each head keeps when all share *gists* for each, ``(layers, kv_heads, slots)``.
-
-    Every head gets a tenth of its part for sure, and what is left goes where the need is greatest. In text order,
-    -1 behind the last one.
-
-    Args:
-        need: ``(layers, kv_heads, n)``.
-
-    >>> shared_out(torch.tensor([[[0.9, 0.1, 0.8, 0.7], [0.2, 0.1, 0.1, 0.1]]]), 2).tolist()
-    [[[0, 2, 3], [0, -1, -1]]]
-    """
-    layers, kv_heads, count = need.shape
-    need = need.nan_to_num(nan=0.0)  # what cannot be compared takes nothing from others
-    sure = need.topk(max(1, round(SURE * gists)), dim=-1).indices
-    ranked = need.scatter(-1, sure, torch.inf)
-    kept = torch.zeros(need.numel(), dtype=torch.bool, device=need.device)
-    kept[ranked.flatten().topk(gists * layers * kv_heads).indices] = True
-    kept = kept.view_as(need)
-    slots = int(kept.sum(dim=-1).max())
-    places = torch.arange(count, device=need.device).expand_as(need).masked_fill(~kept, count)
-    places = places.sort(dim=-1).values[..., :slots]
-    return places.masked_fill(places == count, -1)
-
-
-@dataclass(frozen=True)
-class Repeating:
-    """What every layer asked of the chunks of a batch while the model repeated them.
-
-    Attributes:
-        queries: of each layer, ``(batch, heads, m, head_dim)``; keys: of the text, ``(batch, kv_heads, n, head_dim)``.
-        mass: of each layer, the share of attention that the text got, ``(batch, heads, m)``, float32 or wider.
-        attention: the most that each token of the text got, ``(layers, batch, kv_heads, n)``, float32.
-        asked: tokens read before the repetition; start: position of the text.
-    """
-
-    queries: list[Tensor]
-    keys: list[Tensor]
-    mass: list[Tensor]
-    attention: Tensor
-    asked: int
-    start: int
-
-    def of(self, rows: slice, lengths: Sequence[int]) -> Repetition:
-        """Return the part of some chunks of these lengths, without the padding behind the longest."""
-        longest = max(lengths)
-        count = self.asked + longest
-        return Repetition(
-            [queries[rows, :, :count] for queries in self.queries],
-            [keys[rows, :, :longest] for keys in self.keys],
-            [mass[rows, :, :count] for mass in self.mass],
-            lengths,
-            self.start,
-        )
-
-
-def _repeat(batch: TextPass) -> Repeating:
-    """Return what the model asks while it repeats the chunks.
-
-    The repetition is fed, not generated, so this is one more pass of about the length of the chunk.
-    """
-    model, rows = batch.model, len(batch.chunks)
-    ask = torch.tensor(model.encode(REPEAT) + model.encode_template(model.prompt.after_question))
-    fed = torch.cat((ask.expand(rows, -1), batch.ids), dim=1)  # (batch, m)
-    count = fed.shape[1]
-    real = torch.arange(count) < len(ask) + batch.lengths[:, None]  # (batch, m): what follows only pads the repetition
-    own = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
-    mask = torch.cat((batch.visible()[:, None] & real[:, :, None], own), dim=2)  # (batch, m, slots + m)
-    text = slice(batch.start, batch.start + batch.ids.shape[1])
-    observed: list[list[list[Tensor]]] = [[[] for _ in range(model.layers)] for _ in range(4)]  # row by row
-    to_queries, to_keys, to_mass, to_most = observed
-
-    def observe(layer: int, asked: Tensor, seen: Tensor, attention: Tensor) -> None:
-        received = attention[..., text]  # (rows, heads, m, n)
-        to_queries[layer].append(asked)
-        to_keys[layer].append(seen[:, :, text])
-        to_mass[layer].append(received.sum(dim=-1, dtype=torch.promote_types(received.dtype, torch.float32)))
-        most = received.amax(dim=2).view(len(received), model.kv_heads, -1, received.shape[3])
-        to_most[layer].append(most.amax(dim=2))
-
-    positions = batch.start + batch.lengths[:, None] + torch.arange(count)
-    batch.reading.fork().feed(fed, positions=positions, mask=mask, observer=observe)
-    queries, keys, mass, most = [[torch.cat(rows) for rows in layers] for layers in observed]
-    return Repeating(queries, keys, mass, torch.stack(most).float(), len(ask), batch.start)
-
-
-def _anchored(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
-    """Yield each chunk's most surprising tokens, read again behind it."""
-    places = [
-        anchors(batch.surprise(row), gist_count(length, tokens_per_gist)).cpu()
-        for row, length in enumerate(batch.lengths.tolist())
-    ]
-    mark = batch.model.gist_mark
-    embedded = [batch.model.embed(ids[place]) + mark for ids, place in zip(batch.chunks, places, strict=True)]
-    yield from _read_gists(batch, embedded, places)
-
-
-def _learned(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
-    """Yield learned tokens, read behind the chunk at evenly spread positions."""
-    places = [_evenly(length, gist_count(length, tokens_per_gist)) for length in batch.lengths.tolist()]
-    vectors = batch.model.gist_vectors(max(len(place) for place in places))
-    yield from _read_gists(batch, [vectors[: len(place)] for place in places], places)
-
-
-def _evenly(source_tokens: int, gists: int) -> Tensor:
-    """Return the last position of each of *gists* equal segments, ``(gists,)``.
-
-    >>> _evenly(9, 3).tolist()
-    [2, 5, 8]
-    """
-    return torch.arange(1, gists + 1) * source_tokens // gists - 1
-
-
-def _read_gists(batch: TextPass, embedded: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[GistCache]:
-    """Yield the caches of gist tokens that see prefix, chunk and each other."""
-    embeddings = torch.nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)  # (batch, gists, hidden)
-    positions = torch.nn.utils.rnn.pad_sequence(list(places), batch_first=True)  # (batch, gists)
-    count = positions.shape[1]
-    real = torch.arange(count) < torch.tensor([len(place) for place in places])[:, None]
-    seen = torch.cat((batch.visible(), real), dim=1)  # (batch, slots + gists)
-    mask = seen[:, None].expand(-1, count, -1)
-    reading = batch.reading.fork()
-    reading.feed(embeddings=embeddings, positions=batch.start + positions, mask=mask, role="gists")
-    kv = reading.kv(batch.reading.slots)  # (layers, 2, batch, kv_heads, gists, head_dim)
-    for row, place in enumerate(places):
-        taken = kv[:, :, row, :, : len(place)]
-        length = int(batch.lengths[row])
-        yield batch.model.unrotated(taken, place.to(kv.device), start=batch.start, source_tokens=length)
-
-
-_PLACE = {"matched": _matched, "adaptive": _adaptive, "selected": _selected, "anchored": _anchored, "learned": _learned}
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield row numbers in groups of similar length, each of at most `BATCH_TOKENS` tokens with padding."""
-    group: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if group and lengths[row] * (len(group) + 1) > BATCH_TOKENS:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+def _compress(model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
+    """Return the caches of one batch; its intermediate memory is free when this returns."""
+    return TextPass(model, chunks).compress(settings.placement, settings.tokens_per_gist)

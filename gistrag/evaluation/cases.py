@@ -34,7 +34,7 @@ from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document
 from gistrag.errors import UsageError
 from gistrag.index.retriever import Retriever
-from gistrag.index.schema import ChunkRow
+from gistrag.index.schema import StoredChunk
 from gistrag.index.store import IndexedChunk, Store
 from gistrag.model.prompt import REFUSAL
 from gistrag.qa.dataset import PROBES, Context, Task, plant
@@ -179,7 +179,7 @@ class Corpus:
         self._store.replace_document(_document(path, "\n\n".join(chunk.text for chunk in chunks)), entries)
         self._store.commit()
 
-    def _take(self, article: str, numbers: Sequence[int], rows: Sequence[ChunkRow]) -> None:
+    def _take(self, article: str, numbers: Sequence[int], rows: Sequence[StoredChunk]) -> None:
         """Keep the chunks of an article, each with the number of its context."""
         self.of_article[article] = [row.id for row in rows]
         for number, row in zip(numbers, rows, strict=True):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
-from gistrag.compression.compress import gist_count
+from gistrag.compression.placements import gist_count
 from gistrag.evaluation.cases import Case, Corpus, Passage, Plan, asked_plainly
 from gistrag.evaluation.runner import Arm, Pair
 from gistrag.model.gist_model import GistModel

@@ -19,24 +19,24 @@ What is asked is settled in `gistrag.evaluation.cases`; what the rows add up to 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from gistrag.compression.compress import BATCH_TOKENS, TextPass, gist_count
+from gistrag.compression.compress import BATCH_TOKENS
+from gistrag.compression.placements import TextPass, gist_count
 from gistrag.errors import UsageError
 from gistrag.evaluation.cases import WHOLE, Case, Passage
 from gistrag.kv import gist_file
 from gistrag.kv.cache import GistCache, Layout, Memory, as_stored, concatenate
 from gistrag.kv.quantization import stored_bytes
-from gistrag.model.generation import generate_together, read_text
+from gistrag.model.generation import generate_batch, read_text
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.metrics import contains, exact_match, f1, hallucinated, is_refusal
 from gistrag.settings import KvCacheDtype, Placement
@@ -132,26 +132,6 @@ def gist_arm(placement: Placement, tokens_per_gist: int) -> Arm:
     return Arm(f"gist {tokens_per_gist}", "gists", placement, tokens_per_gist)
 
 
-@contextmanager
-def untuned(model: GistModel) -> Iterator[GistModel]:
-    """Yield the base model, which shares the network; the adapter is off meanwhile, and nobody else may read."""
-    adapter = model.adapter
-    if adapter is None:
-        yield model
-        return
-    base = copy.copy(model)
-    base.adapter = None
-    settings = adapter.settings
-    if settings.everywhere:
-        vars(base).pop("_read_prefix", None)  # which the adapter has read too
-    adapter.settings = replace(settings, everywhere=False)
-    try:
-        adapter.switch("text")
-        yield base
-    finally:
-        adapter.settings = settings
-
-
 class Memories:
     """Makes what cases are answered from. The tokens of passages and the last memory are kept until `forget`.
 
@@ -231,7 +211,7 @@ class Memories:
         if self._last is None or self._last[0] != key:
             held = [caches[passage, arm.dial] for passage in gists]
             ids = list(chain.from_iterable(map(self.encoded, texts)))
-            with untuned(self._model) if reading[2] else nullcontext(self._model) as model:
+            with self._model.without_adapter() if reading[2] else nullcontext(self._model) as model:
                 begin = concatenate([model.prefix, *held], model.rope, layout=layout)
                 self._last = key, read_text(model, begin, ids)
         return self._last[1]
@@ -354,8 +334,8 @@ class Examiner:
         cases, memories = [cases[0] for cases, _ in asked], [memory for _, memory in asked]
         prompts = [self._model.encode_question(case.question) for case in cases]
         longest = max(case.max_new_tokens for case in cases)
-        with nullcontext(self._model) if arm.is_tuned else untuned(self._model) as model:
-            tokens = generate_together(model, memories, prompts, max_new_tokens=longest)
+        with nullcontext(self._model) if arm.is_tuned else self._model.without_adapter() as model:
+            tokens = generate_batch(model, memories, prompts, max_new_tokens=longest)
         for case, ids in zip(cases, tokens, strict=True):
             yield self._model.decode(ids[: case.max_new_tokens]).strip()
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 import logging
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
-from gistrag.compression.compress import compress, gist_count
-from gistrag.compression.fidelity import compress_to, is_faithful
+from gistrag.compression.compress import compress, is_compressible
+from gistrag.compression.placements import gist_count
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError, UnreadableError
@@ -34,10 +35,11 @@ from gistrag.index.store import IndexedChunk, Store
 from gistrag.kv.cache import GistCache
 from gistrag.kv.quantization import stored_bytes
 from gistrag.model.gist_model import GistModel
-from gistrag.progress import Progress, Silence, megabytes
+from gistrag.progress import NoProgress, Progress, megabytes
 from gistrag.storage import files
 
 logger = logging.getLogger("gistrag")
+_Item = TypeVar("_Item")
 
 BATCH_CHUNKS = 64
 BATCH_TOKENS = 6144
@@ -52,8 +54,6 @@ class SyncReport:
         renamed: ``old → new``, these are not among the other paths; unchanged: how many documents were left alone.
         gists_made, gists_found: gist files computed now, and found from an earlier build or an equal chunk.
         without_gist: chunks that are read as text, being too short or not finite.
-        refined: gists made now with more tokens than the index has for others, to reach its floor of quality; below:
-            gists made now that are below it all the same.
         tokens: source tokens compressed now; gist_bytes: written for them.
     """
 
@@ -68,8 +68,6 @@ class SyncReport:
     gists_made: int = 0
     gists_found: int = 0
     without_gist: int = 0
-    refined: int = 0
-    below: int = 0
     gist_bytes: int = 0
     seconds: float = 0.0
 
@@ -103,7 +101,7 @@ class Builder:
     ) -> None:
         self.report = SyncReport()
         self._store, self._model, self._embedder = store, model, embedder
-        self._progress = progress or Silence()
+        self._progress = progress or NoProgress()
         self._verify = verify
         self._settings = store.settings
 
@@ -231,11 +229,11 @@ class Builder:
         return documents, unread
 
     def _work(self, documents: Sequence[tuple[Document, list[Chunk]]]) -> Iterator[_Work]:
-        shortest = max(2, self._settings.tokens_per_gist)
         for document, chunks in documents:
             for chunk in chunks:
                 ids = array("i", self._model.encode_passage(chunk.text, chunk.heading))
-                key = self._store.gist_key(ids) if chunk.tokens >= shortest else None
+                has_gists = is_compressible(self._model, ids, self._settings.gists)
+                key = self._store.gist_key(ids) if has_gists else None
                 yield _Work(document, chunk, chunk is chunks[-1], ids, key)
 
     def _plan(self, works: Sequence[_Work]) -> None:
@@ -244,8 +242,7 @@ class Builder:
         missing = [length for key, length in lengths.items() if not files.exists(self._store.gist_path(key))]
         counts = [gist_count(length, self._settings.tokens_per_gist) for length in missing]
         needed, free = sum(map(self._stored_bytes, counts)), files.free_bytes(self._store.folder)
-        most = sum(map(self._stored_bytes, missing if self._settings.min_quality else counts))
-        self._progress.plan(chunks=len(works), tokens=sum(len(work.ids) for work in works), gist_bytes=most)
+        self._progress.plan(chunks=len(works), tokens=sum(len(work.ids) for work in works), gist_bytes=needed)
         if needed > free:
             raise ResourceError(
                 f"the gists need {needed:,} bytes ({megabytes(needed)}), {self._store.folder} has {free:,} "
@@ -262,7 +259,7 @@ class Builder:
     def _index(self, works: Sequence[_Work]) -> None:
         """Compress, embed and commit, batch by batch; a document is put when its last chunk is done."""
         finished: list[IndexedChunk] = []
-        for batch in _batches(works):
+        for batch in _batches(works, lengths=[len(work.ids) for work in works]):
             usable = self._compress(batch)
             vectors = self._embedder.embed_documents([_searched(work.chunk) for work in batch])
             for work, parts in zip(batch, vectors, strict=True):
@@ -280,32 +277,15 @@ class Builder:
         wanted = {work.key: work.ids for work in batch if work.key}
         found = {key for key in wanted if self._store.adopt(key)}
         missing = {key: ids for key, ids in wanted.items() if key not in found}
-        settings = self._settings
-        chunks, placement, rate = list(missing.values()), settings.placement, settings.tokens_per_gist
-        if settings.min_quality:
-            caches = compress_to(
-                self._model,
-                chunks,
-                placement=placement,
-                tokens_per_gist=rate,
-                min_quality=settings.min_quality,
-                kv_cache_dtype=settings.kv_cache_dtype,
-            )
-        else:
-            caches = compress(self._model, chunks, placement=placement, tokens_per_gist=rate)
+        caches = compress(self._model, list(missing.values()), self._settings.gists)
         made = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
         self._store.put_gists(made)
         self.report.gists_found += len(found)
         self.report.gists_made += len(made)
         self.report.gist_bytes += sum(self._stored_bytes(cache.gists) for cache in made.values())
         self.report.tokens += sum(cache.source_tokens for cache in caches)
-        self.report.refined += sum(self._is_refined(cache) for cache in made.values())
-        self.report.below += sum(not is_faithful(cache, settings.min_quality) for cache in made.values())
         self.report.without_gist += sum(work.key not in found | made.keys() for work in batch)
         return found | made.keys()
-
-    def _is_refined(self, cache: GistCache) -> bool:
-        return cache.gists > gist_count(cache.source_tokens, self._settings.tokens_per_gist)
 
     def _finish(self) -> None:
         """Commit what is left, bring the vector snapshot up to date, and remove what nothing refers to."""
@@ -315,6 +295,21 @@ class Builder:
         write_snapshot(self._store)
         self._store.gc()
         manifest.write(self._store)
+
+
+def compress_texts(store: Store, model: GistModel, texts: Sequence[str]) -> int:
+    """Put the gists of texts that an open index does not hold yet, and return how many were made; commits by batch."""
+    settings, made = store.settings.gists, 0
+    passages = [model.encode_passage(text) for text in texts]
+    usable = [ids for ids in passages if is_compressible(model, ids, settings)]
+    for batch in _batches(usable, lengths=[len(ids) for ids in usable]):
+        missing = {key: ids for ids in batch if not store.adopt(key := store.gist_key(ids))}
+        caches = compress(model, list(missing.values()), settings)
+        finite = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
+        store.put_gists(finite)
+        store.commit()
+        made += len(finite)
+    return made
 
 
 def _is_finite(cache: GistCache) -> bool:
@@ -340,13 +335,15 @@ def _searched(chunk: Chunk) -> str:
     return "\n".join((" > ".join(chunk.heading), chunk.text)).strip()
 
 
-def _batches(works: Iterable[_Work]) -> Iterator[list[_Work]]:
-    """Yield works in groups of at most `BATCH_CHUNKS` and about `BATCH_TOKENS`."""
-    group: list[_Work] = []
-    for work in works:
-        group.append(work)
-        if len(group) == BATCH_CHUNKS or sum(len(one.ids) for one in group) >= BATCH_TOKENS:
-            yield group
-            group = []
-    if group:
-        yield group
+def _batches(items: Sequence[_Item], *, lengths: Sequence[int]) -> Iterator[list[_Item]]:
+    """Yield items in order, in batches of at most `BATCH_CHUNKS` and about `BATCH_TOKENS`."""
+    batch: list[_Item] = []
+    tokens = 0
+    for item, length in zip(items, lengths, strict=True):
+        batch.append(item)
+        tokens += length
+        if len(batch) == BATCH_CHUNKS or tokens >= BATCH_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+    if batch:
+        yield batch

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gistrag.model.hub import folder_sha256, quiet
+from gistrag.model.hashing import folder_sha256
+from gistrag.model.hub import quiet
 
 Vectors = NDArray[np.float32]
 

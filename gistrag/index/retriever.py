@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gistrag.errors import UsageError
-from gistrag.index.schema import ChunkRow, Snapshot
+from gistrag.index.schema import Snapshot, StoredChunk
 from gistrag.index.store import Store
 from gistrag.index.vector_index import VectorIndex
 
@@ -63,7 +63,7 @@ class Hit:
         keyword: BM25, None where no word of the question is in it.
     """
 
-    chunk: ChunkRow
+    chunk: StoredChunk
     score: float
     dense: float | None
     keyword: float | None
@@ -79,7 +79,13 @@ class Retriever:
         self._vectors = VectorSearch(store)
 
     def search(
-        self, question: str, *, top_k: int, filters: Mapping[str, str] | None = None, scope: str | None = None
+        self,
+        question: str,
+        *,
+        top_k: int,
+        filters: Mapping[str, str] | None = None,
+        scope: str | None = None,
+        vector: npt.NDArray[np.float32] | None = None,
     ) -> list[Hit]:
         """Return the *top_k* best chunks, best first, equal scores by id; fewer where there are fewer.
 
@@ -88,6 +94,7 @@ class Retriever:
             top_k: how many chunks.
             filters: see `Store.select`.
             scope: path of the one document to look in.
+            vector: ``(dim,)`` embedding to search by in place of the question's own.
 
         Raises:
             UsageError: an empty question, *top_k* below 1, an unknown filter or document.
@@ -96,7 +103,8 @@ class Retriever:
             raise UsageError("the question is empty; ask something")
         if top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}")
-        vector = self._embedder.embed_query(question)
+        if vector is None:
+            vector = self._embedder.embed_query(question)
         depth = max(4 * top_k, DEPTH_MIN)
         with self._store.snapshot():
             allowed = self._store.select(filters, scope)

@@ -109,7 +109,7 @@ class DocumentRow:
 
 
 @dataclass(frozen=True)
-class ChunkRow:
+class StoredChunk:
     """A chunk of the index; its id is never given to another one. ``gist_key`` is None where text is cheaper."""
 
     id: int

@@ -46,7 +46,7 @@ from gistrag.errors import (
     UsageError,
 )
 from gistrag.index import schema
-from gistrag.index.schema import ChunkRow, DocumentRow, GistRow, Snapshot, Stats
+from gistrag.index.schema import DocumentRow, GistRow, Snapshot, Stats, StoredChunk
 from gistrag.kv import gist_file
 from gistrag.kv.cache import GistCache
 from gistrag.settings import IndexSettings, digest
@@ -263,13 +263,13 @@ class Store:
         rows = self._run("SELECT path, sha256, reason FROM skipped ORDER BY path")
         return self._rows(lambda *row: Skipped(path=row[0], sha256=row[1], reason=row[2]), rows)
 
-    def chunks(self, ids: Iterable[int]) -> list[ChunkRow]:
+    def chunks(self, ids: Iterable[int]) -> list[StoredChunk]:
         """Return the chunks *ids*, in that order; gone and damaged ones are left out."""
         wanted = list(ids)
         found = {row.id: row for row in self._chunk_rows(schema.CHUNKS_BY_ID, json.dumps(wanted))}
         return [found[chunk_id] for chunk_id in wanted if chunk_id in found]
 
-    def chunks_of(self, path: str) -> list[ChunkRow]:
+    def chunks_of(self, path: str) -> list[StoredChunk]:
         """Return the chunks of one document, in the order of its text; none where there is no such document."""
         return self._chunk_rows(schema.CHUNKS_BY_PATH, path)
 
@@ -797,13 +797,13 @@ class Store:
         if self._run(statement, (value,)):
             self._set("has_deleted_words", "1")
 
-    def _chunk_rows(self, statement: str, value: str) -> list[ChunkRow]:
+    def _chunk_rows(self, statement: str, value: str) -> list[StoredChunk]:
         rows = self._run(statement, (value,))
         whole = [row for row in rows if _is_whole(row)]
         if len(whole) < len(rows):
             logger.warning("%d damaged chunks are left out; run gistrag build", len(rows) - len(whole))
         values = ([*row[:7], tuple(json.loads(row[7])), *row[8:11]] for row in whole)
-        return [ChunkRow(*value) for value in values]
+        return [StoredChunk(*value) for value in values]
 
 
 def is_by_a_build(name: str) -> bool:

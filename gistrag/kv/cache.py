@@ -38,14 +38,11 @@ class GistCache:
         positions: position of each gist inside its chunk, ``(gists,)``, or ``(layers, kv_heads, slots)`` where
             every head kept its own tokens; int64, each in ``[0, source_tokens)``, or -1 for a hole.
         source_tokens: tokens of text the cache stands for; the span it takes in a spread prompt.
-        fidelity: how much of the chunk it keeps, 0 to 1, see `gistrag.compression.fidelity`; None where nobody
-        measured.
     """
 
     kv: Tensor
     positions: Tensor
     source_tokens: int
-    fidelity: float | None = None
 
     @property
     def gists(self) -> int:
@@ -174,7 +171,11 @@ class Memories:
 
 
 def side_by_side(memories: Sequence[Memory]) -> Memories:
-    """Return memories as one batch."""
+    """Return memories as one batch; a batch of one copies nothing."""
+    if len(memories) == 1:
+        (memory,) = memories
+        visible = None if memory.visible is None else memory.visible[:, None]
+        return Memories(memory.kv[:, :, None], torch.ones(1, memory.slots, dtype=torch.bool), visible)
     slots = max(memory.slots for memory in memories)
     pads = [slots - memory.slots for memory in memories]
     kv = [functional.pad(memory.kv, (0, 0, pad, 0)) for memory, pad in zip(memories, pads, strict=True)]

@@ -67,7 +67,6 @@ def encode(cache: GistCache, *, key: str, fingerprint: str, kv_cache_dtype: str 
         "fingerprint": fingerprint,
         "source_tokens": str(cache.source_tokens),
         "dtype": str(cache.kv.dtype),
-        **({} if cache.fidelity is None else {"fidelity": f"{cache.fidelity:.4f}"}),
     }
     return _ordered(safetensors.torch.save(tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
 
@@ -95,8 +94,7 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
             kv = quantization.dequantise(tensors, DTYPES[metadata["dtype"]], counts=counts)
         if counts is not None:  # only now, as holes would be most of the work
             kv, positions = _with_holes(kv, positions, counts)
-        fidelity = float(metadata["fidelity"]) if "fidelity" in metadata else None
-        cache = GistCache(kv, positions, int(metadata["source_tokens"]), fidelity)
+        cache = GistCache(kv, positions, int(metadata["source_tokens"]))
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise corrupt(path, "a gist file", f"{type(error).__name__}: {error}") from error
     version = _version(is_ragged=counts is not None, is_plain=is_plain)

@@ -5,7 +5,7 @@ one text pass serves anchors, gists, teacher and text fallback alike::
 
     text        prefix and passages        base model alone
     gists       gist tokens                base model + adapter, input embeddings + gist vectors
-    answers     question and answer        base model + adapter, worked into the weights where memory allows
+    answers     question and answer        base model + adapter, merged into the weights where memory allows
 
 An adapter folder holds ``adapter_model.safetensors`` and ``adapter_config.json`` as peft writes them,
 ``gist_vectors.safetensors``, ``gist_settings.json`` (`AdapterSettings`) and a card, ``README.md``.
@@ -15,9 +15,11 @@ peft's other kind of adapter that matters here, the CARTRIDGE, is a KV cache; `c
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,29 +31,45 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gistrag.errors import ModelNotFoundError
-from gistrag.model.hub import folder_sha256
+from gistrag.model.hashing import folder_sha256
 from gistrag.settings import ADAPTER_FILE, AdapterSettings, require_same
 
 
+def _compiled_when_called(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Stand in for `torch.compile`: compile *function* at its first call, not where it is defined."""
+    if function is None:
+        return functools.partial(_compiled_when_called, **options)
+    compiled: Callable[..., Any] | None = None
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal compiled
+        compiled = compiled or torch.compile(function, **options)
+        return compiled(*args, **kwargs)
+
+    return call
+
+
 @contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Leave functions as they are that modules imported meanwhile want compiled."""
-    kept, torch.compile = torch.compile, lambda function=None, **_: function or (lambda it: it)  # type: ignore[assignment]
+def _lazy_compilation() -> Iterator[None]:
+    """Define functions without loading torch's compiler, which takes 1.4 s; they still compile when they are called."""
+    kept, torch.compile = torch.compile, _compiled_when_called  # type: ignore[assignment]
     try:
         yield
     finally:
         torch.compile = kept
 
 
-with _uncompiled():  # peft imports bitsandbytes, and four spare functions there would load torch's compiler: 1.4 s
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about optional kernels when peft imports it
+with _lazy_compilation():  # bitsandbytes decorates four functions that gistrag never calls
     import peft
 
 VECTORS = "gist_vectors.safetensors"
 MERGED_BYTES = 2**31
-"""Most bytes of weights that are kept a second time with the adapter worked in."""
+"""Most bytes of weights that are kept a second time with the adapter merged in."""
 
 Role = Literal["text", "gists", "answers"]
-"""What is being read: the adapter is off for text, unless it was trained to act on everything."""
+"""What the forward pass reads: the adapter is off for text."""
 
 
 class Adapter:
@@ -70,7 +88,7 @@ class Adapter:
         self._layers = [part for part in wrapped.modules() if isinstance(part, peft.tuners.tuners_utils.BaseTunerLayer)]
         self._state: Literal["off", "on", "merged"] = "on"
         self._dtype = gist_vectors.dtype  # of the files
-        self._weights: list[tuple[Any, Tensor, Tensor]] = []  # (parameter, as it came, with the adapter worked in)
+        self._weights: list[tuple[Any, Tensor, Tensor]] = []  # (parameter, as loaded, with the adapter merged in)
         self.gist_vectors = gist_vectors
         self.settings = settings
         self.folder = folder
@@ -140,12 +158,12 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """Of its updates."""
+        """Rank of the low-rank updates."""
         return int(next(iter(self._wrapped.peft_config.values())).r)
 
     def acts_on(self, role: Role) -> bool:
         """Return whether it changes what is read in this role."""
-        return role != "text" or self.settings.everywhere
+        return role != "text"
 
     def switch(self, role: Role) -> None:
         """Turn the adapter on or off for what is read next. State of the network: one reader at a time."""
@@ -162,9 +180,10 @@ class Adapter:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Keep the weights a second time with the adapter worked in, and answer with those: a quarter sooner.
+        """Keep a second copy of the weights with the adapter merged in, and answer with that: a quarter sooner.
 
-        Nothing changes but for the rounding of the weights. Left out where they are quantised, or take too much memory.
+        Nothing changes but for the rounding of the weights. Weights that are quantized, or take over `MERGED_BYTES`,
+        are left alone.
         """
         weights = [layer.base_layer.weight for layer in self._layers]
         if not all(one.is_floating_point() for one in weights) or sum(map(_bytes, weights)) > MERGED_BYTES:
@@ -175,7 +194,7 @@ class Adapter:
         ]
 
     def unmerge(self) -> None:
-        """Forget what `merge` made, before the adapter is trained."""
+        """Drop the merged copy, before the adapter is trained."""
         self.switch("text")
         self._weights = []
 
@@ -215,7 +234,7 @@ def cartridge_files(kv: Tensor, *, base: str) -> dict[str, bytes]:
 
 @contextmanager
 def _patient() -> Iterator[None]:
-    """Bear with peft asking transformers for a property that has been renamed."""
+    """Silence a warning: peft asks transformers for a renamed property."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield

@@ -10,43 +10,31 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import io
 import logging
-import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from gistrag.errors import UnsupportedModelError, UsageError
+from gistrag.errors import UsageError
 from gistrag.kv.cache import GistCache, Memories, Memory
 from gistrag.kv.rope import Rope
 from gistrag.model.adapter import Adapter, Role
-from gistrag.model.hub import cache_folder, file_sha256, folder_sha256, quiet, weights_sha256
+from gistrag.model.attention import ATTENTION, Observer, without_cudnn
+from gistrag.model.gguf import converted
+from gistrag.model.hashing import folder_sha256, weights_sha256
+from gistrag.model.hub import quiet
 from gistrag.model.prompt import Prompt, chat_prompt
+from gistrag.model.support import multiplies_16_bits, require_supported
+from gistrag.model.tokenizer import plain_tokenizer, renderer
 from gistrag.settings import AdapterSettings
 
 logger = logging.getLogger("gistrag")
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-Observer = Callable[[int, Tensor, Tensor, Tensor], None]
-"""Called by every layer, for some rows of the batch after the others, with the layer's number, its rotated queries
-``(rows, heads, n, head_dim)``, all rotated keys ``(rows, kv_heads, slots, head_dim)`` and the attention of one for the
-other ``(rows, heads, n, slots)``."""
 
 
 class GistModel:
@@ -78,7 +66,7 @@ class GistModel:
         dtype: torch.dtype | None = None,
     ) -> None:
         require_supported(network.config)
-        network.set_attn_implementation(_ATTENTION)
+        network.set_attn_implementation(ATTENTION)
         self.network = network.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._identity = identity
@@ -99,8 +87,8 @@ class GistModel:
             rotary.inv_freq.to(torch.promote_types(rotary.inv_freq.dtype, torch.float32)),
             float(rotary.attention_scaling),
         )
-        self.prompt: Prompt = chat_prompt(_renderer(tokenizer))
-        self.text_tokenizer = _plain_tokenizer(tokenizer)
+        self.prompt: Prompt = chat_prompt(renderer(tokenizer))
+        self.text_tokenizer = plain_tokenizer(tokenizer)
         self._template_ids: dict[str, list[int]] = {}
 
     @classmethod
@@ -308,6 +296,16 @@ class GistModel:
             with torch.set_grad_enabled(self.is_training and acts):
                 yield
 
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[GistModel]:
+        """Yield the base model, which shares this network; nobody else may use the network meanwhile."""
+        with self._turn:
+            base = copy.copy(self)
+            base.adapter = None
+            if self.adapter:
+                self.adapter.switch("text")
+            yield base
+
     @property
     def can_widen(self) -> bool:
         """Whether float32 holds more than the weights do, which 4-bit ones cannot be turned into."""
@@ -407,7 +405,7 @@ class Reading:
         if mask is None and (count > 1 or observer):
             # explicit, so that transformers never guesses one from the positions
             mask = torch.ones(1, count, self.slots + count, dtype=torch.bool).tril(self.slots)
-        with self._model.reading_as(role), _kernels(device):
+        with self._model.reading_as(role), without_cudnn(device):
             output = self._model.network.model(
                 input_ids=None if ids is None else ids.to(device),
                 inputs_embeds=embeddings,
@@ -456,201 +454,6 @@ class Reading:
                 layer[:, at] = seen[row]
             visible = visible[..., start:]
         return Memory(kv[:, :, :, start:], next_position, visible)
-
-
-def _kernels(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Return a context without cuDNN's attention, whose plans are for one shape: here every layer has its own."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-
-
-def multiplies_16_bits() -> bool:
-    """Return whether this processor multiplies matrices of 16-bit numbers about as fast as of 32 bits.
-
-    One without AVX-512, as in many laptops and desktops, does not: a Zen 3 takes nine times as long.
-    """
-    return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
-
-
-def require_supported(config: Any) -> None:
-    """Return if a model of this configuration can be relocated and concatenated.
-
-    Raises:
-        UnsupportedModelError: says which property is not verified.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    if config.model_type not in FAMILIES:
-        raise UnsupportedModelError(f"expected a model of {', '.join(FAMILIES)}, found {config.model_type!r}")
-    if windowed or layer_types != {"full_attention"}:
-        raise UnsupportedModelError(f"expected full attention in every layer, found {sorted(layer_types)}, sliding "
-                                    f"window {getattr(config, 'sliding_window', None)}")  # fmt: skip
-    if rope.get("rope_type", "default") not in ROPE_TYPES:
-        raise UnsupportedModelError(f"expected RoPE of {', '.join(ROPE_TYPES)}, found {rope.get('rope_type')!r}")
-
-
-def read_config(path: Path) -> Any:
-    """Return the transformers configuration of a model folder or GGUF file; no weights are read."""
-    folder = converted(path) if path.suffix == ".gguf" else path
-    return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
-def converted(gguf: Path) -> Path:
-    """Return the folder of bf16 safetensors made from a GGUF file, converting it on the first call (some 20 s).
-
-    The folder is named by the sha256 of the file, and appears in one step when it is whole.
-    """
-    target = cache_folder() / "models" / file_sha256(gguf)[:32]
-    if target.is_dir():
-        return target
-    logger.info("converting %s to safetensors, once", gguf.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
-        _convert(gguf, Path(scratch) / "model")
-        try:
-            (Path(scratch) / "model").rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster, and its result is the same
-                raise
-    return target
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    shown = sys.stderr if sys.stderr.isatty() else io.StringIO()  # a bar that transformers cannot switch off
-    with quiet, contextlib.redirect_stderr(shown):
-        source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            dtype=torch.bfloat16,
-            quantization_config=transformers.GgufConfig(dequantize=True),
-            **source,
-        )
-        network.config.quantization_config = None
-        network.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-_ATTENTION = "gistrag_sdpa"
-
-
-def _observed_sdpa(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Return scaled-dot-product attention as transformers computes it, showing it to an observer.
-
-    Nothing looks at the holes of a memory, which are other ones for every layer and head, nor at its padding.
-
-    Args:
-        visible: for each layer, slots of the memory that are none, ``(batch, kv_heads, slots)`` bool.
-    """
-    observer: Observer | None = kwargs.pop("observer", None)
-    visible: list[Tensor] | None = kwargs.pop("visible", None)
-    if visible is not None:
-        mask = _seen(visible[module.layer_idx], mask, key.shape[2])
-    if mask is not None and observer:
-        return _observed(module.layer_idx, query, key, value, mask, observer), None
-    if mask is not None and query.requires_grad and query.device.type == "cpu":
-        return _attended(_attention(query, key, mask), value), None
-    if visible is not None and mask is not None:
-        mask = mask.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (batch, heads, n, slots)
-    output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-    return output
-
-
-def _observed(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, observer: Observer) -> Tensor:
-    """Return what attention makes of values, ``(batch, n, heads, head_dim)``.
-
-    On a CPU one row after the other, for a row stays in the processor's cache.
-    """
-    made, size = [], 1 if query.device.type == "cpu" else len(query)
-    for start in range(0, len(query), size):
-        rows = slice(start, start + size)
-        weights = _attention(query[rows], key[rows], mask[rows] if len(mask) > 1 else mask)
-        observer(layer, query[rows], key[rows], weights)
-        made.append(_attended(weights, value[rows]))
-    return torch.cat(made)
-
-
-def _seen(visible: Tensor, mask: Tensor | None, slots: int) -> Tensor:
-    """Return who looks where, ``(batch, kv_heads, n, slots)`` bool: into the memory, and at what was read behind it.
-
-    Args:
-        visible: ``(batch, kv_heads, …)`` bool, of the memory.
-        mask: its last columns are what was read behind; None lets every token look at all of that.
-    """
-    memory = visible[:, :, None]
-    if mask is None:
-        return functional.pad(memory, (0, slots - memory.shape[3]), value=True)
-    behind = mask[..., mask.shape[3] - (slots - memory.shape[3]) :]
-    shape = (*visible.shape[:2], mask.shape[2], -1)
-    return torch.cat((memory.expand(shape), behind.expand(shape)), dim=3)
-
-
-def _attention(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """Return attention weights ``(batch, heads, n, slots)``; with gradients on a CPU three times as fast as torch's.
-
-    Heads that share keys are multiplied as one, so that keys and values are never repeated.
-
-    Args:
-        query: ``(batch, heads, n, head_dim)``; key: ``(batch, kv_heads, slots, head_dim)``.
-        mask: ``(batch or 1, kv_heads or 1, n, slots)`` bool.
-    """
-    batch, heads, count, width = query.shape
-    kv_heads, slots = key.shape[1:3]
-    stacked = (query * width**-0.5).reshape(batch * kv_heads, -1, width)
-    scores = torch.bmm(stacked, key.reshape(batch * kv_heads, slots, width).transpose(1, 2))
-    bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    grouped = scores.view(batch, kv_heads, heads // kv_heads, count, slots).add_(bias[:, :, None])
-    return grouped.softmax(dim=-1).view(batch, heads, count, slots)
-
-
-def _attended(weights: Tensor, value: Tensor) -> Tensor:
-    """Return what attention weights make of values, ``(batch, n, heads, head_dim)``.
-
-    Args:
-        value: ``(batch, kv_heads, slots, head_dim)``.
-    """
-    batch, heads, count, slots = weights.shape
-    stacked = value.reshape(-1, slots, value.shape[3])
-    mixed = torch.bmm(weights.view(len(stacked), -1, slots), stacked)
-    return mixed.view(batch, heads, count, value.shape[3]).transpose(1, 2)
-
-
-AttentionInterface.register(_ATTENTION, _observed_sdpa)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-
-
-def _renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str] | None:
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-
-    def render(messages: list[dict[str, str]]) -> str:
-        text: str = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-            chat_template=_FIXED_DAY + tokenizer.get_chat_template(),
-        )
-        return text
-
-    return render
-
-
-# Some templates print the date; a prefix that changed overnight would make every gist foreign in the morning.
-_FIXED_DAY = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
-
-
-def _plain_tokenizer(tokenizer: Any) -> Tokenizer:
-    """Return a copy of the tokenizer for which special tokens are ordinary text."""
-    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    copy.encode_special_tokens = True
-    copy.no_truncation()
-    copy.no_padding()
-    return copy
 
 
 def _length(embeddings: Tensor | None) -> int:

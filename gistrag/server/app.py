@@ -34,7 +34,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from gistrag import __version__
-from gistrag.answering.answering import Answer
+from gistrag.answering.answer import Answer
 from gistrag.errors import ContextOverflowError, GistRAGError, ResourceError, UsageError
 from gistrag.model.generation import require_room
 from gistrag.rag import GistRAG

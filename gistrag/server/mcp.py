@@ -19,7 +19,7 @@ from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from gistrag import __version__
-from gistrag.answering.answering import Answer, Options
+from gistrag.answering.answer import Answer, Options
 from gistrag.errors import GistRAGError
 from gistrag.rag import GistRAG
 from gistrag.server.deadline import Timed

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from gistrag.answering.answering import Answer, Options
+from gistrag.answering.answer import Answer, Options
 from gistrag.server.registry import Record, source_record
 from gistrag.settings import Mode
 
@@ -74,7 +74,7 @@ class Message(BaseModel):
 
 
 class Search(BaseModel):
-    """Where to look; as in `gistrag.answering.answering.Options`."""
+    """Where to look; as in `gistrag.answering.answer.Options`."""
 
     model_config = ConfigDict(extra="forbid")
 

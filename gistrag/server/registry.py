@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gistrag.answering.answering import Source
+from gistrag.answering.answer import Source
 from gistrag.errors import UsageError
 from gistrag.index.retriever import Hit
-from gistrag.index.schema import ChunkRow
+from gistrag.index.schema import StoredChunk
 from gistrag.rag import GistRAG
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -73,7 +73,7 @@ def hit_record(hit: Hit) -> Record:
     return {**chunk_record(hit.chunk), "score": hit.score, "dense": hit.dense, "keyword": hit.keyword}
 
 
-def chunk_record(chunk: ChunkRow) -> Record:
+def chunk_record(chunk: StoredChunk) -> Record:
     """Return a chunk as plain values."""
     names = ("path", "page", "heading", "start", "end", "text", "tokens")
     return {"chunk_id": chunk.id, **{name: getattr(chunk, name) for name in names}}

@@ -35,7 +35,7 @@ from gistrag.documents.chunking import Chunker
 from gistrag.documents.discovery import Skipped, find, load
 from gistrag.errors import DocumentError, IndexLockedError, UsageError
 from gistrag.model.prompt import INSTRUCTION
-from gistrag.progress import Progress, Silence
+from gistrag.progress import NoProgress, Progress
 from gistrag.qa import metrics
 from gistrag.qa.dataset import Context, plant, read_contexts, split_by_article
 from gistrag.storage.files import write_all
@@ -557,7 +557,7 @@ class Synthesis:
     ) -> None:
         self.report = Report()
         self._ledger, self._teacher, self._judge, self._seed = ledger, teacher, judge, seed
-        self._progress = progress or Silence()
+        self._progress = progress or NoProgress()
 
     def run(self, passages: Sequence[Passage], kinds: Sequence[str]) -> Report:
         """Write what is not yet done of every kind about every passage, and return what was done."""

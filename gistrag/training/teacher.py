@@ -103,14 +103,14 @@ class LocalTeacher:
     def write(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[str | None]:
         """Return a text for each request, None for one that does not fit."""
         from gistrag.kv.cache import concatenate
-        from gistrag.model.generation import generate_together
+        from gistrag.model.generation import generate_batch
 
         memory = concatenate([self._model.prefix], self._model.rope)
         prompts = [self._ids(request) for request in requests]
         room = self._room(max_new_tokens)
         texts: list[str | None] = [None] * len(requests)
         for rows in _groups([len(ids) for ids in prompts], room):
-            said = generate_together(
+            said = generate_batch(
                 self._model, [memory] * len(rows), [prompts[row] for row in rows], max_new_tokens=max_new_tokens
             )
             for row, ids in zip(rows, said, strict=True):

@@ -26,7 +26,7 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor
 from torch.nn import functional
 
-from gistrag.compression.compress import TextPass
+from gistrag.compression.placements import TextPass
 from gistrag.errors import UsageError
 from gistrag.kv.cache import GistCache, Memory, concatenate
 from gistrag.kv.cache import side_by_side as memories_side_by_side
@@ -169,7 +169,7 @@ class Reader:
         """Return the full cache of each chunk of a batch, and its gists."""
         settings = self._model.adapter.settings if self._model.adapter else AdapterSettings(base="")
         placement, rate = settings.placement, batch.tokens_per_gist
-        if not self._kept_bytes or settings.everywhere or placement in MADE:
+        if not self._kept_bytes or placement in MADE:
             text = TextPass(self._model, batch.chunks)
             return text.compress("selected", 1), text.compress(placement, rate)
         pairs = [self._alone(tuple(chunk), placement, rate) for chunk in batch.chunks]

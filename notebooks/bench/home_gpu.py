@@ -143,7 +143,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
 
     with watched(model) as figures:
         ids = [model.encode_passage(text) for text in texts]
-        caches = compress(model, ids, placement="matched", tokens_per_gist=4)
+        caches = compress(model, ids)
     tokens = sum(cache.source_tokens for cache in caches)
     figures |= {"tokens_per_s": tokens / figures["seconds"], "told": f"{tokens / figures['seconds']:,.0f} tokens/s"}
     stages["compression, matched, 4"] = figures

@@ -29,11 +29,11 @@ import torch
 from gistrag import GistRAG
 from gistrag.cli.bench import machine
 from gistrag.documents import discovery, parser_worker, readers
+from gistrag.engine import Engine
 from gistrag.index import schema, store
 from gistrag.index.store import Store
 from gistrag.kv import gist_file
 from gistrag.kv.cache import GistCache
-from gistrag.rag import Engine
 from gistrag.settings import IndexSettings
 from gistrag.storage import files
 

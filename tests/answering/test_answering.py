@@ -15,15 +15,21 @@ import pytest
 import torch
 from support.tiny_models import HashEmbedder
 
-from gistrag.answering import answering
-from gistrag.answering.answering import Answer, GivenTexts, Options, Source, Timed, Timings, Usage
+from gistrag.answering import stream as streaming
+from gistrag.answering import texts as given_texts
+from gistrag.answering.answer import Answer, Options, Source, Timings, Usage
+from gistrag.answering.texts import GivenTexts
 from gistrag.cli.command import cost_line
-from gistrag.compression.compress import gist_count
+from gistrag.compression import assemble
+from gistrag.compression.placements import gist_count
+from gistrag.engine import Engine
 from gistrag.errors import ContextOverflowError, ResourceError, UsageError
-from gistrag.index.schema import ChunkRow
+from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache, Memory
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import NO_PASSAGES, GistRAG
+from gistrag.server.deadline import Timed
+from gistrag.settings import GistSettings
 
 BOOK = {
     "Mills": "The mill stands by the river and grinds the wheat of the whole valley.",
@@ -51,17 +57,17 @@ def rag(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Gi
 def memories(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[GistCache], str]]:
     """The caches, without the prefix, and the layout of every memory that is made from here on."""
     made: list[tuple[list[GistCache], str]] = []
-    real = answering.concatenate
+    real = assemble.concatenate
 
-    def spy(caches: Sequence[GistCache], *given: Any, layout: str) -> Memory:
+    def spy(caches: Sequence[GistCache], *given: Any, layout: str, start: int) -> Memory:
         made.append((list(caches[1:]), layout))
-        return real(caches, *given, layout=layout)
+        return real(caches, *given, layout=layout, start=start)
 
-    monkeypatch.setattr(answering, "concatenate", spy)
+    monkeypatch.setattr(assemble, "concatenate", spy)
     return made
 
 
-def chapters(rag: GistRAG) -> list[ChunkRow]:
+def chapters(rag: GistRAG) -> list[StoredChunk]:
     """Return the chunks of the book, in its order."""
     return rag.store.chunks_of("book.md")
 
@@ -221,14 +227,14 @@ def test_nothing_passes_the_filters(rag: GistRAG) -> None:
     """Where no chunk passes the answer says so and rests on nothing."""
     answer = rag.query("honey", filters={"kind": "pdf"})
 
-    assert (answering.NO_PASSAGES, ()) == (answer.text, answer.sources)
+    assert (NO_PASSAGES, ()) == (answer.text, answer.sources)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"mode": "fast"}, "mode must be one of gist, text, hybrid, auto, got 'fast'"),
+        ({"mode": "fast"}, "mode must be one of gist, text, hybrid, got 'fast'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be at least 0 and finite, got -1.0"),
         ({"temperature": float("nan")}, "temperature must be at least 0 and finite, got nan"),
@@ -265,7 +271,7 @@ def test_question_longer_than_the_window(rag: GistRAG) -> None:
     question = "honey " * 300
 
     with pytest.raises(
-        ContextOverflowError, match=rf" takes \d+ positions, the model's window has {rag.model.window};"
+        ContextOverflowError, match=rf" takes \d+ positions, the model's context window has {rag.model.window};"
     ):
         rag.query(question, max_new_tokens=8)
 
@@ -276,7 +282,9 @@ def test_best_passage_that_does_not_fit(rag: GistRAG, monkeypatch: pytest.Monkey
     least = fixed(rag, "honey") + best.usage.text_tokens
     monkeypatch.setattr(rag.model, "window", least - 1)
 
-    with pytest.raises(ContextOverflowError, match=f" takes {least} positions, the model's window has {least - 1};"):
+    with pytest.raises(
+        ContextOverflowError, match=f" takes {least} positions, the model's context window has {least - 1};"
+    ):
         rag.query("honey", top_k=1, mode="text", max_new_tokens=1)
 
 
@@ -395,7 +403,7 @@ def test_memory_that_runs_out_is_tried_with_fewer_chunks(
 
 def run_out(monkeypatch: pytest.MonkeyPatch, *, times: int, after: int = 0) -> None:
     """Let the next generations run out of memory after so many tokens."""
-    real, left = answering.generate, iter(range(times))
+    real, left = streaming.generate, iter(range(times))
 
     def hungry(*given: Any, **options: Any) -> Iterator[int]:
         tokens = real(*given, **options)
@@ -404,7 +412,7 @@ def run_out(monkeypatch: pytest.MonkeyPatch, *, times: int, after: int = 0) -> N
             raise torch.OutOfMemoryError("tried to allocate 9 GiB")
         yield from tokens
 
-    monkeypatch.setattr(answering, "generate", hungry)
+    monkeypatch.setattr(streaming, "generate", hungry)
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
@@ -477,8 +485,13 @@ def test_options_are_checked_alone() -> None:
 def test_pieces_for_a_coroutine(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """A coroutine gets the same pieces, and not one is computed in the thread of its event loop."""
     threads: set[threading.Thread] = set()
-    real = rag.model.read
-    monkeypatch.setattr(rag.model, "read", lambda *given: (threads.add(threading.current_thread()), real(*given))[1])
+    real = rag.model.read_behind
+
+    def spy(*given: Any) -> Any:
+        threads.add(threading.current_thread())
+        return real(*given)
+
+    monkeypatch.setattr(rag.model, "read_behind", spy)
 
     async def ask() -> list[str]:
         return [piece async for piece in rag.stream("honey", max_new_tokens=12)]
@@ -523,17 +536,17 @@ def given(rag: GistRAG) -> GivenTexts:
 def compressed(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The passages that are compressed from here on."""
     made: list[list[int]] = []
-    real = answering.compress
+    real = given_texts.compress
 
-    def spy(model: Any, chunks: Sequence[list[int]], **settings: Any) -> list[GistCache]:
+    def spy(model: Any, chunks: Sequence[list[int]], settings: GistSettings) -> list[GistCache]:
         made.extend(chunks)
-        return real(model, chunks, **settings)
+        return real(model, chunks, settings)
 
-    monkeypatch.setattr(answering, "compress", spy)
+    monkeypatch.setattr(given_texts, "compress", spy)
     return made
 
 
-def finish(stream: answering.Stream) -> Answer:
+def finish(stream: streaming.Stream) -> Answer:
     """Return the answer of a stream, read to its end."""
     for _ in stream:
         pass
@@ -547,7 +560,7 @@ def test_texts_of_the_index_are_answered_from_its_gists(
     hits = rag.retrieve("honey", top_k=3)
     texts = ["\n".join((" > ".join(hit.chunk.heading), hit.chunk.text)).strip() for hit in hits]
 
-    answer = finish(given.stream("honey", texts, max_new_tokens=12))
+    answer = finish(given.stream("honey", texts, Options(max_new_tokens=12)))
 
     assert_caches(rag, [hit.chunk.gist_key for hit in reversed(hits)], memories[-1][0])
     expected = rag.query("honey", top_k=3, max_new_tokens=12)
@@ -557,13 +570,16 @@ def test_texts_of_the_index_are_answered_from_its_gists(
 
 def test_other_texts_are_compressed_once(rag: GistRAG, given: GivenTexts, compressed: list[list[int]]) -> None:
     """Gists of a text from elsewhere are made at the first question, with the settings of the index, and kept."""
-    first, second = (finish(given.stream(question, [BREAD, TEA], max_new_tokens=2)) for question in ("bread", "tea"))
+    first, second = (
+        finish(given.stream(question, [BREAD, TEA], Options(max_new_tokens=2))) for question in ("bread", "tea")
+    )
 
     assert [rag.model.encode_passage(BREAD)] == compressed
     assert [1, 0] == [answer.usage.gists_made for answer in (first, second)]
-    gists, is_new = given.gists(BREAD)
+    usage = Usage()
+    gists = given._gists(rag.model.encode_passage(BREAD), usage)
     assert gists
-    assert (gist_count(len(compressed[0]), rag.store.settings.tokens_per_gist), False) == (gists.gists, is_new)
+    assert (gist_count(len(compressed[0]), rag.store.settings.tokens_per_gist), 0) == (gists.gists, usage.gists_made)
     assert ["", ""] == [source.path for source in first.sources]
     assert [BREAD, TEA] == [source.snippet for source in first.sources]
 
@@ -573,14 +589,15 @@ def test_texts_used_last_are_kept(
 ) -> None:
     """Where memory is full, the gists that were not used for longest are made again."""
     texts = [f"{BREAD} {number}" for number in range(3)]
-    gists, _ = given.gists(texts[0])
+    encoded = [given._model.encode_passage(text) for text in texts]
+    gists = given._gists(encoded[0], Usage())
     assert gists is not None
-    monkeypatch.setattr(answering, "KEPT_BYTES", 2 * gists.kv.nbytes)
+    monkeypatch.setattr(given_texts, "KEPT_BYTES", 2 * gists.kv.nbytes)
 
     for number in (1, 0, 2, 0, 1):
-        given.gists(texts[number])
+        given._gists(encoded[number], Usage())
 
-    assert [given.model.encode_passage(texts[number]) for number in (0, 1, 2, 1)] == compressed
+    assert [encoded[number] for number in (0, 1, 2, 1)] == compressed
 
 
 @pytest.mark.parametrize(("text", "as_text"), [("x" * 700, [True, False]), (" ", [False])])
@@ -588,7 +605,7 @@ def test_texts_that_cannot_be_compressed(
     given: GivenTexts, compressed: list[list[int]], text: str, as_text: list[bool]
 ) -> None:
     """A text that would not fit the window twice is read as text; one that says nothing is left out."""
-    answer = finish(given.stream("honey", [text, TEA], max_new_tokens=2))
+    answer = finish(given.stream("honey", [text, TEA], Options(max_new_tokens=2)))
 
     assert as_text == [source.as_text for source in answer.sources]
     assert [] == compressed
@@ -597,15 +614,16 @@ def test_texts_that_cannot_be_compressed(
 def test_gists_that_are_not_finite(given: GivenTexts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gists that would poison an answer are not used."""
     nan = GistCache(torch.full((3, 2, 2, 4, 8), torch.nan, dtype=torch.float64), torch.arange(4), 9)
-    monkeypatch.setattr(answering, "compress", lambda *_, **__: [nan])
+    monkeypatch.setattr(given_texts, "compress", lambda *_, **__: [nan])
 
-    assert finish(given.stream("honey", [BREAD], max_new_tokens=2)).sources[0].as_text
+    assert finish(given.stream("honey", [BREAD], Options(max_new_tokens=2))).sources[0].as_text
 
 
 def test_given_texts_in_text_mode(given: GivenTexts, compressed: list[list[int]]) -> None:
     """Modes hold for given texts too: the best one, or all, are read as text."""
     modes = {
-        mode: finish(given.stream("honey", [BREAD, TEA], mode=mode, max_new_tokens=2)) for mode in ("text", "hybrid")
+        mode: finish(given.stream("honey", [BREAD, TEA], Options(mode=mode, max_new_tokens=2)))
+        for mode in ("text", "hybrid")
     }
 
     assert [[True, True], [True, False]] == [[one.as_text for one in answer.sources] for answer in modes.values()]
@@ -614,15 +632,15 @@ def test_given_texts_in_text_mode(given: GivenTexts, compressed: list[list[int]]
 
 def test_no_texts(given: GivenTexts) -> None:
     """Where no text is given the answer says so."""
-    assert (answering.NO_TEXTS, ()) == (
-        finish(given.stream("honey", [" "])).text,
-        given.stream("honey", []).answer.sources,
+    assert (given_texts.NO_TEXTS, ()) == (
+        finish(given.stream("honey", [" "], Options())).text,
+        given.stream("honey", [], Options()).answer.sources,
     )
 
 
 def test_given_texts_cannot_be_chosen_from(given: GivenTexts) -> None:
     """What chooses among the chunks of the index is refused, as is what is refused elsewhere."""
     with pytest.raises(UsageError, match="scope and filters choose among the chunks of the index, but the texts"):
-        given.stream("honey", [TEA], scope="book.md")
+        given.stream("honey", [TEA], Options(scope="book.md"))
     with pytest.raises(UsageError, match="the question is empty"):
-        given.stream(" ", [TEA])
+        given.stream(" ", [TEA], Options())

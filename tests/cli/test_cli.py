@@ -23,7 +23,7 @@ import pytest
 import torch
 from support.tiny_models import byte_tokenizer
 
-from gistrag.answering.answering import Answer, Options
+from gistrag.answering.answer import Answer, Options
 from gistrag.cli import chat, command, inspect, main, models, verify
 from gistrag.documents.chunking import Chunk
 from gistrag.documents.discovery import Document, Skipped
@@ -470,7 +470,7 @@ def test_piped_lines_end_with_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a small index of two documents; models are loaded once for all commands."""
-    from gistrag.rag import Engine
+    from gistrag.engine import Engine
 
     folder = tmp_path_factory.mktemp("cli")
     (folder / "docs").mkdir()

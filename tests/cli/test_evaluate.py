@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
-from gistrag import rag
+from gistrag import engine as engine_module
 from gistrag.cli import evaluate
+from gistrag.engine import Engine
 from gistrag.errors import UsageError
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import read_contexts, split_by_article
-from gistrag.rag import Engine
 
 SMALL = ("--questions", "3", "--top-k", "2,1", "--rates", "2,4", "--probes", "2", "--unanswerable", "1",
          "--passkey", "1", "--lengths", "100,200", "--orders", "1", "--max-new-tokens", "4",
@@ -300,7 +300,7 @@ def test_an_adapter_of_another_base_is_refused(
     model.new_adapter(rank=2, gists=1)
     assert model.adapter is not None
     model.adapter.save(tmp_path / "adapter")
-    monkeypatch.setattr(rag, "Embedder", lambda path, device=None: HashEmbedder())
+    monkeypatch.setattr(engine_module, "Embedder", lambda path, device=None: HashEmbedder())
 
     code = evaluate.main(
         [str(file), "--model", str(folder), "--embedder", str(folder), "--adapter", str(tmp_path / "adapter"),

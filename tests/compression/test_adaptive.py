@@ -9,12 +9,15 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 
-from gistrag.compression.compress import compress, gist_count, shared_out
+from gistrag.compression.compress import compress
+from gistrag.compression.placements import gist_count, shared_out
 from gistrag.errors import CorruptGistError
 from gistrag.kv import gist_file
 from gistrag.kv.cache import GistCache, Memory, concatenate
-from gistrag.model.generation import generate, generate_together, read_text
-from gistrag.model.gist_model import GistModel, _attended, _attention
+from gistrag.model.attention import _attended, _attention
+from gistrag.model.generation import generate, generate_batch, read_text
+from gistrag.model.gist_model import GistModel
+from gistrag.settings import GistSettings
 
 TEXTS = [list(b"a first chunk of some length"), list(b"short"), list(b"a third chunk, the longest of the three by far")]
 QUESTION = list(b"what does it say?")
@@ -23,7 +26,7 @@ PATH = Path("gist.safetensors")
 
 def adaptive(model: GistModel, rate: int = 3) -> list[GistCache]:
     """Return caches with holes."""
-    caches = compress(model, TEXTS, placement="adaptive", tokens_per_gist=rate)
+    caches = compress(model, TEXTS, GistSettings(placement="adaptive", tokens_per_gist=rate))
     assert any(cache.has_holes for cache in caches)
     return caches
 
@@ -43,7 +46,9 @@ def poisoned(cache: GistCache) -> GistCache:
 @pytest.mark.parametrize("rate", [2, 3, 8])
 def test_heads_share_the_budget(any_model: GistModel, rate: int) -> None:
     """All heads together keep exactly what equal budgets would, in text order, and none goes empty-handed."""
-    for text, cache in zip(TEXTS, compress(any_model, TEXTS, placement="adaptive", tokens_per_gist=rate), strict=True):
+    for text, cache in zip(
+        TEXTS, compress(any_model, TEXTS, GistSettings(placement="adaptive", tokens_per_gist=rate)), strict=True
+    ):
         kept = [head[head >= 0] for head in cache.positions.flatten(0, 1)]
         assert gist_count(len(text), rate) == cache.gists
         assert gist_count(len(text), rate) * any_model.layers * any_model.kv_heads == sum(map(len, kept))
@@ -65,7 +70,7 @@ def test_need_decides_and_every_head_has_a_tenth_for_sure() -> None:
 
 def test_what_is_kept_is_the_chunks_own(model: GistModel) -> None:
     """Every kept key and value is one of the full cache, untouched; a hole repeats the first one of its head."""
-    full = compress(model, TEXTS, placement="adaptive", tokens_per_gist=1)
+    full = compress(model, TEXTS, GistSettings(placement="adaptive", tokens_per_gist=1))
     for whole, cache in zip(full, adaptive(model), strict=True):
         for layer, head in torch.cartesian_prod(torch.arange(model.layers), torch.arange(model.kv_heads)).tolist():
             places = cache.positions[layer, head]
@@ -89,7 +94,7 @@ def test_nothing_looks_at_a_hole(any_model: GistModel, layout: str) -> None:
 
 def test_a_hole_of_all_heads_is_no_slot(any_model: GistModel) -> None:
     """Holes at the same place everywhere are the cache without that slot."""
-    cache = compress(any_model, TEXTS, placement="selected", tokens_per_gist=2)[0]
+    cache = compress(any_model, TEXTS, GistSettings(placement="selected", tokens_per_gist=2))[0]
     positions = cache.positions.clone()
     positions[..., -3:] = -1
     holed, short = (
@@ -119,7 +124,7 @@ def test_a_slot_that_a_layer_left_empty_is_not_carried(model: GistModel) -> None
 
 
 def test_answers_are_the_same_alone_and_beside_others(any_model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One by one and as a batch, also with text read behind the holes."""
+    """One by one, as a batch and side by side, also with text read behind the holes."""
     monkeypatch.setitem(any_model.__dict__, "stop_ids", frozenset())
     caches = adaptive(any_model)
     memories = [concatenate([any_model.prefix, *caches[:count]], any_model.rope) for count in (0, 1, 3)]
@@ -128,7 +133,7 @@ def test_answers_are_the_same_alone_and_beside_others(any_model: GistModel, monk
     poison.append(read_text(any_model, poison[1], TEXTS[2]))
 
     alone = [list(generate(any_model, memory, QUESTION, max_new_tokens=12)) for memory in memories]
-    batch = generate_together(any_model, poison, [QUESTION] * 4, max_new_tokens=12)
+    batch = generate_batch(any_model, poison, [QUESTION] * 4, max_new_tokens=12)
 
     assert batch == alone
 
@@ -155,7 +160,7 @@ def test_attention_with_gradients_is_torchs_own() -> None:
 def test_a_file_holds_no_holes(model: GistModel) -> None:
     """A gist comes back bit by bit, and its file is as small as one of equal budgets."""
     for cache, even in zip(
-        adaptive(model), compress(model, TEXTS, placement="selected", tokens_per_gist=3), strict=True
+        adaptive(model), compress(model, TEXTS, GistSettings(placement="selected", tokens_per_gist=3)), strict=True
     ):
         data = gist_file.encode(cache, key="k", fingerprint="f")
         found = gist_file.decode(data, PATH, key="k", fingerprint="f", check_seal=True)

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from gistrag.compression import compress as compression
-from gistrag.compression import matching
-from gistrag.compression.compress import TextPass, compress
+from gistrag.compression import matching, placements
+from gistrag.compression.compress import compress
 from gistrag.compression.matching import Repetition, _solved, match
+from gistrag.compression.placements import TextPass
 from gistrag.kv import gist_file
 from gistrag.kv.cache import GistCache, concatenate
 from gistrag.kv.rope import Rope
 from gistrag.model.gist_model import GistModel
+from gistrag.settings import GistSettings
 
 TEXTS = [list(b"a first chunk of some length"), list(b"short"), list(b"a third chunk, the longest of the three by far")]
 
@@ -67,7 +68,7 @@ def test_matched_gists_give_what_the_text_gives(
     There every token gets about the same, and the longest values would be a choice that cannot stand for the rest.
     """
     monkeypatch.setattr(matching, "WHOLE", 1.1)
-    monkeypatch.setattr(compression, "needed", lambda attention, values: attention)
+    monkeypatch.setattr(placements, "needed", lambda attention, values: attention)
     text = TextPass(any_model, TEXTS)
     kept, matched = text.compress("adaptive", rate), text.compress("matched", rate)
 
@@ -121,7 +122,7 @@ def test_where_nothing_is_left_out_nothing_changes(any_model: GistModel, monkeyp
 def test_a_matched_gist_is_stored_like_any_other(model: GistModel, tmp_path: Path) -> None:
     """Bit by bit, its holes included, and the same memory is made of it."""
     path = tmp_path / "gist.safetensors"
-    cache = compress(model, TEXTS, placement="matched", tokens_per_gist=3)[2]
+    cache = compress(model, TEXTS, GistSettings(placement="matched", tokens_per_gist=3))[2]
     assert cache.has_holes
 
     back = gist_file.decode(gist_file.encode(cache, key="k", fingerprint="f"), path, key="k", fingerprint="f")

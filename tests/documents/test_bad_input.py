@@ -25,9 +25,10 @@ from support.make_files import make_bomb_pdf, make_docx_of_xml, make_encrypted_p
 from gistrag.cli import inspect, main
 from gistrag.documents import discovery, parser_worker
 from gistrag.documents.parser_worker import Worker
+from gistrag.engine import Engine
 from gistrag.index.store import Store
 from gistrag.model.gist_model import GistModel
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
 
 GOOD = "The harbour has three cranes, and the oldest of them is red."
 
@@ -330,7 +331,7 @@ import sys
 sys.path[:0] = [{tests!r}]
 from support.tiny_models import HashEmbedder, tiny_model
 from gistrag.cli import main as cli
-from gistrag.rag import Engine
+from gistrag.engine import Engine
 Engine.load = lambda settings, **_: Engine(tiny_model(), HashEmbedder())
 sys.exit(cli.main(["build", "docs", "--index", "index", "--quiet"]))
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model
 
-from gistrag.compression.compress import gist_count
+from gistrag.compression.placements import gist_count
 from gistrag.evaluation.cases import Corpus, Passage, Plan, indexed
 from gistrag.evaluation.frontier import Shares, beginning, frontier
 from gistrag.evaluation.runner import Arm, Examiner, Journal, gist_arm, key_of, rows_of, unanswered

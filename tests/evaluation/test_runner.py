@@ -32,13 +32,13 @@ from gistrag.evaluation.runner import (
     largest,
     missing,
     scored,
-    untuned,
 )
 from gistrag.kv.cache import Memory, concatenate
 from gistrag.kv.quantization import stored_bytes
 from gistrag.model.generation import generate, read_text
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task
+from gistrag.settings import GistSettings
 
 TEXTS = ("The crane eats frogs.", "The mill has two wheels and a roof of straw.", "Nobody lives in the old tower.")
 PASSAGES = tuple(Passage(text, ("Valley",), len(text)) for text in TEXTS)
@@ -133,14 +133,14 @@ def test_an_arm_says_what_a_query_would(tuned: GistModel) -> None:
 
     for one in listed:
         ids = encoded(model, one.passages)
-        gists = compress(model, ids, placement="anchored", tokens_per_gist=2)
+        gists = compress(model, ids, GistSettings(placement="anchored", tokens_per_gist=2))
         memories = {
             "none": placed(),
             "full context": read_text(model, placed(), joined(encoded(model, one.document))),
             "text": read_text(model, placed(), joined(ids)),
-            "full KV": placed(*compress(model, ids, placement="selected", tokens_per_gist=1)),
+            "full KV": placed(*compress(model, ids, GistSettings(placement="selected", tokens_per_gist=1))),
             "gist 2": placed(*gists),
-            "gist 4": placed(*compress(model, ids, placement="anchored", tokens_per_gist=4)),
+            "gist 4": placed(*compress(model, ids, GistSettings(placement="anchored", tokens_per_gist=4))),
             "hybrid 2": read_text(model, placed(*gists[:-1]), ids[-1]),
         }
         for arm, memory in memories.items():
@@ -167,7 +167,7 @@ def test_all_arms_get_the_same_passages(tuned: GistModel) -> None:
 def test_gists_are_those_of_quantised_files(tuned: GistModel, kind: str, share: float) -> None:
     """Answers come from what a file would give back, and cost the bytes it would take."""
     arm = gist_arm("anchored", 2)
-    caches = compress(tuned, encoded(tuned, PASSAGES), placement="anchored", tokens_per_gist=2)
+    caches = compress(tuned, encoded(tuned, PASSAGES), GistSettings(placement="anchored", tokens_per_gist=2))
     stored = [as_stored(cache, kind) for cache in caches]
 
     (found,) = rows(tuned, [(case(), arm)], kv_cache_dtype=kind).values()
@@ -189,34 +189,17 @@ def test_an_adapter_changes_tuned_arms_only(tuned: GistModel) -> None:
     assert expected != [found["questions", one.name, "text"]["said"] for one in listed]
 
 
-def test_an_adapter_that_acts_everywhere_is_off_for_untuned_arms() -> None:
-    """Prefix and passages are then read again by the base model."""
-    model = adapted(tiny_model(), everywhere=True)
-    listed = [case(name) for name in "abc"]
-    found = rows(model, [(one, arm) for one in listed for arm in every(model)])
-    base = rows(tiny_model(), [(one, Arm("text", "text")) for one in listed])
-
-    expected = [base["questions", one.name, "text"]["said"] for one in listed]
-    assert expected == [found["questions", one.name, "text untuned"]["said"] for one in listed]
-
-
 def test_the_adapter_is_back_after_an_untuned_answer(tuned: GistModel) -> None:
     """Also when the answer failed."""
     settings = tuned.adapter and tuned.adapter.settings
     before = rows(tuned, [(case(), Arm("text", "text"))])
 
-    with suppress(RuntimeError), untuned(tuned) as base:
+    with suppress(RuntimeError), tuned.without_adapter() as base:
         assert base.adapter is None
         raise RuntimeError("no answer")
 
     assert settings is (tuned.adapter and tuned.adapter.settings)
     assert before == rows(tuned, [(case(), Arm("text", "text"))])
-
-
-def test_without_an_adapter_the_untuned_model_is_the_model(model: GistModel) -> None:
-    """There is nothing to switch off."""
-    with untuned(model) as base:
-        assert base is model
 
 
 def test_small_groups_give_the_same_rows(tuned: GistModel) -> None:
@@ -267,13 +250,13 @@ def test_a_passage_is_read_once_for_all_rates(tuned: GistModel, monkeypatch: pyt
 def test_the_same_prompt_is_answered_once(tuned: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question whose oracle is its best chunk gets one answer for both parts."""
     prompts: list[Any] = []
-    together = runner.generate_together
+    together = runner.generate_batch
 
     def counted(model: GistModel, memories: Any, listed: Any, **options: Any) -> Any:
         prompts.extend(listed)
         return together(model, memories, listed, **options)
 
-    monkeypatch.setattr(runner, "generate_together", counted)
+    monkeypatch.setattr(runner, "generate_batch", counted)
     parts = [case(part=part, passages=PASSAGES[:1]) for part in ("top 1", "oracle")]
 
     found = rows(tuned, [(one, Arm("text", "text")) for one in parts])
@@ -286,7 +269,7 @@ def test_gists_that_do_not_fit_spread_are_packed(tuned: GistModel) -> None:
     """As in the product; text that does not fit is left out with what is missing."""
     many = tuple(Passage(f"{number} {TEXTS[1]}", (), 48) for number in range(18))
     found = rows(tuned, [(case(passages=many), arm) for arm in every(tuned)])
-    gists = compress(tuned, encoded(tuned, many), placement="anchored", tokens_per_gist=4)
+    gists = compress(tuned, encoded(tuned, many), GistSettings(placement="anchored", tokens_per_gist=4))
     packed = concatenate([tuned.prefix, *gists], tuned.rope, layout="packed")
 
     assert "positions more than the window" in found["questions", "0", "text"]["left_out"]

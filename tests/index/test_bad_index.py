@@ -22,11 +22,13 @@ from support.tiny_models import HashEmbedder, tiny_model
 
 from gistrag.cli import main
 from gistrag.compression import compress as compression
+from gistrag.engine import Engine
 from gistrag.index import builder
 from gistrag.index.schema import FORMAT_VERSION
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
-from gistrag.rag import Engine
+from gistrag.model.gist_model import GistModel
+from gistrag.settings import GistSettings
 from gistrag.storage import files
 
 TEXTS = {
@@ -105,8 +107,8 @@ def house(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsy
         ("honey", ("--temperature", "nan"), 2, "--temperature"),
         ("honey", ("--scope", "none.md"), 2, "no document 'none.md'"),
         ("honey", ("--filter", "size=3"), 2, "filters are path, kind and heading"),
-        ("honey " * 400, (), 2, "the model's window has 1024"),
-        ("honey", ("--max-new-tokens", "5000"), 2, "the model's window has 1024"),
+        ("honey " * 400, (), 2, "the model's context window has 1024"),
+        ("honey", ("--max-new-tokens", "5000"), 2, "the model's context window has 1024"),
     ],
 )
 def test_a_question_that_makes_no_sense(
@@ -275,11 +277,11 @@ def test_a_gpu_that_is_full(house: House, monkeypatch: pytest.MonkeyPatch, room:
     """A batch that does not fit is halved down to one chunk; if not even that fits, code 5 and the index serves on."""
     real, sizes = compression._compress, []
 
-    def compress(chunks: Sequence[Sequence[int]], *given: Any) -> list[GistCache]:
+    def compress(model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
         sizes.append(len(chunks))
         if room == "for none" or len(chunks) > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return real(chunks, *given)
+        return real(model, chunks, settings)
 
     monkeypatch.setattr(compression, "_compress", compress)
     for name in ("salt", "rye", "rope"):

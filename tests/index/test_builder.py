@@ -16,12 +16,14 @@ import torch
 from support.tiny_models import HashEmbedder
 
 from gistrag import __version__
+from gistrag.engine import Engine
 from gistrag.errors import ResourceError
 from gistrag.index import builder
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
 from gistrag.model.gist_model import GistModel
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
+from gistrag.settings import GistSettings
 from gistrag.storage import files
 
 MILLS = "The mill stands by the river and grinds the wheat of the whole valley."
@@ -41,9 +43,9 @@ def compressed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
     real = builder.compress
 
-    def spy(model: GistModel, chunks: Sequence[Sequence[int]], **options: Any) -> list[GistCache]:
+    def spy(model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
         texts.extend(model.decode(chunk).strip() for chunk in chunks)
-        return real(model, chunks, **options)
+        return real(model, chunks, settings)
 
     monkeypatch.setattr(builder, "compress", spy)
     return texts
@@ -446,7 +448,7 @@ def test_chunk_shorter_than_a_gist_stays_text(tmp_path: Path, engine: Engine) ->
     """A chunk of fewer tokens than one gist stands for is stored without a gist, and that is no fallback."""
     docs = fill(tmp_path / "docs", {"short.txt": "Salt", "long.txt": BEES})
 
-    report = build(docs, engine, tokens_per_gist=5)
+    report = build(docs, engine, tokens_per_gist=8)
 
     assert (1, 1) == (report.without_gist, report.gists_made)
     with GistRAG.open(tmp_path / "index", engine=engine) as rag:
@@ -463,9 +465,9 @@ def test_special_tokens_in_documents_are_plain_text(
     seen: list[int] = []
     real = builder.compress
 
-    def spy(model: GistModel, chunks: Sequence[Sequence[int]], **options: Any) -> list[GistCache]:
+    def spy(model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
         seen.extend(token for chunk in chunks for token in chunk)
-        return real(model, chunks, **options)
+        return real(model, chunks, settings)
 
     monkeypatch.setattr(builder, "compress", spy)
     build(fill(tmp_path / "docs", {"evil.md": f"# {text.splitlines()[0]}\n\n{text}"}), engine)

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,15 +103,6 @@ def test_quantised_gist_comes_back_near(tmp_path: Path, kind: str, dtype: torch.
     assert torch.equal(put.positions, got.positions)
     assert (b'"format":"2"' in data, dtype) == (True, got.kv.dtype)
     assert stored_bytes(put.kv.shape, kind, itemsize=2) < put.kv.nbytes
-
-
-def test_fidelity_is_kept_with_the_gist(tmp_path: Path) -> None:
-    """It is in the file, to four digits; a gist that was never measured has none."""
-    with Store.build(tmp_path) as opened:
-        configure(opened)
-        opened.put_gists({"0" * 64: replace(cache(), fidelity=0.93456), "1" * 64: cache()})
-
-        assert [0.9346, None] == [opened.load(digit * 64).fidelity for digit in "01"]
 
 
 def test_plain_gist_has_the_format_it_always_had(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from gistrag.compression.compress import compress
 from gistrag.kv.cache import GistCache, concatenate, relocate
 from gistrag.kv.rope import Rope
 from gistrag.model.gist_model import GistModel
+from gistrag.settings import GistSettings
 
 ROPE = Rope(torch.tensor([1.0, 0.01]))
 
@@ -43,7 +44,7 @@ def test_relocation_rotates_keys_and_leaves_values(per_head: bool) -> None:
 def test_relocation_equals_recomputation(any_model: GistModel) -> None:
     """A cache moved by an offset is the cache of the same text read that much further on, prefix included."""
     text, offset = torch.tensor([list(b"some text to be read")]), 55
-    cache = compress(any_model, [text[0].tolist()], tokens_per_gist=1)[0]
+    cache = compress(any_model, [text[0].tolist()], GistSettings(tokens_per_gist=1))[0]
     prefix = torch.tensor([any_model.encode_template(any_model.prompt.prefix)])
     start = prefix.shape[1]
 

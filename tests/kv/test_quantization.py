@@ -12,6 +12,7 @@ from gistrag.compression.compress import compress
 from gistrag.kv.cache import GistCache, concatenate, relocate
 from gistrag.kv.quantization import BITS, dequantise, quantise, stored_bytes
 from gistrag.model.gist_model import GistModel
+from gistrag.settings import GistSettings
 
 SHAPE = (2, 2, 3, 5, 8)
 
@@ -121,7 +122,7 @@ def test_plain_numbers_are_no_codes() -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_relocation_moves_the_error_with_the_key(any_model: GistModel, bits: int) -> None:
     """A key is as near to the exact one at any place as it is in its file: rotation is of what was decoded."""
-    (exact,) = compress(any_model, [list(b"some text to be read")], tokens_per_gist=2)
+    (exact,) = compress(any_model, [list(b"some text to be read")], GistSettings(tokens_per_gist=2))
     near = GistCache(back_and_forth(exact.kv, bits), exact.positions, exact.source_tokens)
 
     moved = [relocate(cache, 77, rope=any_model.rope)[:, 0] for cache in (exact, near)]
@@ -134,7 +135,7 @@ def test_relocation_moves_the_error_with_the_key(any_model: GistModel, bits: int
 def test_eight_bits_change_little_of_what_is_read() -> None:
     """The states of a question behind gists in 8 bits are those behind exact ones, to about one part in a hundred."""
     model = tiny_model("llama")
-    (exact,) = compress(model, [list(b"the mill stands by the river")], tokens_per_gist=2)
+    (exact,) = compress(model, [list(b"the mill stands by the river")], GistSettings(tokens_per_gist=2))
     states = []
     for cache in (exact, GistCache(back_and_forth(exact.kv, 8), exact.positions, exact.source_tokens)):
         memory = concatenate([model.prefix, cache], model.rope)

@@ -13,9 +13,11 @@ import torch
 from support.mask import gist_mask
 from support.tiny_models import tiny_model
 
-from gistrag.compression.compress import anchors, compress, gist_count
+from gistrag.compression.compress import compress
+from gistrag.compression.placements import anchors, gist_count
 from gistrag.kv.cache import GistCache, concatenate
 from gistrag.model.gist_model import GistModel
+from gistrag.settings import GistSettings
 
 RATE = 4
 CHUNKS = [
@@ -29,7 +31,9 @@ CHUNKS = [
 
 def served(model: GistModel, chunks: list[list[int]], question: list[int], placement: str) -> torch.Tensor:
     """Return the logits of the question behind separately compressed, relocated, concatenated caches."""
-    return read_question(model, compress(model, chunks, placement=placement, tokens_per_gist=RATE), question)
+    return read_question(
+        model, compress(model, chunks, GistSettings(placement=placement, tokens_per_gist=RATE)), question
+    )
 
 
 def read_question(model: GistModel, caches: list[GistCache], question: list[int]) -> torch.Tensor:
@@ -108,7 +112,7 @@ def test_full_caches_are_block_attention(any_model: GistModel, count: int) -> No
     text = torch.cat([torch.tensor([False] * len(prefix) + [True] * len(chunk)) for chunk in chunks])
     mask[len(ids) :, : len(ids)] |= text  # the question sees all text
 
-    caches = compress(any_model, chunks, placement="selected", tokens_per_gist=1)
+    caches = compress(any_model, chunks, GistSettings(placement="selected", tokens_per_gist=1))
     logits = read_question(any_model, caches, question)
 
     expected = any_model.network(

@@ -14,7 +14,7 @@ from gistrag.evaluation.cases import Case, Passage
 from gistrag.evaluation.runner import Arm, Examiner, gist_arm
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task
-from gistrag.settings import KvCacheDtype
+from gistrag.settings import GistSettings, KvCacheDtype
 from gistrag.training.sampler import Mixture, Sampler
 from gistrag.training.trainer import Recipe, Trainer
 
@@ -52,9 +52,9 @@ def test_gists_made_on_a_gpu(model: GistModel, placement: str) -> None:
     """They are made there, all chunks of a batch at once, and are those of a CPU."""
     ids = [model.encode_passage(text) for text in TEXTS]
 
-    made = compress(model, ids, placement=placement, tokens_per_gist=3)
+    made = compress(model, ids, GistSettings(placement=placement, tokens_per_gist=3))
 
-    expected = compress(tiny_model(dtype=torch.float32), ids, placement=placement, tokens_per_gist=3)
+    expected = compress(tiny_model(dtype=torch.float32), ids, GistSettings(placement=placement, tokens_per_gist=3))
     for one, other in zip(made, expected, strict=True):
         assert isinstance(one.kv, Elsewhere)
         assert torch.equal(one.positions.cpu(), other.positions)

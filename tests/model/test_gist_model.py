@@ -13,8 +13,10 @@ from support.tiny_models import FAMILIES, SHAPE, byte_tokenizer, tiny_model, tin
 from gistrag.compression.compress import compress
 from gistrag.errors import ModelNotFoundError, UnsupportedModelError
 from gistrag.kv.cache import concatenate
-from gistrag.model.gist_model import GistModel, require_supported
+from gistrag.model.gist_model import GistModel
 from gistrag.model.prompt import INSTRUCTION, chat_prompt
+from gistrag.model.support import require_supported
+from gistrag.settings import GistSettings
 
 
 @pytest.fixture
@@ -52,7 +54,10 @@ def test_a_processor_that_is_slow_in_16_bits_computes_in_32(
     assert model.can_widen == is_fast
     assert expected.fingerprint == {name: value for name, value in model.fingerprint.items() if name != "adapter"}
     for placement in ("matched", "anchored"):
-        one, other = (compress(each, [list(b"a chunk of text")], placement=placement)[0] for each in (expected, model))
+        one, other = (
+            compress(each, [list(b"a chunk of text")], GistSettings(placement=placement))[0]
+            for each in (expected, model)
+        )
         assert other.kv.dtype == torch.bfloat16
         torch.testing.assert_close(one.kv.float(), other.kv.float(), rtol=0.05, atol=0.05)
     for name in ("adapter_model", "gist_vectors"):

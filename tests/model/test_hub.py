@@ -8,7 +8,8 @@ import pytest
 
 from gistrag.errors import ModelNotFoundError
 from gistrag.model import hub
-from gistrag.model.hub import ENTRIES, file_sha256, find, folder_sha256
+from gistrag.model.hashing import cache_folder, file_sha256, folder_sha256
+from gistrag.model.hub import ENTRIES, find
 from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
 pytestmark = pytest.mark.usefixtures("private_cache")
@@ -80,7 +81,7 @@ def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     first = file_sha256(file)
-    note = next((hub.cache_folder() / "hashes").iterdir())
+    note = next((cache_folder() / "hashes").iterdir())
     note.write_text('{"sha256": "remembered"}')
 
     assert file_sha256(file) == "remembered"

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from support.live_server import build, connect, exchange, request, serving
 
-from gistrag.answering import answering as answer_stream
+from gistrag.answering import stream as answer_stream
+from gistrag.engine import Engine
 from gistrag.model.gist_model import GistModel, Reading
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
 from gistrag.server import app, auth, http
 from gistrag.server.auth import digest
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from support.live_server import build
 
-from gistrag.answering.answering import Stream
+from gistrag.answering.stream import Stream
+from gistrag.engine import Engine
 from gistrag.errors import IndexFolderError
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
 from gistrag.server.registry import Record, status_record
 
 pytest.importorskip("mcp")
@@ -30,7 +31,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from support.tiny_models import HashEmbedder, tiny_model
 from gistrag.cli import mcp
-from gistrag.rag import Engine
+from gistrag.engine import Engine
 Engine.load = lambda *given, **options: Engine(tiny_model(), HashEmbedder())
 sys.exit(mcp.main(["--index", "manual={index}"]))
 """
@@ -111,7 +112,7 @@ def test_search_ask_and_status(shelf: dict[str, GistRAG]) -> None:
         ("search", {"question": " ", "index": "manual"}, "the question is empty"),
         ("ask", {"question": "honey", "index": "manual", "document": "x.md"}, "no document 'x.md' in manual"),
         ("ask", {"question": "honey", "index": "manual", "top_k": 65}, "less than or equal to 64"),
-        ("ask", {"question": "a" * 2000, "index": "manual"}, "the model's window has 1024"),
+        ("ask", {"question": "a" * 2000, "index": "manual"}, "the model's context window has 1024"),
         ("remove", {}, "remove"),
     ],
 )
@@ -166,7 +167,7 @@ def test_an_answer_that_is_called_off_ends(shelf: dict[str, GistRAG], monkeypatc
 
 def test_an_answer_that_ends_is_whole(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
     """What the model itself ended is not cut."""
-    monkeypatch.setattr(Stream, "_answer", lambda stream, question: iter(["wax", "."]))
+    monkeypatch.setattr(Stream, "_answer", lambda stream: iter(["wax", "."]))
 
     async def script(client: Client) -> None:
         told = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})

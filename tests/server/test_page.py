@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from support.live_server import build, serving
 
-from gistrag.answering import answering as answer_stream
+from gistrag.answering import stream as answer_stream
+from gistrag.engine import Engine
 from gistrag.model.gist_model import GistModel
-from gistrag.rag import Engine
 from gistrag.server.auth import digest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install playwright")
@@ -216,7 +216,7 @@ def test_what_goes_wrong_is_said(browser: Any, address: str, say: Say) -> None:
         alarm = ask(ready(page), "why " * 500).get_by_role("alert")
         alarm.wait_for()
 
-        assert "the model's window has 1024" in alarm.inner_text()
+        assert "the model's context window has 1024" in alarm.inner_text()
         ask(page, "Why?").locator(".said", has_text="Fine.").wait_for()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gistrag.answering.answering import Answer, Timings, Usage
+from gistrag.answering.answer import Answer, Timings, Usage
 
 pytest.importorskip("prometheus_client")
 

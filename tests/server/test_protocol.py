@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gistrag.answering.answering import Answer, Options, Source, Usage
+from gistrag.answering.answer import Answer, Options, Source, Usage
 from gistrag.server.protocol import ChatRequest, Refusal, cut, footnotes, usage
 
 ASKED = {"model": "manual", "messages": [{"role": "user", "content": "How long?"}]}

@@ -8,8 +8,9 @@ import pytest
 from support.live_server import build
 from support.tiny_models import HashEmbedder
 
+from gistrag.engine import Engine
 from gistrag.errors import FingerprintMismatchError, UsageError
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
 from gistrag.server import registry
 
 

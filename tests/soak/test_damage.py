@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from support import fake_compressor
-from support.fake_compressor import is_right, write_documents
+from support.fake_compressor import is_right, retrieved, write_documents
 
 from gistrag.cli.verify import check
+from gistrag.engine import Engine
 from gistrag.errors import CorruptGistError, FingerprintMismatchError, GistRAGError
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
 
 Randomness = random.Random
 SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
@@ -68,15 +69,15 @@ class Shelf:
         """
         try:
             with GistRAG.open(index, engine=self.engine) as rag:
-                stream = rag.stream("part 1 of the harbour crane", top_k=99)
-                passages = stream._retrieve()
+                passages, usage = retrieved(rag, "part 1 of the harbour crane", top_k=99)
         except GistRAGError:
             return "refused"
         for passage in passages:
-            chunk = passage.hit.chunk
+            chunk = passage.chunk
             assert is_right(passage, self.engine), chunk
+            assert chunk
             assert chunk.text in self.texts, chunk
-        if stream.answer.usage.text_fallbacks:
+        if usage.text_fallbacks:
             return "text"
         return "whole" if len(passages) == self.chunks else "fewer"
 
@@ -297,11 +298,10 @@ def test_1000_swapped_gists_are_refused(shelf: Shelf, foreign: Path, randomness:
 def test_every_chunk_has_its_gist(shelf: Shelf, k: int) -> None:
     """Of a sound index exactly k gists are loaded and nothing is read as text."""
     with GistRAG.open(shelf.fresh(), engine=shelf.engine) as rag:
-        stream = rag.stream("harbour lantern", top_k=k)
-        passages = stream._retrieve()
+        passages, usage = retrieved(rag, "harbour lantern", top_k=k)
 
     assert k == sum(isinstance(passage.content, GistCache) for passage in passages)
-    assert 0 == stream.answer.usage.text_fallbacks
+    assert usage.text_fallbacks == 0
     assert all(is_right(passage, shelf.engine) for passage in passages)
 
 

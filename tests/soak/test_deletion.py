@@ -10,8 +10,9 @@ import pytest
 from support import fake_compressor
 
 from gistrag.cli import gc
+from gistrag.engine import Engine
 from gistrag.index.store import Store
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
 
 SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
 

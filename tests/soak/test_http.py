@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.live_server import build, connect, exchange, hang_up, request, serving
 
-from gistrag.rag import Engine
+from gistrag.engine import Engine
 
 httpx = pytest.importorskip("httpx2")
 openai = pytest.importorskip("openai")

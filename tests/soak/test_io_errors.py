@@ -17,9 +17,9 @@ from support.fake_compressor import State, look_into, state_of, versions_in, wri
 from support.io_trace import Kind, Operation, ShortWrite, Watch, watched
 
 from gistrag.cli import main
+from gistrag.engine import Engine
 from gistrag.index import builder
 from gistrag.index.store import Store
-from gistrag.rag import Engine
 
 ARGUMENTS = ("--chunk-tokens", "160", "--tokens-per-gist", str(fake_compressor.TOKENS_PER_GIST), "--quiet", "--json")
 FIRST, SECOND = {"a": 1, "b": 1, "c": 1}, {"a": 2, "b": 1, "d": 1}

@@ -14,9 +14,9 @@ from support import fake_compressor
 from support.fake_compressor import State, look_into, versions_in, write_documents
 from support.process_pool import Child, Nursery
 
+from gistrag.engine import Engine
 from gistrag.index.store import Store
 from gistrag.kv.gist_file import decode, read
-from gistrag.rag import Engine
 
 OPTIONS = ["--chunk-tokens", "160", "--tokens-per-gist", str(fake_compressor.TOKENS_PER_GIST)]
 DELAY_S = 0.01

@@ -13,8 +13,9 @@ from support import fake_compressor
 from support.fake_compressor import look_into, versions_in, write_documents
 from support.process_pool import Nursery
 
+from gistrag.engine import Engine
 from gistrag.errors import IncompleteIndexError
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
 
 SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
 VERSIONS = {"a": 1, "b": 1}

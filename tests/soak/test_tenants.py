@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from support import fake_compressor
-from support.fake_compressor import is_right, write_documents
+from support.fake_compressor import is_right, retrieved, write_documents
 
+from gistrag.engine import Engine
 from gistrag.errors import CorruptGistError, GistNotFoundError
 from gistrag.kv.cache import GistCache
-from gistrag.rag import Engine, GistRAG
+from gistrag.rag import GistRAG
 
 TENANTS = 8
 SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
@@ -39,11 +40,11 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[GistRAG]]
 def foreign(tenants: list[GistRAG], number: int, question: str) -> int:
     """Return how many chunks an answer rests on that are not the tenant's own."""
     rag = tenants[number]
-    passages = rag.stream(question, top_k=4)._retrieve()
+    passages = retrieved(rag, question, top_k=4)[0]
     assert passages
     assert all(is_right(passage, rag.engine) for passage in passages)
     own = {chunk.text for row in rag.store.documents() for chunk in rag.store.chunks_of(row.path)}
-    told = [passage.hit.chunk.text for passage in passages]
+    told = [passage.chunk.text for passage in passages if passage.chunk]
     return sum(text not in own or ("canary" in text and f"canary{number}." not in text) for text in told)
 
 

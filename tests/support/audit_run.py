@@ -64,7 +64,8 @@ def main(folder: Path, is_real: bool) -> None:
     sys.path[:0] = [str(Path(__file__).parents[1])]
     from support.tiny_models import HashEmbedder, tiny_model
 
-    from gistrag.rag import Engine, GistRAG
+    from gistrag.engine import Engine
+    from gistrag.rag import GistRAG
     from gistrag.settings import IndexSettings
 
     engine = Engine.load(IndexSettings()) if is_real else Engine(tiny_model(), HashEmbedder())

@@ -19,15 +19,17 @@ import pytest
 import torch
 from support.tiny_models import HashEmbedder, tiny_model
 
-from gistrag.answering.answering import Passage
+from gistrag.answering.answer import Options, Timings, Usage
+from gistrag.answering.passages import Passage
 from gistrag.documents.chunking import Chunk
 from gistrag.documents.discovery import Document
+from gistrag.engine import Engine
 from gistrag.errors import IncompleteIndexError
 from gistrag.index import builder
 from gistrag.index.store import IndexedChunk, Store
 from gistrag.kv.cache import GistCache, as_stored
-from gistrag.rag import Engine
-from gistrag.settings import IndexSettings
+from gistrag.rag import GistRAG
+from gistrag.settings import GistSettings, IndexSettings
 
 TOKENS_PER_GIST = 8
 LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 8  # of the tiny model
@@ -57,12 +59,10 @@ def stored_gist_of(ids: Sequence[int], tokens_per_gist: int = TOKENS_PER_GIST) -
 def compress_at_once(delay_s: float = 0.0) -> Any:
     """Return a stand-in for `gistrag.compression.compress.compress` that takes *delay_s* for a chunk."""
 
-    def compress(
-        model: Any, chunks: Sequence[Sequence[int]], *, tokens_per_gist: int = 2, **options: Any
-    ) -> list[GistCache]:
+    def compress(model: Any, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
         if delay_s:
             time.sleep(delay_s * len(chunks))
-        return [gist_of(chunk, tokens_per_gist) for chunk in chunks]
+        return [gist_of(chunk, settings.tokens_per_gist) for chunk in chunks]
 
     return compress
 
@@ -199,9 +199,16 @@ def versions_in(state: State) -> dict[str, int]:
 
 def is_right(passage: Passage, engine: Engine, *, tokens_per_gist: int = TOKENS_PER_GIST) -> bool:
     """Return whether what would reach the model is what the chunk was made of, in every bit."""
-    chunk = passage.hit.chunk
+    chunk = passage.chunk
+    assert chunk is not None
     ids = engine.model.encode_passage(chunk.text, chunk.heading)
     if not isinstance(passage.content, GistCache):
         return passage.content == ids
     expected = stored_gist_of(ids, tokens_per_gist)
     return torch.equal(expected.kv, passage.content.kv) and torch.equal(expected.positions, passage.content.positions)
+
+
+def retrieved(rag: GistRAG, question: str, *, top_k: int) -> tuple[list[Passage], Usage]:
+    """Return the passages that a question would be answered from, and what loading them took."""
+    usage = Usage()
+    return rag._passages(question, Options(top_k=top_k), usage, Timings()), usage

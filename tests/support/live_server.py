@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gistrag.rag import Engine, GistRAG
+from gistrag.engine import Engine
+from gistrag.rag import GistRAG
 from gistrag.server import http
 from gistrag.server.app import Terms, application
 from gistrag.server.auth import Access

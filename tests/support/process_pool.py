@@ -113,9 +113,9 @@ def build(tell: Callable[..., None], engine: Any, *, docs: str, index: str, dela
     from support import fake_compressor
 
     from gistrag.cli import main
+    from gistrag.engine import Engine
     from gistrag.index import builder
     from gistrag.index.store import Store
-    from gistrag.rag import Engine
 
     compress = builder.compress if delay_s < 0 else fake_compressor.compress_at_once(delay_s)
     commit = Store.commit
@@ -153,10 +153,10 @@ def read(tell: Callable[..., None], engine: Any, *, index: str, questions: int, 
                 if until and Path(until).exists():
                     break
             question = randomness.choice(("rye and honey", "salt of the harbour", "part 2", "the lantern crane"))
-            stream, started_s = rag.stream(question, top_k=4), time.perf_counter()
-            passages = stream._retrieve()
+            started_s = time.perf_counter()
+            passages, usage = fake_compressor.retrieved(rag, question, top_k=4)
             latencies_s.append(time.perf_counter() - started_s)
-            fallbacks += stream.answer.usage.text_fallbacks
+            fallbacks += usage.text_fallbacks
             wrong += sum(not fake_compressor.is_right(passage, engine) for passage in passages)
     tell("done", {"latencies_s": latencies_s, "fallbacks": fallbacks, "wrong": wrong})
     return 0
@@ -184,7 +184,7 @@ def _load(models: str) -> Any:
 
     if models == "stand-in":
         return fake_compressor.engine()
-    from gistrag.rag import Engine
+    from gistrag.engine import Engine
     from gistrag.settings import IndexSettings
 
     return Engine.load(IndexSettings())

@@ -256,13 +256,13 @@ def test_local_teacher_reads_as_many_as_fit(model: GistModel, monkeypatch: pytes
     monkeypatch.setattr("gistrag.training.teacher.ROWS", 3)
     monkeypatch.setattr("gistrag.training.teacher.TOKENS", 200)
     sizes: list[int] = []
-    together = generation.generate_together
+    together = generation.generate_batch
 
     def watched(*arguments: Any, **settings: Any) -> Any:
         sizes.append(len(arguments[2]))
         return together(*arguments, **settings)
 
-    monkeypatch.setattr("gistrag.model.generation.generate_together", watched)
+    monkeypatch.setattr("gistrag.model.generation.generate_batch", watched)
     requests = [Request("?", "x" * 90)] * 3 + [Request("?", "x")] * 4
 
     texts = LocalTeacher(model).write(requests, max_new_tokens=2)

@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from support.tiny_models import FAMILIES, tiny_model
 from torch import Tensor
 
-from gistrag.compression.compress import TextPass, compress
+from gistrag.compression.compress import compress
+from gistrag.compression.placements import TextPass
 from gistrag.errors import DivergedError, ResourceError, UsageError
 from gistrag.kv.cache import GistCache
 from gistrag.model import adapter
 from gistrag.model.adapter import Adapter, Role
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task
-from gistrag.settings import Placement
+from gistrag.settings import GistSettings, Placement
 from gistrag.training import trainer as training
 from gistrag.training.checkpoints import SPIKE_STEPS, Run, checkpoints, draw, read_log
 from gistrag.training.sampler import IGNORED, Batch, Mixture, Row, Sampler
@@ -45,12 +46,10 @@ def contexts(count: int = 8) -> list[Context]:
     ]
 
 
-def trainee(
-    family: str = "llama", *, placement: str = "anchored", everywhere: bool = False, **changes: object
-) -> GistModel:
+def trainee(family: str = "llama", *, placement: str = "anchored", **changes: object) -> GistModel:
     """Return a tiny model with a new adapter."""
     model = tiny_model(family, dtype=torch.float32, **changes)
-    model.new_adapter(rank=4, gists=24, placement=placement, everywhere=everywhere)
+    model.new_adapter(rank=4, gists=24, placement=placement)
     return model
 
 
@@ -133,7 +132,9 @@ def test_a_new_adapter_changes_nothing() -> None:
     model, plain = trainee(), tiny_model(dtype=torch.float32)
     chunks = [list(b"a chunk to compress"), list(b"another")]
 
-    with_adapter, without = (compress(each, chunks, placement="anchored", tokens_per_gist=2) for each in (model, plain))
+    with_adapter, without = (
+        compress(each, chunks, GistSettings(placement="anchored", tokens_per_gist=2)) for each in (model, plain)
+    )
 
     assert all(torch.equal(one.kv, other.kv) for one, other in zip(with_adapter, without, strict=True))
 
@@ -148,18 +149,9 @@ def test_the_adapter_leaves_text_alone() -> None:
     plain = TextPass(tiny_model(dtype=torch.float32), chunk)
 
     assert torch.equal(plain.compress("selected", 1)[0].kv, text.kv)
-    assert not torch.equal(plain.compress("anchored", 2)[0].kv, compress(model, chunk, placement="anchored")[0].kv)
-
-
-def test_an_adapter_everywhere_changes_text_as_well() -> None:
-    """The ablation acts on passages too."""
-    model = trainee(everywhere=True)
-    shake(model)
-    chunk = [list(b"a chunk to compress")]
-
-    plain = compress(tiny_model(dtype=torch.float32), chunk, tokens_per_gist=1)[0]
-
-    assert not torch.equal(plain.kv, compress(model, chunk, tokens_per_gist=1)[0].kv)
+    assert not torch.equal(
+        plain.compress("anchored", 2)[0].kv, compress(model, chunk, GistSettings(placement="anchored"))[0].kv
+    )
 
 
 def shake(model: GistModel) -> None:
@@ -234,7 +226,7 @@ def test_training_is_what_serving_computes() -> None:
     batch = sampler(model, mixture).batch(0)
     row = batch.rows[0]
     caches = [
-        compress(model, [batch.chunks[n]], placement="anchored", tokens_per_gist=batch.tokens_per_gist)[0]
+        compress(model, [batch.chunks[n]], GistSettings(placement="anchored", tokens_per_gist=batch.tokens_per_gist))[0]
         for n in row.chunks
     ]
     memory = concatenate([model.prefix, *caches], model.rope)
@@ -548,7 +540,7 @@ def test_a_saved_adapter_makes_the_same_gists(tmp_path: Path) -> None:
     model = tiny_model(dtype=torch.float32)
     model.adapter = Adapter.load(model.network, tmp_path / "adapter", base=model.weights, prefix=model.prompt.prefix)
 
-    expected, found = (compress(each, chunk, placement="anchored") for each in (one.model, model))
+    expected, found = (compress(each, chunk, GistSettings(placement="anchored")) for each in (one.model, model))
 
     assert torch.equal(expected[0].kv, found[0].kv)
     assert 4 == json.loads((tmp_path / "adapter" / "gist_settings.json").read_text())["tokens_per_gist"]
@@ -592,7 +584,7 @@ def test_gists_of_one_text_pass_at_several_rates() -> None:
     text = TextPass(model, chunk)
 
     def both(tokens_per_gist: int) -> tuple[GistCache, GistCache]:
-        fresh = compress(model, chunk, placement="anchored", tokens_per_gist=tokens_per_gist)
+        fresh = compress(model, chunk, GistSettings(placement="anchored", tokens_per_gist=tokens_per_gist))
         return text.compress("anchored", tokens_per_gist)[0], fresh[0]
 
     assert all(torch.equal(one.kv, other.kv) for one, other in (both(2), both(8), both(2)))

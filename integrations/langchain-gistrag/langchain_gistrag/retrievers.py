@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from gistrag import GistRAG
-from gistrag.index.schema import ChunkRow
-from gistrag.index.store import Store
+from gistrag import GistRAG, StoredChunk
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
@@ -39,7 +36,7 @@ class GistRAGRetriever(BaseRetriever):
     ) -> list[Document]:
         top_k = self.k if k is None else k
         hits = self.rag.retrieve(query, top_k=top_k, scope=self.scope, filters=self.filters)
-        return [document(self.rag.store, hit.chunk, hit.score) for hit in hits]
+        return [document(self.rag, hit.chunk, hit.score) for hit in hits]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
@@ -47,7 +44,7 @@ class GistRAGRetriever(BaseRetriever):
         return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=None, k=k)
 
 
-def document(store: Store, chunk: ChunkRow, score: float) -> Document:
+def document(rag: GistRAG, chunk: StoredChunk, score: float) -> Document:
     """Return a chunk as a document; what does not apply to it is left out of its metadata."""
     known: dict[str, Any] = {
         "source": chunk.path,
@@ -57,8 +54,7 @@ def document(store: Store, chunk: ChunkRow, score: float) -> Document:
         "score": score,
     }
     metadata = {name: value for name, value in known.items() if value not in (None, "")}
-    index_id = hashlib.sha256(store.salt.encode()).hexdigest()[:12]  # ids of two indexes never meet
-    return Document(id=f"gistrag-{index_id}-{chunk.id}", page_content=chunk.text, metadata=metadata)
+    return Document(id=f"gistrag-{rag.index_id}-{chunk.id}", page_content=chunk.text, metadata=metadata)
 
 
 def passage(document: Document) -> str:

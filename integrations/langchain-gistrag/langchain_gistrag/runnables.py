@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from gistrag import Answer, GistRAG, Options, Stream
-from gistrag.answering.answering import GivenTexts
 from gistrag.errors import UsageError
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import AddableDict, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field
 
 from langchain_gistrag.retrievers import document, passage
 
@@ -48,11 +47,6 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
     rag: GistRAG
     options: Options = Field(default_factory=Options)
     retriever: BaseRetriever | None = None
-    _given: GivenTexts = PrivateAttr()
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Prepare to answer from documents of another retriever."""
-        self._given = GivenTexts(self.rag.store, self.rag.model)
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> Reply:
         """Return the answer to a question with its sources.
@@ -131,17 +125,26 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
                 f"expected a question in words, got {type(question).__name__}; in a chain put "
                 'itemgetter("question") before'
             )
-        options = asdict(replace(self.options, **changes))
+        options = replace(self.options, **changes)
         if found is None:
-            return self.rag.stream(question, **options)
-        return self._given.stream(question, [passage(one) for one in found], **options)
+            return self.rag.stream(question, **vars(options))
+        if options.scope is not None or options.filters:
+            raise UsageError("scope and filters choose among the chunks of the index, but the texts are given")
+        return self.rag.stream_from(
+            question,
+            [passage(one) for one in found],
+            mode=options.mode,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
 
     def _context(self, answer: Answer, found: Sequence[Document] | None) -> list[Document]:
         """Return the documents of an answer, best first: of those that were found as many as fit, or its chunks."""
         if found is not None:
             return [one for one in found if passage(one)][: len(answer.sources)]
-        store, scores = self.rag.store, {source.chunk_id: source.score for source in answer.sources}
-        return [document(store, chunk, scores[chunk.id]) for chunk in store.chunks(scores)]
+        scores = {source.chunk_id: source.score for source in answer.sources}
+        return [document(self.rag, chunk, scores[chunk.id]) for chunk in self.rag.chunks(list(scores))]
 
 
 async def _only(question: str) -> AsyncIterator[str]:

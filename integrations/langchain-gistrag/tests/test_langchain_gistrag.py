@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from gistrag import Engine, GistRAG, Options
-from gistrag.answering import answering
-from gistrag.answering.answering import NO_DOCUMENTS, NO_PASSAGES, Stream
+from gistrag.answering import texts as answering
+from gistrag.answering.stream import Stream
 from gistrag.errors import UsageError
+from gistrag.rag import NO_DOCUMENTS, NO_PASSAGES
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
@@ -75,9 +76,9 @@ def compressed(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     made: list[list[int]] = []
     real = answering.compress
 
-    def spy(model: Any, chunks: Sequence[Sequence[int]], **settings: Any) -> Any:
+    def spy(model: Any, chunks: Sequence[Sequence[int]], settings: Any) -> Any:
         made.extend(map(list, chunks))
-        return real(model, chunks, **settings)
+        return real(model, chunks, settings)
 
     monkeypatch.setattr(answering, "compress", spy)
     return made
@@ -267,7 +268,7 @@ def test_options(rag: GistRAG, short: GistRAGRunnable) -> None:
 
     assert {expected.text} == {reply["answer"] for reply in replies}
     assert [1] * 4 == [len(reply["context"]) for reply in replies]
-    with pytest.raises(UsageError, match="mode must be one of gist, text, hybrid, auto, got 'fast'"):
+    with pytest.raises(UsageError, match="mode must be one of gist, text, hybrid, got 'fast'"):
         short.invoke(QUESTION, mode="fast")
 
 

@@ -7,10 +7,8 @@ how `GistSynthesizer` finds its gists again, whatever stands between the two.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,10 +27,8 @@ from llama_index.core.schema import (
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
-from gistrag import GistRAG
+from gistrag import GistRAG, Hit, StoredChunk
 from gistrag.errors import UsageError
-from gistrag.index.retriever import Hit, Retriever
-from gistrag.index.schema import ChunkRow
 
 FOR_PEOPLE = ("file_path", "file_name", "page_label")
 """Metadata of a node that no model is shown; its ``heading`` is shown."""
@@ -109,12 +105,11 @@ class GistRetriever(BaseRetriever):
 
     def nodes(self) -> list[TextNode]:
         """Return all chunks of the index: for a docstore, or for another retriever to search."""
-        store = self.rag.store
-        with store.snapshot():
-            return [node for row in store.documents() for node in self._nodes(store.chunks_of(row.path))]
+        with self.rag.snapshot():
+            return [node for row in self.rag.documents() for node in self._nodes(self.rag.chunks(document=row.path))]
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        with self.rag.store.snapshot():
+        with self.rag.snapshot():
             hits = self._passing(query_bundle.query_str, self._search(query_bundle))
             nodes = self._nodes([hit.chunk for hit in hits])
         return [NodeWithScore(node=node, score=hit.score) for node, hit in zip(nodes, hits, strict=True)]
@@ -124,18 +119,15 @@ class GistRetriever(BaseRetriever):
 
     def _search(self, query: QueryBundle) -> Callable[..., list[Hit]]:
         """Return the search of the index, by the vector of a query if it has one of its own."""
-        vector = self._vector_of(query)
-        if vector is None:
-            return self.rag.retrieve
-        return Retriever(self.rag.store, _Known(vector), reranker=self.rag.engine.reranker).search
+        return partial(self.rag.retrieve, vector=self._vector_of(query))
 
     def _vector_of(self, query: QueryBundle) -> npt.NDArray[np.float32] | None:
-        """Return the normalised vector of a query, the mean of several; None where its text is to be embedded."""
+        """Return the normalized vector of a query, the mean of several; None where its text is to be embedded."""
         if self.use_query_embedding and query.embedding is not None:
-            return _normalised(np.asarray(query.embedding, np.float32))
+            return _normalized(np.asarray(query.embedding, np.float32))
         if query.custom_embedding_strs is not None:
             vectors = [self.rag.engine.embedder.embed_query(text) for text in query.embedding_strs]
-            return _normalised(np.mean(vectors, axis=0))
+            return _normalized(np.mean(vectors, axis=0))
         return None
 
     def _passing(self, question: str, search: Callable[..., list[Hit]]) -> list[Hit]:
@@ -150,12 +142,12 @@ class GistRetriever(BaseRetriever):
                 return passing[: self.similarity_top_k]
             reach *= 4
 
-    def _nodes(self, chunks: Sequence[ChunkRow]) -> list[TextNode]:
+    def _nodes(self, chunks: Sequence[StoredChunk]) -> list[TextNode]:
         ids = {chunk.id + step for chunk in chunks for step in (-1, 1)}
-        near = {row.id: row for row in self.rag.store.chunks(ids)}
+        near = {row.id: row for row in self.rag.chunks(sorted(ids))}
         return [self._node(chunk, near) for chunk in chunks]
 
-    def _node(self, chunk: ChunkRow, near: Mapping[int, ChunkRow]) -> TextNode:
+    def _node(self, chunk: StoredChunk, near: Mapping[int, StoredChunk]) -> TextNode:
         text = chunk.text.lstrip()  # as it stands in the prompt, also below a heading
         return TextNode(
             id_=self._node_id(chunk.id),
@@ -170,7 +162,7 @@ class GistRetriever(BaseRetriever):
             relationships=self._relationships(chunk, near),
         )
 
-    def _relationships(self, chunk: ChunkRow, near: Mapping[int, ChunkRow]) -> dict[NodeRelationship, Any]:
+    def _relationships(self, chunk: StoredChunk, near: Mapping[int, StoredChunk]) -> dict[NodeRelationship, Any]:
         """Return the document of a chunk and its neighbours there; chunks of a document have successive ids."""
         document = RelatedNodeInfo(
             node_id=self._node_id(f"document-{chunk.document_id}"),
@@ -185,12 +177,7 @@ class GistRetriever(BaseRetriever):
         return found
 
     def _node_id(self, number: int | str) -> str:
-        return f"gistrag-{self._index_id}-{number}"
-
-    @cached_property
-    def _index_id(self) -> str:
-        """What tells the nodes of this index from those of any other."""
-        return hashlib.sha256(self.rag.store.salt.encode()).hexdigest()[:12]
+        return f"gistrag-{self.rag.index_id}-{number}"
 
 
 def require_index(rag: object) -> None:
@@ -203,22 +190,11 @@ def require_index(rag: object) -> None:
         raise UsageError(f"expected an open index, found {rag!r}; GistRAG.open or GistRAG.from_folder gives one")
 
 
-@dataclass(frozen=True)
-class _Known:
-    """An embedder for a question whose vector is known."""
-
-    vector: npt.NDArray[np.float32]
-
-    def embed_query(self, question: str, /) -> npt.NDArray[np.float32]:
-        """Return the vector."""
-        return self.vector
-
-
-def _normalised(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _normalized(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
 
 
-def _metadata(chunk: ChunkRow) -> dict[str, str]:
+def _metadata(chunk: StoredChunk) -> dict[str, str]:
     """Return what is known of a chunk; what does not apply is left out."""
     known = {
         "file_path": chunk.path,

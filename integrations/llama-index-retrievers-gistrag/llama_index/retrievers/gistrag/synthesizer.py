@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # meant to be had there
@@ -21,9 +21,8 @@ from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
-from gistrag import GistRAG
-from gistrag.answering.answering import GivenTexts, Options, Stream
-from gistrag.settings import Mode
+from gistrag import GistRAG, Options, Stream
+from gistrag.errors import UsageError
 from llama_index.retrievers.gistrag.base import require_index
 
 dispatcher = get_dispatcher(__name__)
@@ -61,7 +60,7 @@ class GistSynthesizer(BaseSynthesizer):
         streaming: bool = False,
         empty_response: str | None = None,
         callback_manager: CallbackManager | None = None,
-        mode: Mode = "gist",
+        mode: Literal["gist", "text", "hybrid"] = "gist",
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
@@ -75,7 +74,6 @@ class GistSynthesizer(BaseSynthesizer):
         )
         self.rag = rag
         self.options = Options(mode=mode, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        self._given = GivenTexts(rag.store, rag.model)
 
     def get_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> RESPONSE_TEXT_TYPE:
         """Return the answer from texts, best first: a string, or with streaming a generator of pieces.
@@ -100,7 +98,17 @@ class GistSynthesizer(BaseSynthesizer):
         return response
 
     def _stream(self, question: str, texts: Sequence[str], changes: dict[str, Any]) -> Stream:
-        return self._given.stream(question, texts, **asdict(replace(self.options, **changes)))
+        options = replace(self.options, **changes)
+        if options.scope is not None or options.filters:
+            raise UsageError("scope and filters choose among the chunks of the index, but the texts are given")
+        return self.rag.stream_from(
+            question,
+            texts,
+            mode=options.mode,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
 
     def _get_prompts(self) -> PromptDictType:
         return {}

@@ -1,0 +1,150 @@
+"""The values of one answer: how it was asked for, its sources, its timings and its counts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import get_args
+
+from gistrag.errors import UsageError
+from gistrag.kv.cache import Layout
+from gistrag.settings import Mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to answer a question.
+
+    Attributes:
+        top_k: chunks to answer from.
+        mode: ``gist`` loads gist caches, ``text`` reads text, ``hybrid`` reads the best chunk as text and loads the
+            gist caches of the others.
+        scope: path of one document; *all* its chunks are taken instead of the best *top_k*.
+        filters: see `gistrag.GistRAG.retrieve`.
+        max_new_tokens: the answer is cut after so many tokens.
+        temperature: 0 takes the most likely token; above 0, tokens are sampled with *seed*.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    top_k: int = 3
+    mode: Mode = "gist"
+    scope: str | None = None
+    filters: Mapping[str, str] | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
+        if self.top_k < 1:
+            raise UsageError(f"top_k must be at least 1, got {self.top_k}")
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature must be at least 0 and finite, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A chunk an answer rests on.
+
+    Attributes:
+        path: document, relative to its folder; page: counted from 1, where the format has pages.
+        heading: path of headings above the chunk; start, end: characters of the document's text.
+        score: relevance as retrieval saw it, higher is better; snippet: how the chunk begins.
+        chunk_id: of the chunk in the index, 0 for a text from outside; as_text: read as text rather than from gists.
+    """
+
+    path: str
+    page: int | None
+    heading: tuple[str, ...]
+    start: int
+    end: int
+    score: float
+    snippet: str
+    chunk_id: int
+    as_text: bool
+
+    @property
+    def place(self) -> str:
+        """The citation: path with page or heading."""
+        where = f"page {self.page}" if self.page else " > ".join(self.heading)
+        return f"{self.path}, {where}" if where else self.path
+
+
+@dataclass(kw_only=True)
+class Timings:
+    """Seconds of each stage; ``ttft_s`` runs from the call to the first token and includes the three before it."""
+
+    retrieve_s: float = 0.0
+    load_s: float = 0.0
+    assemble_s: float = 0.0
+    ttft_s: float = 0.0
+    total_s: float = 0.0
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Record the seconds of the block under the name of a stage."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, time.perf_counter() - started_s)
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds from the first token to the last."""
+        return self.total_s - self.ttft_s
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """What an answer took.
+
+    Attributes:
+        gist_slots: cache slots of the gists; source_tokens: tokens of text they stand for.
+        text_tokens: tokens of passages read as text; question_tokens, answer_tokens: of the two in the prompt.
+        bytes_read: of gist files; text_fallbacks: chunks read as text because their gist is damaged or missing.
+        gists_made: texts from outside the index that were compressed for this answer.
+        dropped_chunks: lowest-ranked chunks left out because the context window or the memory is full.
+        missing_chunks: how many fewer chunks were found than asked for; layout: of the gists.
+    """
+
+    gist_slots: int = 0
+    source_tokens: int = 0
+    text_tokens: int = 0
+    question_tokens: int = 0
+    answer_tokens: int = 0
+    bytes_read: int = 0
+    text_fallbacks: int = 0
+    gists_made: int = 0
+    dropped_chunks: int = 0
+    missing_chunks: int = 0
+    layout: Layout = "spread"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with what it rests on; ``str(answer)`` is its text."""
+
+    text: str
+    sources: tuple[Source, ...] = ()
+    timings: Timings = field(default_factory=Timings)
+    usage: Usage = field(default_factory=Usage)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        places = ", ".join(source.place for source in self.sources)
+        return f"Answer({self.text!r}, sources=[{places}], ttft_s={self.timings.ttft_s:.3f})"
+
+    def _repr_markdown_(self) -> str:
+        listed = "\n".join(f"{number}. {source.place}" for number, source in enumerate(self.sources, 1))
+        return f"{self.text}\n\n{listed}" if listed else self.text

@@ -1,0 +1,123 @@
+"""The passages of an answer: which chunks of an index, and whether each enters as gists or as text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from gistrag.answering.answer import Options, Source, Usage
+from gistrag.compression.assemble import Content, fitting_layout, span
+from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundError
+from gistrag.index.retriever import Hit, Retriever
+from gistrag.index.schema import StoredChunk
+from gistrag.index.store import Store
+from gistrag.kv.cache import GistCache
+from gistrag.model.gist_model import GistModel
+
+logger = logging.getLogger("gistrag")
+
+SNIPPET_CHARACTERS = 240
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A chunk as it enters a memory: its gist cache, or the token ids of its text.
+
+    Attributes:
+        chunk: of the index, None for a text from outside.
+    """
+
+    source: Source
+    content: Content
+    chunk: StoredChunk | None = None
+
+
+def search(store: Store, retriever: Retriever, question: str, options: Options, usage: Usage) -> list[Hit]:
+    """Return the best chunks, or all chunks of ``options.scope``, the best of them first."""
+    scope, filters = options.scope, options.filters
+    if scope is None:
+        hits = retriever.search(question, top_k=options.top_k, filters=filters)
+        usage.missing_chunks = options.top_k - len(hits)
+        return hits
+    whole = store.chunks(sorted(store.select(filters, scope) or ()))
+    hits = retriever.search(question, top_k=max(1, len(whole)), scope=scope, filters=filters)
+    found = {hit.chunk.id for hit in hits}  # a chunk that an unfinished rebuild hides from search counts too
+    return [*hits, *(Hit(chunk, 0.0, None, None) for chunk in whole if chunk.id not in found)]
+
+
+def select(hits: Sequence[Hit], store: Store, model: GistModel, options: Options, usage: Usage) -> list[Passage]:
+    """Return the hits as passages: gists where the mode wants them and the index has them, text elsewhere."""
+    bytes_before = store.bytes_read
+    passages = []
+    for rank, hit in enumerate(hits):
+        wants_text = options.mode == "text" or (options.mode == "hybrid" and rank == 0)
+        gists = None if wants_text else _gists(hit.chunk, store, usage)
+        content: Content = gists.to(model.device) if gists else model.encode_passage(hit.chunk.text, hit.chunk.heading)
+        passages.append(Passage(source_of(hit, as_text=gists is None), content, hit.chunk))
+    usage.bytes_read = store.bytes_read - bytes_before
+    return passages
+
+
+def _gists(chunk: StoredChunk, store: Store, usage: Usage) -> GistCache | None:
+    """Return the gists of a chunk, None where its text has to be read."""
+    if chunk.gist_key is None:
+        return None
+    try:
+        return store.load(chunk.gist_key)
+    except (CorruptGistError, GistNotFoundError) as error:
+        logger.warning("answered from text: %s", error)
+        usage.text_fallbacks += 1
+        return None
+
+
+def source_of(hit: Hit, *, as_text: bool) -> Source:
+    """Return a hit as the source of an answer."""
+    chunk = hit.chunk
+    return Source(
+        path=chunk.path,
+        page=chunk.page,
+        heading=chunk.heading,
+        start=chunk.start,
+        end=chunk.end,
+        score=hit.score,
+        snippet=snippet(chunk.text),
+        chunk_id=chunk.id,
+        as_text=as_text,
+    )
+
+
+def snippet(text: str) -> str:
+    """Return how a text begins, in one line of at most `SNIPPET_CHARACTERS`."""
+    return " ".join(text.split())[:SNIPPET_CHARACTERS]
+
+
+def fit(
+    passages: list[Passage], model: GistModel, *, question_tokens: int, max_new_tokens: int, usage: Usage
+) -> list[Passage]:
+    """Return the passages that fit the context window; the lowest-ranked are left out first.
+
+    Raises:
+        ContextOverflowError: not even the question and the best passage fit.
+    """
+    fixed = model.prefix.gists + question_tokens + max_new_tokens
+    least = fixed + (span(passages[0].content, "packed") if passages else 0)
+    if least > model.window:
+        raise ContextOverflowError(
+            f"the prompt with question, best passage and {max_new_tokens} tokens reserved for the answer takes {least} "
+            f"positions, the model's context window has {model.window}; ask a shorter question, or for a shorter answer"
+        )
+    room = model.window - fixed
+    usage.layout = fitting_layout([passage.content for passage in passages], room)
+    ends = accumulate(span(passage.content, usage.layout) for passage in passages)
+    fitting = [passage for passage, end in zip(passages, ends, strict=True) if end <= room]
+    usage.dropped_chunks = len(passages) - len(fitting)
+    return fitting
+
+
+def in_prompt_order(passages: Sequence[Passage], *, is_whole_document: bool) -> list[Passage]:
+    """Return the passages as they stand in the prompt: a document in its own order, else the best one last."""
+    if is_whole_document:
+        return sorted(passages, key=lambda passage: passage.chunk.ordinal if passage.chunk else 0)
+    return list(passages[::-1])

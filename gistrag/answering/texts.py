@@ -1,0 +1,81 @@
+"""Answers from texts that somebody else found, whether or not they are in the index.
+
+The gist key of a passage is computed from what the passage says. So a text that equals a chunk, with its heading path
+on a line above, is answered from the gists of that chunk, whoever passes it. Any other text is compressed when it is
+first asked about; the gist caches used last are kept in memory, up to `KEPT_BYTES`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+
+from gistrag.answering.answer import Options, Source, Timings, Usage
+from gistrag.answering.passages import Passage, snippet
+from gistrag.answering.stream import Stream
+from gistrag.compression.compress import compress, is_compressible
+from gistrag.errors import CorruptGistError, GistNotFoundError, UsageError
+from gistrag.index.store import Store
+from gistrag.kv.cache import GistCache
+from gistrag.model.gist_model import GistModel
+
+NO_TEXTS = "There are no passages to answer from."
+KEPT_BYTES = 2**28
+
+
+class GivenTexts:
+    """Answers from given texts with the model and the gists of an index."""
+
+    def __init__(self, store: Store, model: GistModel) -> None:
+        self._store, self._model = store, model
+        self._kept: OrderedDict[str, GistCache] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def stream(self, question: str, texts: Sequence[str], options: Options) -> Stream:
+        """Return the answer to a question from *texts*, best first, in the making.
+
+        Raises:
+            UsageError: an empty question, or an option that chooses among the chunks of an index.
+        """
+        if options.scope is not None or options.filters:
+            raise UsageError("scope and filters choose among the chunks of the index, but the texts are given")
+        filled = [text for text in texts if text.strip()]
+
+        def find(question: str, options: Options, usage: Usage, timings: Timings) -> list[Passage]:
+            with timings.measure("load_s"):
+                return self._passages(filled, options, usage)
+
+        return Stream(self._model, question, options, find=find, nothing=lambda: NO_TEXTS)
+
+    def _passages(self, texts: Sequence[str], options: Options, usage: Usage) -> list[Passage]:
+        """Return the texts as passages; takes no lock of the index, since compressing takes seconds."""
+        bytes_before = self._store.bytes_read
+        passages = []
+        for rank, text in enumerate(texts):
+            wants_text = options.mode == "text" or (options.mode == "hybrid" and rank == 0)
+            ids = self._model.encode_passage(text)
+            gists = None if wants_text else self._gists(ids, usage)
+            source = Source("", None, (), 0, len(text), 0.0, snippet(text), 0, as_text=gists is None)
+            passages.append(Passage(source, gists.to(self._model.device) if gists else ids))
+        usage.bytes_read = self._store.bytes_read - bytes_before
+        return passages
+
+    def _gists(self, ids: Sequence[int], usage: Usage) -> GistCache | None:
+        """Return the gists of a passage from disk, from memory or made now; None where its text has to be read."""
+        key = self._store.gist_key(ids)
+        with suppress(GistNotFoundError, CorruptGistError):
+            return self._store.load(key)
+        settings = self._store.settings.gists
+        if not is_compressible(self._model, ids, settings):
+            return None
+        with self._lock:
+            cache = self._kept.pop(key, None)
+            if cache is None:
+                cache = compress(self._model, [ids], settings)[0]
+                usage.gists_made += 1
+            self._kept[key] = cache
+            while sum(kept.kv.nbytes for kept in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+        return cache if cache.is_finite else None

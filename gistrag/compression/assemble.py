@@ -1,0 +1,43 @@
+"""From passages to one memory: gist caches side by side, then what came as text, read behind them.
+
+The product, its evaluation, its benchmarks and `gistrag export` all build their memories here, so a figure measured
+on one of them holds for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+from gistrag.kv.cache import GistCache, Layout, Memory, concatenate
+from gistrag.model.generation import read_text
+from gistrag.model.gist_model import GistModel
+
+Content = GistCache | Sequence[int]
+"""A passage as it enters a memory: its gist cache, or the token ids of its text."""
+
+
+def span(content: Content, layout: Layout) -> int:
+    """Return the positions that a passage takes in a prompt."""
+    return content.span(layout) if isinstance(content, GistCache) else len(content)
+
+
+def fitting_layout(passages: Sequence[Content], room: int) -> Layout:
+    """Return ``spread`` if the passages fit into *room* positions that way, ``packed`` otherwise."""
+    return "spread" if sum(span(passage, "spread") for passage in passages) <= room else "packed"
+
+
+def assemble(model: GistModel, passages: Sequence[Content], *, layout: Layout = "spread", start: int = 0) -> Memory:
+    """Return the shared prefix and the passages as one memory: all gist caches in their order, then all texts.
+
+    Args:
+        layout: of the gists, see `gistrag.kv.cache.concatenate`.
+        start: position of the prefix; only distances count, so it may be negative.
+
+    Raises:
+        ContextOverflowError: the passages read as text leave no position for a question.
+    """
+    caches = [passage for passage in passages if isinstance(passage, GistCache)]
+    texts = [passage for passage in passages if not isinstance(passage, GistCache)]
+    memory = concatenate([model.prefix, *caches], model.rope, layout=layout, start=start)
+    return read_text(model, memory, list(chain.from_iterable(texts)))

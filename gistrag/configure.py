@@ -1,0 +1,123 @@
+"""Which settings a build uses, and whether folder, index and models belong together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gistrag.engine import Engine
+from gistrag.errors import IndexFolderError, UsageError
+from gistrag.index.store import Store
+from gistrag.model.hub import adapter_name, find, find_adapter
+from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings, require_same
+from gistrag.storage import files
+
+REBUILD = "run `gistrag build --rebuild` to make it again, or name another --index"
+FROM_ADAPTER = ("adapter", "placement", "tokens_per_gist")
+
+
+def inherited(
+    store: Store, given: Mapping[str, Any], *, rebuild: bool = False, engine: Engine | None, remedy: str = REBUILD
+) -> IndexSettings:
+    """Return the settings to build with: those of the index, unless it is new or rebuilt.
+
+    Raises:
+        FingerprintMismatchError: *given* differs from what the index has.
+    """
+    if store.is_new:
+        return fresh(given, engine)
+    stored = asdict(store.settings)
+    if rebuild:
+        is_other = not {"model", "adapter"}.isdisjoint(given)
+        kept = {name: value for name, value in stored.items() if not (is_other and name in FROM_ADAPTER)}
+        return fresh({**kept, **given}, engine)
+    named = {name: value for name, value in given.items() if (name, value) != ("adapter", "auto")}
+    require_same(_texts(stored), _texts({**stored, **named}), where=f"the index in {store.folder}", remedy=remedy)
+    return store.settings
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
+def fresh(given: Mapping[str, Any], engine: Engine | None) -> IndexSettings:
+    """Return the settings of a new index: what is given, and for the rest what the adapter was trained for."""
+    if engine:
+        folder = engine.model.adapter.folder if engine.model.adapter else None
+    else:
+        folder = find_adapter(given.get("adapter", "auto"), find(given.get("model", DEFAULT_MODEL)).path)
+    adapter = AdapterSettings.read(folder) if folder else None
+    return IndexSettings.fitting({**given, "adapter": adapter_name(folder)}, adapter)
+
+
+def configure(store: Store, settings: IndexSettings, engine: Engine, folder: Path, *, rebuild: bool) -> None:
+    """Record what the index is made with, and where its folder of documents is now.
+
+    Raises:
+        UsageError: chunks are too long for the model's context window.
+        FingerprintMismatchError: the models differ from those of an index that is neither new nor rebuilt.
+    """
+    room = (engine.model.window - engine.model.prefix.gists) // 2  # compression reads a chunk twice in one window
+    if settings.chunk_tokens > room:
+        raise UsageError(
+            f"chunk_tokens must be at most {room} with this model's context window, got {settings.chunk_tokens}"
+        )
+    if not (store.is_new or rebuild):
+        require_engine(store, engine)
+    store.configure(
+        settings,
+        source=os.path.relpath(folder, store.folder),
+        gist_fingerprint=engine.gist_fingerprint(settings),
+        embedder_fingerprint=engine.embedder.fingerprint,
+    )
+
+
+def require_engine(store: Store, engine: Engine, *, remedy: str = REBUILD) -> None:
+    """Return if the models are those the index was made with.
+
+    Raises:
+        FingerprintMismatchError: names what differs.
+    """
+    where = f"the index in {store.folder}"
+    stored = {name: value for name, value in store.gist_fingerprint.items() if name != "min_quality"}  # version 0.1
+    require_same(stored, engine.gist_fingerprint(store.settings), where=where, remedy=remedy)
+    require_same(store.embedder_fingerprint, engine.embedder.fingerprint, where=where, remedy=remedy)
+
+
+def require_folder(folder: Path, index: Path) -> None:
+    """Return if *folder* holds documents, and the index is not to lie right among them.
+
+    Raises:
+        UsageError: says which of the two.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise UsageError(f"expected a folder of documents at {folder}, found {found}; check the path")
+    with files.explained("look at", index):
+        is_same = index.exists() and index.samefile(folder)
+    if is_same:
+        raise UsageError(f"expected another folder for the index than {folder}, found the same; name one with --index")
+
+
+def require_source(store: Store, folder: Path) -> None:
+    """Return if the index is of *folder*, or of a folder that has moved away.
+
+    Raises:
+        IndexFolderError: it is of another folder, whose documents would all be removed.
+    """
+    if store.is_new:
+        return
+    recorded = source_folder(store)
+    if recorded.exists() and folder.exists() and not recorded.samefile(folder):
+        raise IndexFolderError(
+            f"{store.folder} is the index of {recorded}, not of {folder}; give --index another folder, or remove "
+            f"{store.folder} first"
+        )
+
+
+def source_folder(store: Store) -> Path:
+    """Return the folder of documents of an index; recorded relative to the index, so that both can move."""
+    return Path(os.path.normpath(store.folder / store.source))
