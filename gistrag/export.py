@@ -87,7 +87,7 @@ def cartridge_of(store: Store, model: GistModel, chunks: Sequence[StoredChunk]) 
         ContextOverflowError: the window holds them in neither layout.
     """
     gists = {chunk.id: cache for chunk in chunks if (cache := _gists(store, chunk)) is not None}
-    again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].has_holes]
+    again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].is_ragged]
     gists |= _evened(model, again, store.settings.tokens_per_gist)
     texts = {chunk.id: model.encode_passage(chunk.text, chunk.heading) for chunk in chunks if chunk.id not in gists}
     caches = [cache.to(model.device) for cache in gists.values()]

@@ -135,7 +135,7 @@ def test_heads_of_different_budgets_are_evened(tmp_path: Path) -> None:
     made = index(tmp_path, model, placement="adaptive")
     ids = model.encode_question(QUESTION)
     chunks = exported(made, tmp_path / "out", "mills.md")
-    assert any(made.store.load(str(chunk.gist_key)).has_holes for chunk in chunks.chunks)
+    assert any(made.store.load(str(chunk.gist_key)).is_ragged for chunk in chunks.chunks)
     assert chunks.memory.visible is None
     assert set(chunks.again) <= {chunk.id for chunk in chunks.chunks}
 

@@ -136,7 +136,7 @@ class Embedder(Protocol):
         """What a vector depends on."""
 
     def embed_query(self, question: str, /) -> npt.NDArray[np.float32]:
-        """Return the vector of a question, ``(dim,)``, normalised."""
+        """Return the vector of a question, ``(dim,)``, normalized."""
 
     def embed_documents(self, texts: Sequence[str], /) -> list[npt.NDArray[np.float32]]:
         """Return for each text the vectors of its windows, ``(windows, dim)``."""

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gistrag.qa.metrics import Estimate, mean, normalised, ratio, retention
+from gistrag.qa.metrics import Estimate, mean, normalized, ratio, retention
 
 logger = logging.getLogger("gistrag")
 
@@ -117,7 +117,7 @@ def _permuted(main: Mapping[str, Answers], orders: Sequence[Mapping[str, Answers
         first = {row["name"]: row for row in main.get(arm, {}).values()}
         sets = [(first[name], rows) for name, rows in again.items() if name in first]
         scores = [[row["f1"], *(other["f1"] for other in rows)] for row, rows in sets]
-        changed = [normalised(row["said"]) != normalised(other["said"]) for row, rows in sets for other in rows]
+        changed = [normalized(row["said"]) != normalized(other["said"]) for row, rows in sets for other in rows]
         spread = _mean(max(listed) - min(listed) for listed in scores)
         found[arm] = {"count": len(sets), "f1_spread": spread, "changed": _mean(changed)}
     return found

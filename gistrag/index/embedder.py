@@ -59,12 +59,12 @@ class Embedder:
         return {"embedder": folder_sha256(self.folder), "windows": f"overlap {OVERLAP_TOKENS}"}
 
     def embed_query(self, question: str) -> Vectors:
-        """Return the normalised vector of a question, ``(dim,)`` float32. It is cut where the model stops reading."""
+        """Return the normalized vector of a question, ``(dim,)`` float32. It is cut where the model stops reading."""
         vector: Vectors = self._model.encode_query(question, normalize_embeddings=True, show_progress_bar=False)
         return vector.astype(np.float32, copy=False)
 
     def embed_documents(self, texts: Sequence[str]) -> list[Vectors]:
-        """Return for each text the normalised vectors of its windows, ``(windows, dim)`` float32."""
+        """Return for each text the normalized vectors of its windows, ``(windows, dim)`` float32."""
         windows = [self.windows(text) for text in texts]
         flat = [window for group in windows for window in group]
         if not flat:

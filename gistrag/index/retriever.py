@@ -43,7 +43,7 @@ class QuestionEmbedder(Protocol):
     """What a retriever needs of an embedder."""
 
     def embed_query(self, question: str, /) -> npt.NDArray[np.float32]:
-        """Return the vector of a question, ``(dim,)``, normalised."""
+        """Return the vector of a question, ``(dim,)``, normalized."""
 
 
 class Reranker(Protocol):

@@ -365,7 +365,7 @@ class Store:
         return self.folder / "gists" / key[:2] / f"{key}.safetensors"
 
     def load(self, key: str) -> GistCache:
-        """Return a gist, exactly as it was put; from a quantised file, nearly.
+        """Return a gist, exactly as it was put; from a quantized file, nearly.
 
         Raises:
             GistNotFoundError: no row or no file of that name.

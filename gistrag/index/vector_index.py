@@ -1,6 +1,6 @@
 """Nearest vectors by inner product.
 
-A `VectorIndex` maps normalised vectors to chunk ids, exactly: every vector is compared. Several vectors may share one
+A `VectorIndex` maps normalized vectors to chunk ids, exactly: every vector is compared. Several vectors may share one
 chunk, which then counts with its best. It never changes once built, and knows no file, no database and no embedder.
 """
 
@@ -26,7 +26,7 @@ class VectorIndex:
 
     @classmethod
     def build(cls, ids: npt.NDArray[np.int64], vectors: npt.NDArray[np.float32]) -> VectorIndex:
-        """Return an index of *vectors* ``(n, dim)``, normalised, that stand for the chunks *ids* ``(n,)``.
+        """Return an index of *vectors* ``(n, dim)``, normalized, that stand for the chunks *ids* ``(n,)``.
 
         >>> import numpy as np
         >>> index = VectorIndex.build(np.array([7, 9]), np.eye(2, dtype=np.float32))
@@ -63,7 +63,7 @@ class VectorIndex:
         """Return up to *k* chunk ids with the score of their best vector, best first, equal scores by id.
 
         Args:
-            vector: ``(dim,)``, normalised.
+            vector: ``(dim,)``, normalized.
             k: how many chunks.
             allowed: the only ids that may be returned; None for all.
 

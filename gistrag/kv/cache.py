@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gistrag.kv.quantization import BITS, dequantise, quantise
+from gistrag.kv.quantization import BITS, dequantize, quantize
 from gistrag.kv.rope import Rope
 from gistrag.settings import KvCacheDtype
 
@@ -52,7 +52,7 @@ class GistCache:
         return int((self.positions >= 0).sum()) // (self.kv.shape[0] * self.kv.shape[2])
 
     @property
-    def has_holes(self) -> bool:
+    def is_ragged(self) -> bool:
         """Whether heads keep different numbers of tokens."""
         return self.positions.ndim == 3 and bool((self.positions < 0).any())
 
@@ -103,7 +103,7 @@ class Memory:
 def as_stored(cache: GistCache, kv_cache_dtype: KvCacheDtype) -> GistCache:
     """Return a cache as it comes back from its file."""
     bits = BITS.get(kv_cache_dtype)
-    return replace(cache, kv=dequantise(quantise(cache.kv, bits), cache.kv.dtype)) if bits else cache
+    return replace(cache, kv=dequantize(quantize(cache.kv, bits), cache.kv.dtype)) if bits else cache
 
 
 def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spread") -> Tensor:
@@ -113,13 +113,13 @@ def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spr
     behind the other, and with holes where the text would have them if it were as short as they are.
     """
     local = cache.positions
-    if layout == "packed" and cache.has_holes:
+    if layout == "packed" and cache.is_ragged:
         local = local * cache.gists // cache.source_tokens
     elif layout == "packed":
         local = torch.arange(cache.gists, device=cache.kv.device)
     moved = cache.kv.clone()
     keys = moved[:, 0]  # (layers, kv_heads, gists, head_dim)
-    if keys.device.type == "cpu" and cache.has_holes:  # nothing looks at a hole, and a GPU would wait to know where
+    if keys.device.type == "cpu" and cache.is_ragged:  # nothing looks at a hole, and a GPU would wait to know where
         held = cache.visible
         keys[held] = rope.rotate(keys[held], local[held] + offset).to(keys.dtype)
     else:
@@ -145,8 +145,8 @@ def concatenate(caches: Sequence[GistCache], rope: Rope, *, layout: Layout = "sp
     for cache in caches:
         placed.append(relocate(cache, offset, rope=rope, layout=layout))
         offset += cache.span(layout)
-    has_holes = any(cache.has_holes for cache in caches)
-    visible = torch.cat([cache.visible for cache in caches], dim=2) if has_holes else None
+    is_ragged = any(cache.is_ragged for cache in caches)
+    visible = torch.cat([cache.visible for cache in caches], dim=2) if is_ragged else None
     return Memory(torch.cat(placed, dim=3), offset, visible)
 
 

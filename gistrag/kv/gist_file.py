@@ -1,8 +1,8 @@
-"""A gist cache as the bytes of one safetensors file, and back, bit by bit the same unless it is quantised.
+"""A gist cache as the bytes of one safetensors file, and back, bit by bit the same unless it is quantized.
 
 The file holds ``kv`` and ``positions`` and explains itself without the database: format, key, fingerprint, source
 tokens, dtype and a seal over all of it. safetensors checks structure, not content, so `decode` compares the rest.
-In a quantised file ``kv`` is what `gistrag.kv.quantization` made of it, with its scales beside it: near, and smaller.
+In a quantized file ``kv`` is what `gistrag.kv.quantization` made of it, with its scales beside it: near, and smaller.
 Where heads keep different numbers of tokens no hole is stored: ``counts`` says how many each head keeps, and what it
 keeps stands in one row behind what the head before keeps.
 
@@ -55,9 +55,9 @@ def encode(cache: GistCache, *, key: str, fingerprint: str, kv_cache_dtype: str 
         raise CorruptGistError(f"a gist cache that cannot be stored: {problem}")
     bits, kv = quantization.BITS.get(kv_cache_dtype), cache.kv.detach().cpu()
     small = torch.int16 if cache.source_tokens <= torch.iinfo(torch.int16).max else torch.int32
-    tensors = quantization.quantise(kv, bits) if bits else {"kv": kv}
+    tensors = quantization.quantize(kv, bits) if bits else {"kv": kv}
     tensors["positions"] = cache.positions.cpu().to(small)
-    is_ragged = cache.has_holes
+    is_ragged = cache.is_ragged
     if is_ragged:
         tensors = _without_holes(tensors)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -91,7 +91,7 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
         is_plain = tensors["kv"].is_floating_point()
         kv, positions, counts = tensors["kv"], tensors["positions"].long(), _counts(tensors)
         if not is_plain:
-            kv = quantization.dequantise(tensors, DTYPES[metadata["dtype"]], counts=counts)
+            kv = quantization.dequantize(tensors, DTYPES[metadata["dtype"]], counts=counts)
         if counts is not None:  # only now, as holes would be most of the work
             kv, positions = _with_holes(kv, positions, counts)
         cache = GistCache(kv, positions, int(metadata["source_tokens"]))

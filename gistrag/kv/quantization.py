@@ -22,7 +22,7 @@ BITS = {"int8": 8, "int4": 4}
 _ZERO = 144  # the byte of a scale of 1: bytes reach from 2**-18 to 2**13.9, beyond what 16 bits hold in 4
 
 
-def quantise(kv: Tensor, bits: int) -> dict[str, Tensor]:
+def quantize(kv: Tensor, bits: int) -> dict[str, Tensor]:
     """Return keys and values in *bits* bits, and what brings them back.
 
     Every number comes back within half its scale, and a scale is at most an eighth larger than the largest number of
@@ -51,15 +51,15 @@ def quantise(kv: Tensor, bits: int) -> dict[str, Tensor]:
     return {"kv": codes if bits == 8 else _packed(codes), **found}
 
 
-def dequantise(tensors: Mapping[str, Tensor], dtype: torch.dtype, *, counts: Tensor | None = None) -> Tensor:
-    """Return the keys and values that `quantise` took, nearly, as *dtype*.
+def dequantize(tensors: Mapping[str, Tensor], dtype: torch.dtype, *, counts: Tensor | None = None) -> Tensor:
+    """Return the keys and values that `quantize` took, nearly, as *dtype*.
 
     Args:
         counts: ``(layers, kv_heads)``, where keys and values are one row of what the heads keep, ``(kept, 2,
             head_dim)``, and the scales of values ``(kept,)``.
 
     Raises:
-        ValueError: shapes or types that `quantise` does not give; LookupError where something is missing.
+        ValueError: shapes or types that `quantize` does not give; LookupError where something is missing.
     """
     codes, bits = tensors["kv"], {torch.int8: 8, torch.uint8: 4}.get(tensors["kv"].dtype)
     if bits is None or codes.ndim != (5 if counts is None else 3):

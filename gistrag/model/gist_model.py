@@ -106,7 +106,7 @@ class GistModel:
 
         Args:
             adapter: folder of a trained adapter.
-            quantize: ``"nf4"`` for 4-bit weights with double quantisation and bf16 compute.
+            quantize: ``"nf4"`` for 4-bit weights with double quantization and bf16 compute.
             device: a torch device; by default a CUDA GPU where there is one.
         """
         folder = converted(Path(path)) if Path(path).suffix == ".gguf" else Path(path)

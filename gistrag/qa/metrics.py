@@ -35,10 +35,10 @@ _REFUSALS = re.compile(
 )
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Return *text* in lower case, without punctuation, articles and needless white space.
 
-    >>> normalised("The  U.S.A., a land")
+    >>> normalized("The  U.S.A., a land")
     'usa land'
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
@@ -46,7 +46,7 @@ def normalised(text: str) -> str:
 
 def exact_match(said: str, answers: Iterable[str]) -> bool:
     """Return whether *said* is one of the answers."""
-    return normalised(said) in map(normalised, answers)
+    return normalized(said) in map(normalized, answers)
 
 
 def f1(said: str, answers: Iterable[str]) -> float:
@@ -55,7 +55,7 @@ def f1(said: str, answers: Iterable[str]) -> float:
     >>> f1("in the town of Paris", ["Paris", "town of Paris"])
     0.8571428571428571
     """
-    return max((_f1(normalised(said).split(), normalised(answer).split()) for answer in answers), default=0.0)
+    return max((_f1(normalized(said).split(), normalized(answer).split()) for answer in answers), default=0.0)
 
 
 def _f1(said: Sequence[str], answer: Sequence[str]) -> float:
@@ -71,7 +71,7 @@ def contains(said: str, answers: Iterable[str]) -> bool:
     >>> contains("It is 19 km deep.", ["19 km"]), contains("It is 119 km deep.", ["19 km"])
     (True, False)
     """
-    return any(_stands_in(normalised(answer), normalised(said)) for answer in answers if normalised(answer))
+    return any(_stands_in(normalized(answer), normalized(said)) for answer in answers if normalized(answer))
 
 
 def _stands_in(words: str, text: str) -> bool:
@@ -84,7 +84,7 @@ def is_refusal(said: str) -> bool:
     >>> is_refusal("The passages do not say."), is_refusal("The text was not finished.")
     (True, False)
     """
-    return bool(_REFUSALS.search(normalised(said)))
+    return bool(_REFUSALS.search(normalized(said)))
 
 
 def hallucinated(said: str, passages: Iterable[str]) -> bool:
@@ -92,8 +92,8 @@ def hallucinated(said: str, passages: Iterable[str]) -> bool:
 
     It suits short answers: a whole sentence around the right word counts as hallucinated.
     """
-    words = normalised(said)
-    return bool(words) and not is_refusal(said) and not any(_stands_in(words, normalised(text)) for text in passages)
+    words = normalized(said)
+    return bool(words) and not is_refusal(said) and not any(_stands_in(words, normalized(text)) for text in passages)
 
 
 @dataclass(frozen=True)

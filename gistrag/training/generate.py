@@ -398,7 +398,7 @@ class Questions:
         for itself must differ from every other in more than a word or two.
         """
         kind, context, source = record["kind"], record["context"], record["source"]
-        asked = metrics.normalised(record["question"])
+        asked = metrics.normalized(record["question"])
         is_about_context = kind == "long" or kind.startswith("probe")
         key = f"{asked} {context}" if is_about_context else asked
         told = frozenset(asked.split())

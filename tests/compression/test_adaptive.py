@@ -27,7 +27,7 @@ PATH = Path("gist.safetensors")
 def adaptive(model: GistModel, rate: int = 3) -> list[GistCache]:
     """Return caches with holes."""
     caches = compress(model, TEXTS, GistSettings(placement="adaptive", tokens_per_gist=rate))
-    assert any(cache.has_holes for cache in caches)
+    assert any(cache.is_ragged for cache in caches)
     return caches
 
 
@@ -172,7 +172,7 @@ def test_a_file_holds_no_holes(model: GistModel) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_quantised_file_holds_no_holes_either(kind: str) -> None:
+def test_a_quantized_file_holds_no_holes_either(kind: str) -> None:
     """What comes back of each head is what the same head without holes would be."""
     model = tiny_model(dtype=torch.float32)
     for cache in adaptive(model):

@@ -123,7 +123,7 @@ def test_a_matched_gist_is_stored_like_any_other(model: GistModel, tmp_path: Pat
     """Bit by bit, its holes included, and the same memory is made of it."""
     path = tmp_path / "gist.safetensors"
     cache = compress(model, TEXTS, GistSettings(placement="matched", tokens_per_gist=3))[2]
-    assert cache.has_holes
+    assert cache.is_ragged
 
     back = gist_file.decode(gist_file.encode(cache, key="k", fingerprint="f"), path, key="k", fingerprint="f")
 

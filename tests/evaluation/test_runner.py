@@ -164,7 +164,7 @@ def test_all_arms_get_the_same_passages(tuned: GistModel) -> None:
 
 
 @pytest.mark.parametrize(("kind", "share"), [("int8", 2 / 3), ("int4", 2 / 3)])
-def test_gists_are_those_of_quantised_files(tuned: GistModel, kind: str, share: float) -> None:
+def test_gists_are_those_of_quantized_files(tuned: GistModel, kind: str, share: float) -> None:
     """Answers come from what a file would give back, and cost the bytes it would take."""
     arm = gist_arm("anchored", 2)
     caches = compress(tuned, encoded(tuned, PASSAGES), GistSettings(placement="anchored", tokens_per_gist=2))
@@ -227,7 +227,7 @@ def test_groups_of_matched_gists_fit_where_heads_keep_different_numbers(model: G
     assert pairs == [pair for group in groups for pair in group]
     for group in groups:
         caches = examiner._memories.caches(group)
-        assert any(cache.has_holes for cache in caches.values())
+        assert any(cache.is_ragged for cache in caches.values())
         assert sum(cache.kv.nbytes for cache in caches.values()) <= most
 
 

@@ -34,7 +34,7 @@ from gistrag.errors import (
 from gistrag.index import schema, store
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
-from gistrag.kv.quantization import BITS, dequantise, quantise, stored_bytes
+from gistrag.kv.quantization import BITS, dequantize, quantize, stored_bytes
 from gistrag.settings import IndexSettings
 from gistrag.storage import files
 
@@ -90,7 +90,7 @@ def test_gist_comes_back_bit_by_bit(tmp_path: Path, per_head: bool, dtype: torch
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_quantised_gist_comes_back_near(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+def test_quantized_gist_comes_back_near(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
     """In the numbers of the model, as its bits allow; positions exactly, and the file is smaller."""
     put, bits = cache(per_head=True, dtype=dtype), BITS[kind]
     with Store.build(tmp_path) as opened:
@@ -99,14 +99,14 @@ def test_quantised_gist_comes_back_near(tmp_path: Path, kind: str, dtype: torch.
         opened.put_gist(key, put)
         got, data = opened.load(key), opened.gist_path(key).read_bytes()
 
-    assert torch.equal(dequantise(quantise(put.kv, bits), dtype), got.kv)
+    assert torch.equal(dequantize(quantize(put.kv, bits), dtype), got.kv)
     assert torch.equal(put.positions, got.positions)
     assert (b'"format":"2"' in data, dtype) == (True, got.kv.dtype)
     assert stored_bytes(put.kv.shape, kind, itemsize=2) < put.kv.nbytes
 
 
 def test_plain_gist_has_the_format_it_always_had(tmp_path: Path) -> None:
-    """Whoever could read a file of an index that is not quantised still can."""
+    """Whoever could read a file of an index that is not quantized still can."""
     make(tmp_path)
 
     assert b'"format":"1"' in gist_file(tmp_path).read_bytes()

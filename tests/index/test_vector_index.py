@@ -14,7 +14,7 @@ Matrix = npt.NDArray[np.float32]
 
 
 def rows(count: int, dim: int = 16, *, seed: int = 0) -> Matrix:
-    """Return random normalised vectors."""
+    """Return random normalized vectors."""
     matrix = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
     result: Matrix = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
     return result

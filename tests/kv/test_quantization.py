@@ -10,7 +10,7 @@ from support.tiny_models import tiny_model
 
 from gistrag.compression.compress import compress
 from gistrag.kv.cache import GistCache, concatenate, relocate
-from gistrag.kv.quantization import BITS, dequantise, quantise, stored_bytes
+from gistrag.kv.quantization import BITS, dequantize, quantize, stored_bytes
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import GistSettings
 
@@ -26,7 +26,7 @@ def some_kv(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tenso
 
 
 def back_and_forth(kv: torch.Tensor, bits: int) -> torch.Tensor:
-    return dequantise(quantise(kv, bits), kv.dtype)
+    return dequantize(quantize(kv, bits), kv.dtype)
 
 
 def naive(numbers: list[float], bits: int, *, centre: float = 0.0) -> list[float]:
@@ -82,7 +82,7 @@ def test_one_number_everywhere(bits: int, value: float) -> None:
 @pytest.mark.parametrize("kind", BITS)
 def test_bytes_are_those_that_were_promised(kind: str) -> None:
     """What is planned for a file is what its tensors take."""
-    tensors = quantise(some_kv(dtype=torch.bfloat16), BITS[kind])
+    tensors = quantize(some_kv(dtype=torch.bfloat16), BITS[kind])
 
     assert stored_bytes(SHAPE, kind, itemsize=2) == sum(tensor.nbytes for tensor in tensors.values())
     assert stored_bytes(SHAPE, "auto", itemsize=2) == some_kv(dtype=torch.bfloat16).nbytes
@@ -91,9 +91,9 @@ def test_bytes_are_those_that_were_promised(kind: str) -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bfloat16_is_rounded_once(bits: int) -> None:
     """The quick way through bfloat16 gives what the way through float64 gives, rounded at the end."""
-    tensors = quantise(some_kv(dtype=torch.bfloat16), bits)
+    tensors = quantize(some_kv(dtype=torch.bfloat16), bits)
 
-    assert torch.equal(dequantise(tensors, torch.float64).to(torch.bfloat16), dequantise(tensors, torch.bfloat16))
+    assert torch.equal(dequantize(tensors, torch.float64).to(torch.bfloat16), dequantize(tensors, torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -106,17 +106,17 @@ def test_they_come_back_as_the_model_wants_them(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_scales_of_another_shape_are_refused(bits: int, name: str) -> None:
     """They would fit by broadcasting and be wrong."""
-    tensors = quantise(some_kv(), bits)
+    tensors = quantize(some_kv(), bits)
     tensors[name] = tensors[name][:, :, :1]
 
     with pytest.raises(ValueError, match=f"expected {name}"):
-        dequantise(tensors, torch.float32)
+        dequantize(tensors, torch.float32)
 
 
 def test_plain_numbers_are_no_codes() -> None:
-    """Keys and values that were never quantised are not taken for some that were."""
+    """Keys and values that were never quantized are not taken for some that were."""
     with pytest.raises(ValueError, match="8 or 4 bits"):
-        dequantise({"kv": some_kv()}, torch.float32)
+        dequantize({"kv": some_kv()}, torch.float32)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

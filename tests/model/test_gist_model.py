@@ -84,7 +84,7 @@ def test_the_fingerprint_follows_weights_and_tokenizer(saved: Path) -> None:
 
 
 def test_a_model_in_four_bits_compresses_and_answers(saved: Path) -> None:
-    """NF4 with double quantisation works on a CPU; its cache is bf16 and its fingerprint another."""
+    """NF4 with double quantization works on a CPU; its cache is bf16 and its fingerprint another."""
     model = GistModel.load(saved, quantize="nf4")
 
     cache = compress(model, [list(b"a chunk")])[0]

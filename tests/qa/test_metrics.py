@@ -14,7 +14,7 @@ from gistrag.qa.metrics import (
     hallucinated,
     is_refusal,
     mean,
-    normalised,
+    normalized,
     ratio,
     retention,
 )
@@ -35,7 +35,7 @@ from gistrag.qa.metrics import (
 )
 def test_normalising_follows_squad(text: str, expected: str) -> None:
     """Lower case, no punctuation, no articles, single spaces."""
-    assert expected == normalised(text)
+    assert expected == normalized(text)
 
 
 def test_an_exact_match_is_with_any_answer() -> None:

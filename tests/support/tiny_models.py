@@ -91,7 +91,7 @@ class HashEmbedder:
         self.fingerprint = {"embedder": name}
 
     def embed_query(self, question: str) -> npt.NDArray[np.float32]:
-        """Return the normalised vector of a text, ``(dim,)``."""
+        """Return the normalized vector of a text, ``(dim,)``."""
         words = re.findall(r"\w+", question.lower()) or [""]
         seeds = [int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little") for word in words]
         vector = sum(np.random.default_rng(seed).standard_normal(self.DIM) for seed in seeds)
