@@ -37,13 +37,14 @@ from gistrag.index.retriever import Retriever
 from gistrag.index.schema import StoredChunk
 from gistrag.index.store import IndexedChunk, Store
 from gistrag.model.prompt import REFUSAL
-from gistrag.qa.dataset import PROBES, Context, Task, plant
+from gistrag.qa.dataset import Context, Task
 from gistrag.qa.metrics import contains, is_refusal
+from gistrag.qa.planted_facts import FACTS, is_planted, plant
 from gistrag.settings import IndexSettings
 
 logger = logging.getLogger("gistrag")
 
-LONG, WHOLE, PROBE = "long", "whole", "probe "
+LONG, WHOLE = "long", "whole"
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ORDERS = 3
 REACH = 12
@@ -270,7 +271,7 @@ def planted(contexts: Sequence[Context], plan: Plan) -> list[Context]:
     places = randomness.sample(range(len(contexts)), len(contexts))
     places = places[: max(1, len(places) // 2)]  # what is left makes the fillers of passkeys
     for number in range(plan.probes if places else 0):
-        kind = sorted(PROBES)[number % len(PROBES)]
+        kind = sorted(FACTS)[number % len(FACTS)]
         place = places[number % len(places)]
         contexts[place] = _with_probe(contexts[place], randomness, kind, asked)
         asked.add(contexts[place].tasks[-1].question)
@@ -307,7 +308,7 @@ def sampled(contexts: Sequence[Context], count: int, seed: int, wanted: Callable
 
 
 def _is_plain(task: Task) -> bool:
-    return task.kind not in (LONG, WHOLE) and not task.kind.startswith(PROBE) and not _is_unanswerable(task)
+    return task.kind not in (LONG, WHOLE) and not is_planted(task) and not _is_unanswerable(task)
 
 
 def _is_unanswerable(task: Task) -> bool:
@@ -327,7 +328,7 @@ def cases(corpus: Corpus, wholes: Sequence[Context], plan: Plan, *, document_tok
         document_tokens: about the most of an article that is given as a whole.
     """
     asked = [(f"{number}", *pair) for number, pair in enumerate(asked_plainly(corpus, plan))]
-    probes = sampled(corpus.contexts, plan.probes, plan.seed, lambda task: task.kind.startswith(PROBE))
+    probes = sampled(corpus.contexts, plan.probes, plan.seed, is_planted)
     grouped = sorted(asked, key=lambda one: (corpus.contexts[one[1]].article, one[1]))
     return [
         *(
@@ -407,7 +408,7 @@ def passkeys(corpus: Corpus, plan: Plan, *, samples: int, depths: Sequence[float
     clean = [
         chunk
         for number, context in enumerate(corpus.contexts)
-        if not any(task.kind.startswith(PROBE) for task in context.tasks)
+        if not any(is_planted(task) for task in context.tasks)
         for chunk in corpus.of_context[number]
     ]
     for length in plan.lengths if samples else ():

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from gistrag.qa.metrics import Estimate, mean, normalized, ratio, retention
+from gistrag.qa.planted_facts import PLANTED
 
 logger = logging.getLogger("gistrag")
 
 REFERENCE = "text"
-PROBE = "probe "
 
 Row = Mapping[str, Any]
 Figures = dict[str, Any]
@@ -34,7 +34,7 @@ def summarised(rows: Iterable[Row]) -> Figures:
             counts = left_out.setdefault(row["arm"], {})
             counts[row["part"]] = counts.get(row["part"], 0) + 1
             continue
-        for part in (row["part"], *(("probes",) if row["part"].startswith(PROBE) else ())):
+        for part in (row["part"], *(("probes",) if row["part"].startswith(f"{PLANTED} ") else ())):
             by_part.setdefault(part, {}).setdefault(row["arm"], {})[f"{row['part']} {row['name']}"] = row
     orders = {part: arms for part, arms in by_part.items() if part.startswith("order ")}
     parts = {part: arms for part, arms in by_part.items() if part not in orders}
@@ -261,7 +261,7 @@ def markdown(summary: Figures) -> str:
     parts: Mapping[str, Mapping[str, Figures]] = {
         labels.get(part, part): arms for part, arms in summary["parts"].items()
     }
-    probes = [part for part in parts if part.startswith(PROBE)]
+    probes = [part for part in parts if part.startswith(f"{PLANTED} ")]
     tops = sorted((part for part in parts if part.startswith("top ")), key=lambda part: int(part.split()[1]))
     sections = [
         ("Found by retrieval", _shares(summary["retrieval"])),

@@ -37,7 +37,8 @@ from gistrag.errors import DocumentError, IndexLockedError, UsageError
 from gistrag.model.prompt import INSTRUCTION
 from gistrag.progress import NoProgress, Progress
 from gistrag.qa import metrics
-from gistrag.qa.dataset import Context, plant, read_contexts, split_by_article
+from gistrag.qa.dataset import Context, read_contexts, split_by_article
+from gistrag.qa.planted_facts import PLANTED, plant
 from gistrag.storage.files import write_all
 from gistrag.training.teacher import Request, Teacher
 
@@ -399,7 +400,7 @@ class Questions:
         """
         kind, context, source = record["kind"], record["context"], record["source"]
         asked = metrics.normalized(record["question"])
-        is_about_context = kind == "long" or kind.startswith("probe")
+        is_about_context = kind == "long" or kind.split(" ")[0] == PLANTED
         key = f"{asked} {context}" if is_about_context else asked
         told = frozenset(asked.split())
         others = [] if is_about_context else self._of_source.setdefault(source, [])
@@ -572,14 +573,14 @@ class Synthesis:
         return self.report
 
     def _write(self, jobs: Sequence[_Job]) -> None:
-        probes = [job for job in jobs if job[1] == "probe"]
-        records = [planted(passage, self._randomness(passage, kind)) for passage, kind in probes]
-        put = {job: request(*job[::-1], self._randomness(*job)) for job in jobs if job[1] != "probe"}
+        facts = [job for job in jobs if job[1] == PLANTED]
+        records = [planted(passage, self._randomness(passage, kind)) for passage, kind in facts]
+        put = {job: request(*job[::-1], self._randomness(*job)) for job in jobs if job[1] != PLANTED}
         asked = [job for job in put if self._teacher and self._teacher.fits(put[job], max_new_tokens=NEW_TOKENS)]
         self.report.dropped["too long"] += len(put) - len(asked)
         requests = [put[job] for job in asked]
         texts = self._teacher.write(requests, max_new_tokens=NEW_TOKENS) if self._teacher and asked else []
-        done = [*probes, *(job for job in put if job not in asked)]
+        done = [*facts, *(job for job in put if job not in asked)]
         for job, text in zip(asked, texts, strict=True):
             if text is None:
                 self.report.dropped["unanswered"] += 1  # and not done: the next run asks again

@@ -26,7 +26,8 @@ from torch import Tensor
 from gistrag.kv.cache import Layout
 from gistrag.model.gist_model import GistModel
 from gistrag.model.prompt import CONTINUE, REFUSAL
-from gistrag.qa.dataset import Context, Task, plant
+from gistrag.qa.dataset import Context, Task
+from gistrag.qa.planted_facts import plant
 
 IGNORED = -100
 

@@ -15,8 +15,9 @@ from gistrag.errors import UsageError
 from gistrag.evaluation import cases
 from gistrag.evaluation.cases import Case, Corpus, Plan, indexed, other_orders, passkeys, planted, sampled, split_whole
 from gistrag.model.prompt import REFUSAL
-from gistrag.qa.dataset import PROBES, Context, Task
+from gistrag.qa.dataset import Context, Task
 from gistrag.qa.metrics import contains
+from gistrag.qa.planted_facts import FACTS, PLANTED
 
 ANIMALS = {"bear": "honey", "crane": "frogs", "deer": "grass", "eagle": "hares", "finch": "seeds", "goat": "thistles"}
 PLACES = {"harbour": "three cranes", "mill": "two wheels", "tower": "nine bells", "bridge": "five arches"}
@@ -219,7 +220,7 @@ def test_facts_of_all_kinds_are_planted_once(plan: Plan) -> None:
     tasks = [(context, task) for context in found for task in context.tasks]
     probes = [(context, task) for context, task in tasks if task.kind.startswith("probe ")]
 
-    assert sorted(f"probe {kind}" for kind in PROBES) == sorted(task.kind for _, task in probes)
+    assert sorted(f"{PLANTED} {kind}" for kind in FACTS) == sorted(task.kind for _, task in probes)
     assert all(task.answers[0] in context.text for context, task in tasks)
     assert len(probes) == len({task.question for _, task in probes})
     assert [len(context.tasks) for context in contexts()] == [1] * 10
@@ -238,7 +239,7 @@ def test_probes_are_asked_by_kind(corpus: Corpus, plan: Plan) -> None:
     """Every planted fact is a case of the part of its kind, with retrieved passages."""
     probes = [case for case in asked(corpus, plan) if case.part.startswith("probe ")]
 
-    assert sorted(f"probe {kind}" for kind in PROBES) == sorted(case.part for case in probes)
+    assert sorted(f"{PLANTED} {kind}" for kind in FACTS) == sorted(case.part for case in probes)
     assert {2} == {len(case.passages) for case in probes}
 
 

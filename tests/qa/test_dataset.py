@@ -1,16 +1,15 @@
-"""Questions about contexts: the formats, the split by article, planted facts."""
+"""Questions about contexts: the formats, and the split by article."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import random
 from pathlib import Path
 
 import pytest
 
 from gistrag.errors import UsageError
-from gistrag.qa.dataset import PROBES, Context, Task, plant, read_contexts, split_by_article
+from gistrag.qa.dataset import Context, Task, read_contexts, split_by_article
 
 SQUAD = {
     "title": "Water_mill",
@@ -130,17 +129,3 @@ def test_articles_are_never_split() -> None:
     assert not articles[0] & articles[1]
     assert articles[1]
     assert split_by_article(contexts[::-1])[1] == held[::-1]
-
-
-@pytest.mark.parametrize("kind", sorted(PROBES))
-def test_a_planted_fact_stands_in_the_text(kind: str) -> None:
-    """The answer of a probe is in its context exactly once, and the rest of the text is still there."""
-    context = Context("First sentence. Second one. The third.", "a", (Task("q", ("a",)),))
-
-    planted = plant(context, random.Random(3), kind)
-
-    probe = planted.tasks[-1]
-    assert f"probe {kind}" == probe.kind
-    assert 1 == planted.text.count(probe.answers[0])
-    assert all(sentence in planted.text for sentence in ("First sentence", "Second one", "The third."))
-    assert plant(context, random.Random(3), kind) == planted
