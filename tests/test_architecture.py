@@ -44,7 +44,6 @@ DOORS = {
     "safetensors": {"kv.gist_file", "model.adapter", "training.checkpoints"},
     "semantic_text_splitter": {"documents.chunking"},
     "sentence_transformers": {"index.embedder"},
-    "sklearn": {"training.sampler"},
     "sqlite3": {"index.store"},
     "transformers": {"model.attention", "model.gguf", "model.gist_model", "model.hub", "model.support"},
     "uvicorn": {"server.http", "cli.serve"},

@@ -21,8 +21,8 @@ from gistrag.settings import DEFAULT_MODEL, HELD_OUT, Placement
 if TYPE_CHECKING:
     from gistrag.model.gist_model import GistModel
     from gistrag.training.checkpoints import Run
+    from gistrag.training.recipe import Recipe
     from gistrag.training.sampler import Batch, Sampler
-    from gistrag.training.trainer import Recipe
 
 VALIDATION_BATCHES = 3
 
@@ -104,7 +104,7 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         UsageError: neither is there.
     """
-    from gistrag.training.trainer import RECIPES, Recipe
+    from gistrag.training.recipe import RECIPES, Recipe
 
     if name in RECIPES:
         return RECIPES[name]
@@ -160,7 +160,6 @@ def _load(
     dials: dict[str, Any] = {
         "placement": recipe.placement,
         "index_placement": recipe.placement,
-        "tokens_per_gist": recipe.tokens_per_gist,
         "rates": tuple(sorted(recipe.mixture.rates)),
         "recipe": json.loads(recipe.to_json()),
     }
@@ -206,16 +205,13 @@ def _validation(model: GistModel, held: Sequence[Context], recipe: Recipe) -> di
     if not held:
         return {}
     few = random.Random(0).sample(held, min(len(held), 200))
-    plain = replace(
-        recipe.mixture, chunks=(0.0, 0.0, 1.0), without_gold=0.0, hybrid=0.0, packed=0.0, probes=0.0, continued=0,
-        long=0.0, as_text=0.0, gap=0,
-    )  # fmt: skip
+    plain = replace(recipe.mixture, chunks=(0.0, 0.0, 1.0), without_gold=0.0, planted=0.0, as_text=0.0)
     made = {}
     for name, mixture in (
         ("text", replace(plain, as_text=1.0)),
         *((f"gists at {rate}", replace(plain, rates={rate: 1.0})) for rate in sorted(recipe.mixture.rates)),
     ):
-        sampler: Sampler = Sampler(model, few, mixture, seed=1)
+        sampler: Sampler = Sampler(model, few, mixture, seed=1, is_varied=False)
         made[name] = [sampler.batch(step) for step in range(min(VALIDATION_BATCHES, sampler.steps_per_epoch))]
     return made
 

@@ -38,8 +38,9 @@ from torch import Tensor
 from gistrag.errors import DivergedError, FingerprintMismatchError, UsageError
 from gistrag.settings import require_same
 from gistrag.storage import files
+from gistrag.training.recipe import Recipe
 from gistrag.training.sampler import Batch
-from gistrag.training.trainer import Recipe, Trainer
+from gistrag.training.trainer import Trainer
 
 logger = logging.getLogger("gistrag")
 

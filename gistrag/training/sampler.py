@@ -15,57 +15,69 @@ the seed and the number of the step, so a run that goes on after a stop sees wha
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gistrag.kv.cache import Layout
 from gistrag.model.gist_model import GistModel
 from gistrag.model.prompt import CONTINUE, REFUSAL
 from gistrag.qa.dataset import Context, Task
-from gistrag.qa.planted_facts import plant
+from gistrag.qa.planted_facts import is_planted, plant
 
 IGNORED = -100
 
 
+# Shares and sizes that every recipe has in common.
+HYBRID = 0.08
+"""Share of rows with one chunk as text and the rest as gists."""
+
+PACKED = 0.15
+"""Share of rows in the packed layout."""
+
+HEADING = 0.5
+"""Share of contexts that show their heading."""
+
+LONG = 0.12
+"""Share of contexts that are replaced by one with a long answer, where the data has any."""
+
+SHUFFLED = 0.3
+"""Share of rows whose distractors may come from any article of the batch."""
+
+GAP = 24
+"""Most unused positions between two chunks of a row."""
+
+CUE, CONTINUED = 8, 24
+"""Tokens that a continuation task quotes from a chunk, and tokens it then asks for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """How examples are mixed; shares are probabilities.
+    """How examples are mixed. Shares are probabilities.
 
     Attributes:
-        rates: tokens per gist and how often each is drawn, one per step.
-        chunks: how often a row has 1, 2, … chunks.
-        contexts: in a batch; chunk_tokens: longer contexts are cut there.
-        without_gold: rows whose answer is the refusal sentence.
-        as_text: rows whose chunks are all given as text; hybrid: rows with one chunk as text, the rest as gists.
-        packed: rows in the packed layout; gap: most extra positions between two chunks.
-        probes: contexts with a planted fact; heading: contexts that show their heading.
-        long: contexts taken from those with a long answer, where there are any.
-        rivals: articles whose contexts stand beside those that retrieval would take for them, see `rivals_of`; others
-            stand beside those of their length, which is quicker.
+        rates: tokens per gist, and the share of steps at each.
+        chunks: shares of rows with 1, 2, … chunks.
+        contexts: contexts of a batch.
+        chunk_tokens: most tokens of a chunk; a longer context is cut there.
         question_tokens: most tokens of all questions and answers of a row.
-        continued: tokens to go on with in a continuation task, 0 for none.
+        without_gold: share of rows without the chunk that answers; they learn the refusal sentence.
+        as_text: share of rows with all chunks as text.
+        planted: share of contexts with a planted fact, see `gistrag.qa.planted_facts`.
     """
 
     rates: dict[int, float] = field(default_factory=lambda: {2: 0.35, 4: 0.4, 8: 0.15, 16: 0.1})
     chunks: tuple[float, ...] = (0.2, 0.2, 0.35, 0.15, 0.1)
     contexts: int = 8
     chunk_tokens: int = 320
+    question_tokens: int = 136
     without_gold: float = 0.08
     as_text: float = 0.12
-    hybrid: float = 0.08
-    packed: float = 0.15
-    gap: int = 24
-    probes: float = 0.2
-    heading: float = 0.5
-    long: float = 0.12
-    rivals: float = 0.0
-    question_tokens: int = 136
-    continued: int = 24
+    planted: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -73,11 +85,16 @@ class Row:
     """One memory and all that is asked of it.
 
     Attributes:
-        chunks: numbers of the batch's chunks, in prompt order; gold: the one the questions are about.
-        as_text: those of them given as text; gaps: extra positions behind each.
-        ids, positions, labels, segments: ``(n,)`` each; positions count from the end of the memory, labels are
-            `IGNORED` where nothing is learned, segments number the questions.
-        is_continuation: ``(n,)`` bool, labels of continuation tasks.
+        chunks: numbers of the batch's chunks, in prompt order.
+        gold: number of the chunk that the questions are about, -1 where the row is without it.
+        as_text: the chunks that are given as text.
+        gaps: unused positions behind each chunk.
+        layout: how positions are given to the chunks, see `gistrag.kv.cache.concatenate`.
+        ids: ``(n,)`` tokens of all questions and answers.
+        positions: ``(n,)``, counted from the end of the memory.
+        labels: ``(n,)`` next tokens, `IGNORED` where nothing is learned.
+        segments: ``(n,)`` numbers of the questions.
+        is_continuation: ``(n,)`` bool, true in continuation tasks.
     """
 
     chunks: tuple[int, ...]
@@ -128,30 +145,37 @@ def _moved(row: Row, begin: int) -> Row:
 
 
 class Sampler:
-    """Batches of contexts: rivals, or neighbours in length, of the same article stand together.
+    """Batches of contexts; a batch has contexts of similar length from two articles.
 
     Args:
+        model: encodes the contexts.
         contexts: to draw from, with their tasks.
+        mixture: how examples are mixed.
         seed: the same seed and step give the same batch.
+        is_varied: mix in long answers, continuation tasks, hybrid rows, packed rows and gaps. Validation does without.
 
     Attributes:
-        steps_per_epoch: until every context was gold once; tokens: of all contexts, about.
+        steps_per_epoch: batches until every context was the gold one once.
+        tokens: approximate number of tokens of all contexts.
     """
 
-    def __init__(self, model: GistModel, contexts: Sequence[Context], mixture: Mixture, *, seed: int) -> None:
-        self._model, self._mixture, self._seed = model, mixture, seed
+    def __init__(
+        self,
+        model: GistModel,
+        contexts: Sequence[Context],
+        mixture: Mixture,
+        *,
+        seed: int,
+        is_varied: bool = True,
+    ) -> None:
+        self._model, self._mixture, self._seed, self._is_varied = model, mixture, seed, is_varied
         self._contexts = _with_tasks(contexts, lambda task: task.kind != "long")
         self._long = _with_tasks(contexts, lambda task: task.kind == "long")
         if not self._contexts:
             self._contexts, self._long = self._long, []
-        self._half = max(1, mixture.contexts // 2)
         self._articles: dict[str, list[int]] = {}
         for number, context in enumerate(self._contexts):
             self._articles.setdefault(context.article, []).append(number)
-        self._rivals: dict[int, list[int]] = {}
-        for numbers in self._articles.values() if mixture.rivals else ():
-            ranked = rivals_of([self._contexts[number] for number in numbers])
-            self._rivals |= {numbers[one]: [numbers[other] for other in others] for one, others in enumerate(ranked)}
         self._current: tuple[int, list[list[int]]] | None = None
         self.steps_per_epoch = len(self._epoch(0))
         self.tokens = sum(min(len(context.text) // 4, mixture.chunk_tokens) for context in contexts)
@@ -176,23 +200,20 @@ class Sampler:
         return self._current[1]
 
     def _drawn(self, number: int, randomness: random.Random) -> Context:
-        """Return a context, or now and then one with a long answer in its place."""
-        if self._long and randomness.random() < self._mixture.long:
+        """Return a context, or in the share `LONG` of cases one with a long answer instead."""
+        if self._long and randomness.random() < LONG and self._is_varied:
             return randomness.choice(self._long)
         return self._contexts[number]
 
     def _draw(self, randomness: random.Random) -> list[list[int]]:
         lengths = [len(context.text) * randomness.uniform(0.85, 1.15) for context in self._contexts]
+        half = max(1, self._mixture.contexts // 2)
         groups = []
         for numbers in self._articles.values():
-            if self._rivals and randomness.random() < self._mixture.rivals:
-                groups += self._beside_rivals(numbers, randomness)
-                continue
-            numbers = sorted(numbers, key=lengths.__getitem__)
-            parts = -(-len(numbers) // self._half)
-            groups += [
-                numbers[part * len(numbers) // parts : (part + 1) * len(numbers) // parts] for part in range(parts)
-            ]
+            ordered = sorted(numbers, key=lengths.__getitem__)
+            count = -(-len(ordered) // half)
+            cuts = [part * len(ordered) // count for part in range(count + 1)]
+            groups += [ordered[start:end] for start, end in pairwise(cuts)]
         groups.sort(key=lambda group: sum(lengths[number] for number in group) / len(group))
         batches = [[*first, *second] for first, second in zip(groups[::2], groups[1::2], strict=False)]
         if len(groups) % 2:
@@ -200,25 +221,13 @@ class Sampler:
         randomness.shuffle(batches)
         return batches
 
-    def _beside_rivals(self, numbers: Sequence[int], randomness: random.Random) -> list[list[int]]:
-        """Return contexts of an article in groups: one at random and its first rivals of those that are left."""
-        left, groups = dict.fromkeys(randomness.sample(numbers, len(numbers))), []
-        while left:
-            first = next(iter(left))
-            rivals = [number for number in self._rivals[first] if number in left]
-            groups.append([first, *rivals[: self._half - 1]])
-            for number in groups[-1]:
-                del left[number]
-        return groups
-
     def _prepared(self, context: Context, randomness: random.Random) -> Context:
-        mixture = self._mixture
-        if randomness.random() < mixture.probes:
+        if randomness.random() < self._mixture.planted:
             context = plant(context, randomness)
-        return context if randomness.random() < mixture.heading else replace(context, heading=())
+        return context if randomness.random() < HEADING else replace(context, heading=())
 
     def _as_shown(self, context: Context, chunk: Sequence[int]) -> Context:
-        """Return a context with what is left of its text in a chunk, without questions whose answer was cut off."""
+        """Return a context with the text that its chunk kept, without questions whose answer was cut off."""
         if len(chunk) < self._mixture.chunk_tokens:
             return context
         shown = self._model.decode(chunk)
@@ -228,71 +237,65 @@ class Sampler:
     def _row(
         self, contexts: Sequence[Context], chunks: Sequence[list[int]], gold: int, randomness: random.Random
     ) -> Row | None:
-        mixture = self._mixture
-        count = min(randomness.choices(range(1, len(mixture.chunks) + 1), mixture.chunks)[0], len(contexts))
+        """Return the row of the *gold* context, None where no question of it is left."""
+        chosen, has_gold = self._chosen(contexts, gold, randomness)
+        as_text = self._as_text(chosen, randomness)
+        tasks = _in_random_order(contexts[gold].tasks, randomness)
+        if not has_gold:
+            tasks = _refused(tasks, " ".join(contexts[number].text for number in chosen))
+        asked = _Asked(self._model, self._mixture.question_tokens)
+        for task in tasks[:1]:
+            asked.ask(task)
+        if self._is_varied:
+            asked.go_on(chunks[randomness.choice(chosen)], randomness)
+        for task in tasks[1:]:
+            asked.ask(task)
+        if not asked.ids:
+            return None
+        gaps = tuple(randomness.randint(0, GAP if self._is_varied else 0) for _ in chosen)
+        is_packed = randomness.random() < PACKED and self._is_varied
+        layout: Layout = "packed" if is_packed else "spread"
+        return Row(tuple(chosen), gold if has_gold else -1, as_text, gaps, layout, *asked.tensors())
+
+    def _chosen(self, contexts: Sequence[Context], gold: int, randomness: random.Random) -> tuple[list[int], bool]:
+        """Return the chunks of a row in prompt order, and whether the gold one is among them."""
+        shares = self._mixture.chunks
+        count = min(randomness.choices(range(1, len(shares) + 1), shares)[0], len(contexts))
         others = [number for number in range(len(contexts)) if number != gold]
         # neighbours of the same article are the hard negatives
         others.sort(key=lambda number: (contexts[number].article != contexts[gold].article, randomness.random()))
-        if len(others) > count and randomness.random() < 0.3:
+        if len(others) > count and randomness.random() < SHUFFLED:
             randomness.shuffle(others)
-        has_gold = len(others) == 0 or randomness.random() >= mixture.without_gold
+        has_gold = len(others) == 0 or randomness.random() >= self._mixture.without_gold
         chosen = [gold, *others[: count - 1]] if has_gold else others[:count]
         randomness.shuffle(chosen)
-        shown = " ".join(contexts[number].text for number in chosen)
-        draw = randomness.random()
-        if draw < mixture.as_text:
-            as_text = frozenset(chosen)
-        elif draw < mixture.as_text + mixture.hybrid and len(chosen) > 1:
-            as_text = frozenset({randomness.choice(chosen)})
-        else:
-            as_text = frozenset()
-        tasks = self._tasks(contexts[gold], randomness)
-        if not has_gold:
-            tasks = [
-                Task(task.question, (REFUSAL,), "refusal")
-                for task in tasks
-                if task.kind != "long" and not any(answer.lower() in shown.lower() for answer in task.answers)
-            ][:2]
-        packed = _Packed(self._model, mixture.question_tokens)
-        for task in tasks[:1]:
-            packed.ask(task)
-        if mixture.continued:
-            packed.go_on(chunks[randomness.choice(chosen)], mixture.continued, randomness)
-        for task in tasks[1:]:
-            packed.ask(task)
-        if not packed.ids:
-            return None
-        gaps = tuple(randomness.randint(0, mixture.gap) for _ in chosen)
-        layout: Layout = "packed" if randomness.random() < mixture.packed else "spread"
-        return Row(tuple(chosen), gold if has_gold else -1, as_text, gaps, layout, *packed.tensors())
+        return chosen, has_gold
 
-    def _tasks(self, context: Context, randomness: random.Random) -> list[Task]:
-        """Return the questions of a context in random order, at most one long one, which goes first."""
-        tasks = randomness.sample(context.tasks, len(context.tasks))
-        long = [task for task in tasks if task.kind == "long"][:1]
-        probes = [task for task in tasks if task.kind.startswith("probe")]
-        return [*probes, *long, *(task for task in tasks if task.kind != "long" and task not in probes)]
+    def _as_text(self, chosen: Sequence[int], randomness: random.Random) -> frozenset[int]:
+        """Return which chunks of a row are given as text."""
+        draw = randomness.random() - self._mixture.as_text
+        if draw < 0:
+            return frozenset(chosen)
+        if self._is_varied and draw < HYBRID and len(chosen) > 1:
+            return frozenset({randomness.choice(chosen)})
+        return frozenset()
 
 
-def rivals_of(contexts: Sequence[Context]) -> list[list[int]]:
-    """Return for each context the numbers of the others, those first that hold most of what its questions ask for.
-
-    These are what retrieval finds beside it: passages that look right and are not.
-
-    >>> mill, bees, sails = Context("The mill grinds.", ""), Context("Bees hum.", ""), Context("A mill has sails.", "")
-    >>> rivals_of([replace(mill, tasks=(Task("What does the mill do?", ("It grinds.",)),)), bees, sails])[0]
-    [2, 1]
-    """
-    weigh = TfidfVectorizer(analyzer=_words, sublinear_tf=True)
-    texts = weigh.fit_transform([context.text for context in contexts])
-    asked = weigh.transform([" ".join(task.question for task in context.tasks) for context in contexts])
-    likeness = (asked @ texts.T).toarray()
-    ranked = (-likeness).argsort(axis=1, kind="stable").tolist()
-    return [[other for other in others if other != one] for one, others in enumerate(ranked)]
+def _in_random_order(tasks: Sequence[Task], randomness: random.Random) -> list[Task]:
+    """Return tasks in random order: planted facts first, then at most one with a long answer, then the rest."""
+    shuffled = randomness.sample(tasks, len(tasks))
+    planted = [task for task in shuffled if is_planted(task)]
+    long = [task for task in shuffled if task.kind == "long"][:1]
+    return [*planted, *long, *(task for task in shuffled if task.kind != "long" and task not in planted)]
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower()) or [""]
+def _refused(tasks: Sequence[Task], shown: str) -> list[Task]:
+    """Return at most two tasks that *shown* does not answer, with the refusal as their answer."""
+    return [
+        Task(task.question, (REFUSAL,), "refusal")
+        for task in tasks
+        if task.kind != "long" and not any(answer.lower() in shown.lower() for answer in task.answers)
+    ][:2]
 
 
 def _with_tasks(contexts: Sequence[Context], wanted: Callable[[Task], bool]) -> list[Context]:
@@ -305,7 +308,7 @@ def _holds(text: str, task: Task) -> bool:
     return any(answer in text for answer in task.answers)
 
 
-class _Packed:
+class _Asked:
     """Questions and answers one after the other, each starting at position 0."""
 
     def __init__(self, model: GistModel, room: int) -> None:
@@ -324,15 +327,14 @@ class _Packed:
             False,
         )
 
-    def go_on(self, chunk: Sequence[int], count: int, randomness: random.Random) -> None:
-        """Add the task to continue a chunk from a random place."""
-        cue = 8
-        if len(chunk) < cue + 8:
+    def go_on(self, chunk: Sequence[int], randomness: random.Random) -> None:
+        """Add the task to continue a chunk from a random place, if the chunk is long enough."""
+        if len(chunk) < 2 * CUE:
             return
-        start = randomness.randint(0, max(0, len(chunk) - cue - count))
-        told = self._model.decode(chunk[start : start + cue]).strip()
-        answer = list(chunk[start + cue : start + cue + count])
-        self._add(self._model.encode_question(CONTINUE.format(told)), answer, True)
+        start = randomness.randint(0, max(0, len(chunk) - CUE - CONTINUED))
+        cue = self._model.decode(chunk[start : start + CUE]).strip()
+        answer = list(chunk[start + CUE : start + CUE + CONTINUED])
+        self._add(self._model.encode_question(CONTINUE.format(cue)), answer, True)
 
     def _add(self, question: list[int], answer: list[int], is_continuation: bool) -> None:
         ids = [*question, *answer][:-1]  # the last token is only predicted
@@ -353,8 +355,8 @@ class _Packed:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """The questions of several rows side by side, padded on the right; all ``(batch, n)``."""
+class QuestionBatch:
+    """The questions of several rows as one batch, padded on the right; every tensor is ``(batch, n)``."""
 
     ids: Tensor
     positions: Tensor
@@ -362,14 +364,22 @@ class Questions:
     segments: Tensor
     is_continuation: Tensor
 
-    def where(self, chosen: Tensor) -> Questions:
-        """Return the questions of the chosen rows, ``(batch,)`` bool, padded no further than they need."""
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> QuestionBatch:
+        """Return the questions of *rows*."""
+        padding = {"ids": 0, "positions": 0, "labels": IGNORED, "segments": -1, "is_continuation": 0}
+        return cls(
+            *(pad_sequence([getattr(row, name) for row in rows], True, value) for name, value in padding.items())
+        )
+
+    def where(self, chosen: Tensor) -> QuestionBatch:
+        """Return the questions of the chosen rows, ``(batch,)`` bool, without padding that all of them have."""
         rows = [getattr(self, each.name)[chosen] for each in fields(self)]
         longest = int((rows[3] >= 0).sum(dim=1).max())
-        return Questions(*(row[:, :longest] for row in rows))
+        return QuestionBatch(*(row[:, :longest] for row in rows))
 
     def mask(self, visible: Tensor) -> Tensor:
-        """Return who looks where, ``(batch, n, slots + n)`` bool: the memory, and what stands before in the question.
+        """Return what each token attends to, ``(batch, n, slots + n)`` bool: the memory, and its own question so far.
 
         Args:
             visible: ``(batch, slots)`` bool, slots of the memory that are no padding.
@@ -378,19 +388,3 @@ class Questions:
         same = self.segments[:, :, None] == self.segments[:, None, :]
         own = same & torch.ones(count, count, dtype=torch.bool).tril()
         return torch.cat((visible[:, None].expand(-1, count, -1), own), dim=2)
-
-
-def side_by_side(rows: Sequence[Row]) -> Questions:
-    """Return the questions of *rows* as one padded batch."""
-
-    def padded(name: str, value: int) -> Tensor:
-        tensors = [getattr(row, name) for row in rows]
-        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
-
-    return Questions(
-        padded("ids", 0),
-        padded("positions", 0),
-        padded("labels", IGNORED),
-        padded("segments", -1),
-        padded("is_continuation", 0),
-    )

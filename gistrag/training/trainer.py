@@ -1,25 +1,23 @@
-"""Training an adapter: the production code path, with gradients.
+"""Training an adapter: the code that answers questions, with gradients.
 
-One step reads the chunks of a batch with the frozen base, makes their gists, relocates and concatenates them as an
-answer would, and asks all questions of every row::
+One step compresses the chunks of a batch with the frozen base model, relocates and concatenates the gists as an answer
+would, and asks all questions of every row::
 
     text pass (no gradient) ─→ gists ─→ relocate, concatenate ─→ questions and answers ─→ loss
-            └────────────────→ full caches ─→ gold chunk alone ─→ the same, as teacher (no gradient)
+            └────────────────→ uncompressed caches ─→ gold chunk alone ─→ the same, as teacher (no gradient)
 
-Loss = cross-entropy of the answers + KL to the teacher that reads the gold chunk as text + continuing a chunk from
-its gists, whose weight fades. Rows are read a few at a time, and what they want of the gists is gathered before it
-flows back through the gist pass once, so the memory of a step does not grow with its rows. Weights are trained in
-float32 beside the copy the model computes with.
+Loss = cross-entropy of the answers + KL divergence to the teacher, which reads the gold chunk as text + continuing a
+chunk from its gists, whose weight fades. Rows go through the model a few at a time. The gradients they leave at the
+gists are summed before they flow back through the gist pass once, so the memory of a step does not grow with its rows.
+The optimizer updates float32 weights, of which the model computes with a copy in its own dtype.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -28,106 +26,20 @@ from torch.nn import functional
 
 from gistrag.compression.placements import TextPass
 from gistrag.errors import UsageError
-from gistrag.kv.cache import GistCache, Memory, concatenate
-from gistrag.kv.cache import side_by_side as memories_side_by_side
+from gistrag.kv.cache import GistCache, Memory, concatenate, side_by_side
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import MADE, AdapterSettings, Placement
-from gistrag.training.sampler import IGNORED, Batch, Mixture, Questions, Row, Sampler, merged, side_by_side
+from gistrag.training.recipe import GRADIENT_NORM, VECTOR_RATE, LossWeights, Recipe
+from gistrag.training.sampler import IGNORED, Batch, QuestionBatch, Row, Sampler, merged
 
 SLOTS_OF_A_ROW = 1280
-"""Most slots of memory, in the mean over the rows that are read at once."""
+"""Most memory slots a row may have on average in one forward pass; rows with more go in smaller batches."""
 
 KEPT_BYTES = 2**32
-"""Most bytes of caches that training keeps across epochs; data of which it could not keep half is read anew."""
+"""Most bytes of caches that training keeps across epochs; with data twice as large it keeps none."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides what a training run makes, besides data and base model.
-
-    Attributes:
-        steps: batches; warmup: of them, until the learning rate is full; it then falls as a cosine to a twentieth.
-        rank: of the adapter; rate: learning rate of the adapter; vector_rate: of the gist vectors.
-        clip: greatest norm of the gradient; decay: weight decay.
-        distillation, continuation: weights of the two further losses; the second fades to a fifth.
-        teacher_from: share of the run after which there is a teacher; before, it knows too little to be worth its time.
-        batches: of the sampler that a step learns from together, as a GPU is idle with one.
-        rows_together: most rows read at once; fewer take less memory.
-        placement: where gists come from; tokens_per_gist: what the adapter is for, the default of its users.
-        everywhere: the adapter acts on text as well; an ablation.
-        seed: of everything random; mixture: of the examples.
-    """
-
-    steps: int = 1000
-    warmup: int = 40
-    rank: int = 32
-    rate: float = 1e-3
-    vector_rate: float = 5e-3
-    clip: float = 1.0
-    decay: float = 0.0
-    distillation: float = 0.5
-    continuation: float = 0.5
-    teacher_from: float = 0.5
-    batches: int = 1
-    rows_together: int = 8
-    placement: Placement = "anchored"
-    tokens_per_gist: int = 4
-    everywhere: bool = False
-    seed: int = 0
-    mixture: Mixture = field(default_factory=Mixture)
-
-    def to_json(self) -> str:
-        """Return the recipe as one line of JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, line: str) -> Recipe:
-        """Return the recipe saved by `to_json`.
-
-        Raises:
-            UsageError: no recipe, or one of another version.
-        """
-        try:
-            values: dict[str, Any] = json.loads(line)
-            mixture = values.pop("mixture")
-            rates = {int(rate): share for rate, share in mixture.pop("rates").items()}
-            return cls(**values, mixture=Mixture(rates=rates, **{**mixture, "chunks": tuple(mixture["chunks"])}))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"expected a training recipe in JSON, found something else: {error}") from error
-
-    def differs(self, other: Recipe) -> list[str]:
-        """Return the fields in which two recipes differ; the number of steps may, as a run can be made longer."""
-        names = [each.name for each in fields(self) if each.name != "steps"]
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
-
-
-RECIPES = {
-    "smollm2": Recipe(
-        steps=600,
-        distillation=0.7,
-        continuation=0.2,
-        teacher_from=0.3,
-        placement="matched",
-        mixture=Mixture(rates={2: 0.1, 4: 0.35, 8: 0.3, 16: 0.25}, chunks=(0.15, 0.15, 0.5, 0.12, 0.08)),
-    ),
-    "24gb": Recipe(
-        steps=3000,
-        rank=16,
-        rate=2e-4,
-        vector_rate=1e-3,
-        placement="matched",
-        rows_together=1,
-        mixture=Mixture(contexts=4, chunk_tokens=384, question_tokens=256),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Weights:
-    """How much each loss counts in a step; a distillation of 0 saves the teacher's pass."""
-
-    distillation: float
-    continuation: float
+LAST_RATE = 0.05
+"""Share of the learning rate at the last step."""
 
 
 @dataclass
@@ -150,14 +62,15 @@ class Losses:
         }
 
 
-class Reader:
-    """What the base makes of the chunks of a batch: their full caches, and their gists.
+class ChunkCaches:
+    """The uncompressed caches and the gists of the chunks of a batch.
 
-    Where the adapter has no part in either, both can be kept across epochs. Every chunk is then read alone, so that it
-    is the same bit by bit whenever and beside whatever it is read; planted facts make it another chunk.
+    Where the adapter changes neither, both can be kept across epochs. Every chunk then has a forward pass of its own,
+    so that its caches are bit by bit the same in every batch. A planted fact makes a chunk another one.
 
     Args:
-        kept_bytes: most bytes of caches that are kept in main memory; 0 reads every batch anew, side by side.
+        model: compresses.
+        kept_bytes: most bytes of caches kept in main memory; 0 compresses every batch anew, as one batch.
     """
 
     def __init__(self, model: GistModel, *, kept_bytes: int = 0) -> None:
@@ -165,8 +78,8 @@ class Reader:
         self._kept: OrderedDict[tuple[int, tuple[int, ...]], GistCache] = OrderedDict()  # used longest ago first
         self._bytes = 0
 
-    def read(self, batch: Batch) -> tuple[list[GistCache], list[GistCache]]:
-        """Return the full cache of each chunk of a batch, and its gists."""
+    def of(self, batch: Batch) -> tuple[list[GistCache], list[GistCache]]:
+        """Return the uncompressed cache of each chunk of a batch, and its gists."""
         settings = self._model.adapter.settings if self._model.adapter else AdapterSettings(base="")
         placement, rate = settings.placement, batch.tokens_per_gist
         if not self._kept_bytes or placement in MADE:
@@ -195,22 +108,27 @@ class Reader:
             self._bytes -= self._kept.popitem(last=False)[1].kv.nbytes
 
 
-class Pass:
-    """One batch on its way through the model.
+class TrainingStep:
+    """The forward and backward passes of one batch.
 
     Args:
-        reader: of its chunks; one that keeps nothing where there is none.
+        model: with an adapter.
+        batch: of the sampler.
+        caches: makes or keeps the caches of the chunks; None makes them anew.
 
     Attributes:
-        losses: of the rows read so far.
+        losses: summed over the rows so far.
+
+    Raises:
+        UsageError: a model without an adapter.
     """
 
-    def __init__(self, model: GistModel, batch: Batch, reader: Reader | None = None) -> None:
+    def __init__(self, model: GistModel, batch: Batch, caches: ChunkCaches | None = None) -> None:
         if model.adapter is None:
             raise UsageError("expected a model with an adapter, found none")
         self._model, self._batch = model, batch
         self.losses = Losses()
-        self._full, self._gists = (reader or Reader(model)).read(batch)
+        self._uncompressed, self._gists = (caches or ChunkCaches(model)).of(batch)
 
     def measure(self, rows_together: int = 8) -> Losses:
         """Return the losses of all rows, without gradients."""
@@ -218,8 +136,8 @@ class Pass:
             self._read_rows(rows, self._gists, has_teacher=False)
         return self.losses
 
-    def learn(self, weights: Weights, rows_together: int = 8) -> Losses:
-        """Return the losses of all rows, and leave gradients at the adapter and the gist vectors."""
+    def learn(self, weights: LossWeights, rows_together: int = 8) -> Losses:
+        """Return the losses of all rows, and accumulate gradients in the adapter and the gist vectors."""
         ends = [_leaf(cache) if cache.kv.requires_grad else cache for cache in self._gists]
         answers, continued = self._label_counts()
         for rows in self._groups(rows_together):
@@ -232,7 +150,7 @@ class Pass:
         wanted = [
             (cache.kv, end.kv.grad) for cache, end in zip(self._gists, ends, strict=True) if end.kv.grad is not None
         ]
-        if wanted:  # selected gists are the base model's own: only what reads them learns
+        if wanted:  # selected gists are the base model's own and have no gradient
             with self._model.reading_as("gists"):
                 torch.autograd.backward([made for made, _ in wanted], [gradient for _, gradient in wanted])
         return self.losses
@@ -250,7 +168,7 @@ class Pass:
 
     def _slots(self, row: Row) -> int:
         """Return the slots of a row's memory, but for the prefix."""
-        given = ((self._full if number in row.as_text else self._gists)[number] for number in row.chunks)
+        given = ((self._uncompressed if number in row.as_text else self._gists)[number] for number in row.chunks)
         return sum(cache.kv.shape[3] for cache in given)
 
     def _label_counts(self) -> tuple[int, int]:
@@ -262,8 +180,8 @@ class Pass:
     def _read_rows(
         self, rows: Sequence[Row], gists: Sequence[GistCache], *, has_teacher: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return summed losses of some rows: answers, distance to the teacher, continuation; each a scalar."""
-        questions = side_by_side(rows)
+        """Return summed losses of some rows, each a scalar: answers, KL divergence to the teacher, continuation."""
+        questions = QuestionBatch.of(rows)
         learned = questions.labels != IGNORED
         continued = questions.is_continuation[learned]
         scores = self._scores([self._memory(row, gists) for row in rows], questions, learned)
@@ -287,28 +205,28 @@ class Pass:
         """Return the memory of a row: its chunks in order, each as gists or as text."""
         caches = []
         for number, gap in zip(row.chunks, row.gaps, strict=True):
-            cache = self._full[number] if number in row.as_text else gists[number]
+            cache = self._uncompressed[number] if number in row.as_text else gists[number]
             caches.append(GistCache(cache.kv, cache.positions, cache.source_tokens + gap))
         return concatenate([self._model.prefix, *caches], self._model.rope, layout=row.layout)
 
-    def _scores(self, memories: Sequence[Memory], questions: Questions, wanted: Tensor) -> Tensor:
+    def _scores(self, memories: Sequence[Memory], questions: QuestionBatch, wanted: Tensor) -> Tensor:
         """Return log-probabilities of the next token where *wanted*, ``(labels, vocabulary)`` float32."""
-        behind = memories_side_by_side(memories)
+        behind = side_by_side(memories)
         begins = torch.tensor([memory.next_position for memory in memories])[:, None]
         hidden = self._model.read_behind(behind).feed(
             questions.ids, positions=begins + questions.positions, mask=questions.mask(behind.real), role="answers"
         )
         return self._model.logits(hidden[wanted.to(hidden.device)]).float().log_softmax(dim=-1)
 
-    def _distance(self, rows: Sequence[Row], questions: Questions, taught: Tensor, student: Tensor) -> Tensor:
-        """Return the summed KL divergence from what the model says when it reads the gold chunk alone, as text.
+    def _distance(self, rows: Sequence[Row], questions: QuestionBatch, taught: Tensor, student: Tensor) -> Tensor:
+        """Return the summed KL divergence to the teacher: the same model that reads the gold chunk alone, as text.
 
         Args:
             taught: ``(batch,)`` bool, rows that have a teacher.
             student: ``(labels, vocabulary)`` log-probabilities of their answers.
         """
         chosen = questions.where(taught)
-        memories = [self._memory(_alone(row), self._full) for row, has in zip(rows, taught, strict=True) if has]
+        memories = [self._memory(_alone(row), self._uncompressed) for row, has in zip(rows, taught, strict=True) if has]
         answers = (chosen.labels != IGNORED) & ~chosen.is_continuation
         self._model.is_training = False
         try:
@@ -335,15 +253,19 @@ def local_device() -> str | None:
 
 
 class Trainer:
-    """A training run, step by step: weights, optimizer, and where in the data it stands.
+    """Weights, optimizer and position in the data of a training run, one step at a time.
 
     Args:
         model: with an adapter, which is trained in place.
-        sampler: of batches.
-        recipe: of the run.
+        sampler: gives the batches.
+        recipe: settings of the run.
 
     Attributes:
-        step: steps done; slowdown: factor on the learning rate, halved whenever a run had to be taken back.
+        step: number of steps done.
+        slowdown: factor on the learning rate, halved whenever a run diverges.
+
+    Raises:
+        UsageError: a model without an adapter.
     """
 
     def __init__(self, model: GistModel, sampler: Sampler, recipe: Recipe) -> None:
@@ -354,16 +276,16 @@ class Trainer:
         model.prepare_training()
         self._sampler = sampler
         bytes_of_all = sampler.tokens * model.kv_bytes_per_slot * (1 + sum(1 / rate for rate in recipe.mixture.rates))
-        self._reader = Reader(model, kept_bytes=KEPT_BYTES if bytes_of_all <= KEPT_BYTES / 2 else 0)
+        self._caches = ChunkCaches(model, kept_bytes=KEPT_BYTES if bytes_of_all <= KEPT_BYTES / 2 else 0)
         self._accelerator = Accelerator(cpu=model.device.type == "cpu")
         self._trained = dict(self.adapter.parameters())
         self._masters = {name: weights.detach().float().clone() for name, weights in self._trained.items()}
         vectors = [self._masters["gist_vectors"]]
         others = [weights for name, weights in self._masters.items() if name != "gist_vectors"]
         self._optimizer = torch.optim.AdamW(
-            [{"params": others, "peak": recipe.rate}, {"params": vectors, "peak": recipe.vector_rate}],
+            [{"params": others, "peak": recipe.rate}, {"params": vectors, "peak": VECTOR_RATE * recipe.rate}],
             betas=(0.9, 0.98),
-            weight_decay=recipe.decay,
+            weight_decay=0.0,
         )
         for weights in self._trained.values():
             weights.requires_grad_(True)
@@ -381,13 +303,10 @@ class Trainer:
         progress = self.step / self.recipe.steps
         first = self.recipe.batches * (self.step * self._accelerator.num_processes + self._accelerator.process_index)
         batch = merged([self._sampler.batch(first + number) for number in range(self.recipe.batches)])
-        weights = Weights(
-            distillation=self.recipe.distillation if progress >= self.recipe.teacher_from else 0.0,
-            continuation=self.recipe.continuation * (1 - 0.8 * progress),
-        )
+        weights = self.recipe.loss_weights.at(progress)
         self.model.is_training = True
         try:
-            losses = Pass(self.model, batch, self._reader).learn(weights, self.recipe.rows_together)
+            losses = TrainingStep(self.model, batch, self._caches).learn(weights, self.recipe.rows_together)
         finally:
             self.model.is_training = False
         norm = self._update(self._factor())
@@ -420,13 +339,14 @@ class Trainer:
 
     def measure(self, batches: Sequence[Batch]) -> float:
         """Return the mean loss of the answers in *batches*, in nats per token."""
-        measured = [Pass(self.model, batch).measure(self.recipe.rows_together) for batch in batches]
+        measured = [TrainingStep(self.model, batch).measure(self.recipe.rows_together) for batch in batches]
         return sum(losses.answer for losses in measured) / max(1, sum(losses.answers for losses in measured))
 
     def _factor(self) -> float:
         """Return the share of the learning rate that this step has."""
-        warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup))
-        return self.slowdown * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * self.step / self.recipe.steps)) / 2)
+        warm = min(1.0, (self.step + 1) / self.recipe.warmup_steps)
+        cosine = (1 + math.cos(math.pi * self.step / self.recipe.steps)) / 2
+        return self.slowdown * warm * (LAST_RATE + (1 - LAST_RATE) * cosine)
 
     def _update(self, factor: float) -> float:
         """Apply the gradients to the float32 weights, copy these back, and return the norm of the gradient."""
@@ -436,7 +356,7 @@ class Trainer:
                 gradient = self._accelerator.reduce(gradient, "mean")
             self._masters[name].grad = gradient.float()
             weights.grad = None
-        norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self.recipe.clip))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), GRADIENT_NORM))
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         if math.isfinite(norm):
@@ -450,7 +370,7 @@ class Trainer:
             weights.copy_(self._masters[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Return all tensors that are needed to go on exactly here."""
+        """Return all tensors that are needed to resume exactly here."""
         tensors = {f"weights {name}": weights for name, weights in self._masters.items()}
         for name, weights in self._masters.items():
             for key, value in self._optimizer.state.get(weights, {}).items():
@@ -459,7 +379,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], *, step: int, slowdown: float) -> None:
-        """Go on where `state` was taken.
+        """Resume where `state` was taken.
 
         Raises:
             UsageError: these are tensors of another run.

@@ -36,8 +36,9 @@ from gistrag.evaluation.runner import Arm, gist_arm
 from gistrag.evaluation.speed import Stopwatch, peak_bytes, reset_peak
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task
+from gistrag.training.recipe import RECIPES, LossWeights
 from gistrag.training.sampler import Sampler
-from gistrag.training.trainer import RECIPES, Trainer
+from gistrag.training.trainer import Trainer
 
 CAP_BYTES = 24_000_000_000
 LLAMA_3_8B = {
@@ -137,7 +138,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     stages["loading"] = {"seconds": loaded_s, "peak_bytes": peak_bytes(model), "told": f"{loaded_s:.1f} s"}
     texts = passages(given.chunks, given.chunk_tokens)
     recipe = RECIPES["24gb"]
-    short = {"chunk_tokens": given.chunk_tokens, "question_tokens": 48, "continued": 8} if given.dry_run else {}
+    short = {"chunk_tokens": given.chunk_tokens, "question_tokens": 48} if given.dry_run else {}
     recipe = replace(recipe, mixture=replace(recipe.mixture, **short))
     stages["QLoRA step, recipe 24gb"] = train(model, texts, recipe, steps=given.steps)
 
@@ -159,7 +160,9 @@ def train(model: GistModel, texts: list[str], recipe: Any, *, steps: int) -> dic
         for number, text in enumerate(texts)
     ]
     model.new_adapter(rank=recipe.rank, gists=1)
-    recipe = replace(recipe, steps=steps, warmup=1, teacher_from=0.0)  # with the teacher's pass, which takes most
+    recipe = replace(
+        recipe, steps=steps, loss_weights=LossWeights(teacher_from=0.0)
+    )  # with the teacher's pass, which takes most
     trainer = Trainer(model, Sampler(model, contexts, recipe.mixture, seed=0), recipe)
     tokens, seconds = [], []
     reset_peak(model)

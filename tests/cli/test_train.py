@@ -20,12 +20,12 @@ from gistrag.model.gist_model import GistModel
 from gistrag.model.hub import find_adapter
 from gistrag.settings import AdapterSettings
 from gistrag.training.checkpoints import read_log
+from gistrag.training.recipe import Recipe
 from gistrag.training.sampler import Mixture
-from gistrag.training.trainer import Recipe
 
 TINY = Recipe(
-    steps=3, warmup=1, rank=2,
-    mixture=Mixture(rates={2: 1.0}, contexts=2, chunk_tokens=32, question_tokens=64, chunks=(0.5, 0.5), continued=4),
+    steps=3, rank=2,
+    mixture=Mixture(rates={2: 1.0}, contexts=2, chunk_tokens=32, question_tokens=64, chunks=(0.5, 0.5)),
 )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_a_trained_adapter_learns_another_placement(
 @pytest.mark.model
 def test_processes_that_train_together_make_one_run(questions: Path, tmp_path: Path) -> None:
     """Two, started by torchrun, share the batches: each step stands in the log once and holds what both have read."""
-    steps, recipe = {}, replace(TINY, steps=2, mixture=replace(TINY.mixture, long=0.0))
+    steps, recipe = {}, replace(TINY, steps=2)
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     for count in (1, 2):
         launch = [

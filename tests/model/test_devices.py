@@ -15,15 +15,16 @@ from gistrag.evaluation.runner import Arm, Examiner, gist_arm
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task
 from gistrag.settings import GistSettings, KvCacheDtype
+from gistrag.training.recipe import LossWeights, Recipe
 from gistrag.training.sampler import Mixture, Sampler
-from gistrag.training.trainer import Recipe, Trainer
+from gistrag.training.trainer import Trainer
 
 TEXTS = ["the river turns the mill", "rye and oats in the ledger of the harbour", "a crane, copper and a sluice"]
 RECIPE = Recipe(
-    steps=2, warmup=1, rank=2, teacher_from=0.0, placement="matched", batches=2, rows_together=8,
+    steps=2, rank=2, loss_weights=LossWeights(teacher_from=0.0), placement="matched", batches=2, rows_together=8,
     mixture=Mixture(
         rates={2: 1.0}, contexts=4, chunk_tokens=64, question_tokens=160, chunks=(0.2, 0.4, 0.4),
-        packed=0.3, hybrid=0.3, as_text=0.3, probes=0.5,
+        as_text=0.3, planted=0.5,
     ),
 )  # fmt: skip
 

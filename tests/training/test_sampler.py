@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ import torch
 from gistrag.model.gist_model import GistModel
 from gistrag.model.prompt import REFUSAL
 from gistrag.qa.dataset import Context, Task
-from gistrag.training.sampler import IGNORED, Mixture, Row, Sampler, merged, side_by_side
+from gistrag.training.sampler import GAP, IGNORED, Mixture, QuestionBatch, Row, Sampler, merged
 
-MIXTURE = Mixture(contexts=6, chunk_tokens=64, question_tokens=200, continued=0, probes=0.0, heading=0.0)
+MIXTURE = Mixture(contexts=6, chunk_tokens=64, question_tokens=200, planted=0.0)
 
 
 def contexts(articles: int = 3, each: int = 7) -> list[Context]:
@@ -24,9 +25,9 @@ def contexts(articles: int = 3, each: int = 7) -> list[Context]:
     ]
 
 
-def sampler(model: GistModel, seed: int = 0, **changes: object) -> Sampler:
+def sampler(model: GistModel, seed: int = 0, *, is_varied: bool = False, **changes: Any) -> Sampler:
     """Return a sampler of the contexts."""
-    return Sampler(model, contexts(), replace(MIXTURE, **changes), seed=seed)
+    return Sampler(model, contexts(), replace(MIXTURE, **changes), seed=seed, is_varied=is_varied)
 
 
 def all_rows(samples: Sampler) -> list[Row]:
@@ -35,8 +36,11 @@ def all_rows(samples: Sampler) -> list[Row]:
 
 
 def answers(model: GistModel, row: Row) -> list[str]:
-    """Return what a row learns to say, a text for each question."""
-    return [model.decode(row.labels[(row.segments == n) & (row.labels != IGNORED)]) for n in row.segments.unique()]
+    """Return what a row learns to answer, a text for each question; continuations are left out."""
+    learned = (row.labels != IGNORED) & ~row.is_continuation
+    return [
+        model.decode(row.labels[where]) for n in row.segments.unique() if (where := (row.segments == n) & learned).any()
+    ]
 
 
 def test_an_epoch_asks_every_context_once(model: GistModel) -> None:
@@ -47,21 +51,6 @@ def test_an_epoch_asks_every_context_once(model: GistModel) -> None:
 
     assert all(sorted(range(21)) == sorted(n for batch in epoch for n in batch) for epoch in first)
     assert first[0] != first[1]
-
-
-def test_rivals_stand_together(model: GistModel) -> None:
-    """A group is a context and those that hold what its questions ask for; every context stays gold once an epoch."""
-    pairs = [
-        Context(f"{word} {n}", "one article" if n < 8 else "another", (Task(f"Where is {word}?", (str(n),)),))
-        for n, word in enumerate(["oak", "elm", "ash", "fir", "elm", "fir", "oak", "ash", "yew", "bay"])
-    ]
-    samples = Sampler(model, pairs, replace(MIXTURE, contexts=4, rivals=1.0), seed=0)
-
-    groups = [batch[at : at + 2] for epoch in range(4) for batch in samples._epoch(epoch) for at in range(0, 4, 2)]
-
-    together = {tuple(sorted(group)) for group in groups if group}
-    assert {(0, 6), (1, 4), (2, 7), (3, 5), (8, 9)} == together
-    assert all(sorted(range(10)) == sorted(n for batch in samples._epoch(epoch) for n in batch) for epoch in range(4))
 
 
 def test_batches_are_merged_into_one(model: GistModel) -> None:
@@ -133,7 +122,9 @@ def test_labels_are_answer_and_end(model: GistModel) -> None:
 
 def test_questions_of_a_row_start_at_the_same_position(model: GistModel) -> None:
     """Each question is asked right behind the memory, as it will be."""
-    row = next(row for row in all_rows(sampler(model, continued=8, without_gold=0.0)) if len(row.segments.unique()) > 1)
+    row = next(
+        row for row in all_rows(sampler(model, is_varied=True, without_gold=0.0)) if len(row.segments.unique()) > 1
+    )
 
     for number in row.segments.unique():
         where = row.segments == number
@@ -142,7 +133,7 @@ def test_questions_of_a_row_start_at_the_same_position(model: GistModel) -> None
 
 def test_continuations_are_tokens_of_a_shown_chunk(model: GistModel) -> None:
     """What has to be continued is what stands in the chunk."""
-    samples = sampler(model, continued=8)
+    samples = sampler(model, is_varied=True)
     batch = samples.batch(0)
 
     for row in batch.rows:
@@ -155,29 +146,52 @@ def test_continuations_are_tokens_of_a_shown_chunk(model: GistModel) -> None:
         )
 
 
-def test_all_as_text_and_one_as_text(model: GistModel) -> None:
-    """The text arm shows every chunk as text, the hybrid one exactly one of several."""
-    text, hybrid = all_rows(sampler(model, as_text=1.0)), all_rows(sampler(model, as_text=0.0, hybrid=1.0))
+def test_a_share_of_rows_has_all_chunks_as_text(model: GistModel) -> None:
+    """A share of 1 gives every chunk of every row as text."""
+    rows = all_rows(sampler(model, as_text=1.0))
 
-    assert all(row.as_text == frozenset(row.chunks) for row in text)
-    assert all(len(row.as_text) == (1 if len(row.chunks) > 1 else 0) for row in hybrid)
+    assert all(row.as_text == frozenset(row.chunks) for row in rows)
+
+
+def test_varied_rows_are_hybrid_packed_and_have_gaps_now_and_then(model: GistModel) -> None:
+    """A hybrid row has exactly one of several chunks as text; gaps stay within their limit."""
+    samples = sampler(model, is_varied=True, as_text=0.0)
+
+    rows = [row for step in range(30) for row in samples.batch(step).rows]
+
+    assert {len(row.as_text) for row in rows} == {0, 1}
+    assert all(len(row.chunks) > 1 for row in rows if row.as_text)
+    assert {row.layout for row in rows} == {"packed", "spread"}
+    assert {gap for row in rows for gap in row.gaps} == set(range(GAP + 1))
+
+
+def test_rows_without_variety_are_gists_side_by_side(model: GistModel) -> None:
+    """Validation measures the same plain rows every time."""
+    samples = sampler(model, as_text=0.0)
+
+    rows = [row for step in range(30) for row in samples.batch(step).rows]
+
+    assert {row.as_text for row in rows} == {frozenset()}
+    assert {row.layout for row in rows} == {"spread"}
+    assert {gap for row in rows for gap in row.gaps} == {0}
+    assert not any(row.is_continuation.any() for row in rows)
 
 
 def test_long_answers_are_mixed_in(model: GistModel) -> None:
-    """Contexts with a long answer take the place of others as often as the mixture says."""
+    """Contexts with a long answer now and then take the place of others."""
     long = [Context(f"long {n}", "elsewhere", (Task("Summarise.", (f"L{n}",), "long"),)) for n in range(3)]
-    samples = Sampler(model, contexts() + long, replace(MIXTURE, long=0.4, without_gold=0.0), seed=0)
+    samples = Sampler(model, contexts() + long, replace(MIXTURE, without_gold=0.0), seed=0)
 
-    said = [answers(model, row)[0] for row in all_rows(samples)]
+    said = [answers(model, row)[0] for step in range(30) for row in samples.batch(step).rows]
 
-    assert 0.15 < sum(answer.startswith("L") for answer in said) / len(said) < 0.7
+    assert 0.06 < sum(answer.startswith("L") for answer in said) / len(said) < 0.24
     assert 21 == sum(len(batch) for batch in samples._epoch(0))
 
 
 def test_questions_beside_a_long_answer_are_asked_too(model: GistModel) -> None:
     """A context with both is drawn like any other, and its long answer comes now and then."""
     both = [replace(one, tasks=(*one.tasks, Task("Summarise.", ("L",), "long"))) for one in contexts()]
-    samples = Sampler(model, both, replace(MIXTURE, long=0.2, without_gold=0.0), seed=0)
+    samples = Sampler(model, both, replace(MIXTURE, without_gold=0.0), seed=0)
 
     said = [answer for row in all_rows(samples) for answer in answers(model, row)]
 
@@ -205,8 +219,8 @@ def test_what_was_cut_off_is_not_asked(model: GistModel) -> None:
 
 
 def test_planted_facts_are_asked_for(model: GistModel) -> None:
-    """A probe is asked first, so that it is never crowded out."""
-    samples = sampler(model, probes=1.0, without_gold=0.0, chunk_tokens=400)
+    """A planted fact is asked for first, so that its question always has room."""
+    samples = sampler(model, planted=1.0, without_gold=0.0, chunk_tokens=400)
     batch = samples.batch(0)
 
     for row in batch.rows:
@@ -222,6 +236,7 @@ def test_a_row_keeps_to_its_room(model: GistModel, room: int) -> None:
         [replace(context, tasks=many) for context in contexts()],
         replace(MIXTURE, question_tokens=room, without_gold=0.0),
         seed=0,
+        is_varied=False,
     )
 
     rows = all_rows(samples)
@@ -232,8 +247,8 @@ def test_a_row_keeps_to_its_room(model: GistModel, room: int) -> None:
 
 def test_the_mask_shows_memory_and_what_stands_before(model: GistModel) -> None:
     """A question sees the real slots of its memory and itself, never another question, never padding."""
-    rows = sampler(model, continued=8).batch(0).rows[:2]
-    questions = side_by_side(rows)
+    rows = sampler(model, is_varied=True).batch(0).rows[:2]
+    questions = QuestionBatch.of(rows)
     visible = torch.tensor([[False, True, True], [True, True, True]])
 
     mask = questions.mask(visible)

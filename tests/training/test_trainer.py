@@ -26,14 +26,13 @@ from gistrag.qa.dataset import Context, Task
 from gistrag.settings import GistSettings, Placement
 from gistrag.training import trainer as training
 from gistrag.training.checkpoints import SPIKE_STEPS, Run, checkpoints, draw, read_log
+from gistrag.training.recipe import LossWeights, Recipe
 from gistrag.training.sampler import IGNORED, Batch, Mixture, Row, Sampler
-from gistrag.training.trainer import Pass, Reader, Recipe, Trainer, Weights
+from gistrag.training.trainer import ChunkCaches, Trainer, TrainingStep
 
-MIXTURE = Mixture(
-    rates={2: 0.5, 4: 0.5}, chunks=(0.4, 0.3, 0.3), contexts=4, chunk_tokens=48, question_tokens=120, continued=8
-)
-RECIPE = Recipe(steps=30, warmup=3, rank=4, rate=1e-2, mixture=MIXTURE)
-PLAIN = Weights(distillation=0.0, continuation=0.5)
+MIXTURE = Mixture(rates={2: 0.5, 4: 0.5}, chunks=(0.4, 0.3, 0.3), contexts=4, chunk_tokens=48, question_tokens=120)
+RECIPE = Recipe(steps=30, rank=4, rate=1e-2, mixture=MIXTURE)
+PLAIN = LossWeights(distillation=0.0, continuation=0.5)
 
 
 def contexts(count: int = 8) -> list[Context]:
@@ -53,9 +52,9 @@ def trainee(family: str = "llama", *, placement: str = "anchored", **changes: ob
     return model
 
 
-def sampler(model: GistModel, mixture: Mixture = MIXTURE) -> Sampler:
+def sampler(model: GistModel, mixture: Mixture = MIXTURE, *, is_varied: bool = True) -> Sampler:
     """Return batches of the contexts."""
-    return Sampler(model, contexts(), mixture, seed=0)
+    return Sampler(model, contexts(), mixture, seed=0, is_varied=is_varied)
 
 
 def trainer(recipe: Recipe = RECIPE) -> Trainer:
@@ -64,7 +63,9 @@ def trainer(recipe: Recipe = RECIPE) -> Trainer:
     return Trainer(model, sampler(model, recipe.mixture), recipe)
 
 
-def learn(model: GistModel, batch: Batch, weights: Weights = PLAIN, rows_together: int = 8) -> dict[str, torch.Tensor]:
+def learn(
+    model: GistModel, batch: Batch, weights: LossWeights = PLAIN, rows_together: int = 8
+) -> dict[str, torch.Tensor]:
     """Return the gradient of everything that a batch reaches."""
     assert model.adapter is not None
     model.prepare_training()
@@ -73,7 +74,7 @@ def learn(model: GistModel, batch: Batch, weights: Weights = PLAIN, rows_togethe
         tensor.requires_grad_(True)
         tensor.grad = None
     model.is_training = True
-    Pass(model, batch).learn(weights, rows_together)
+    TrainingStep(model, batch).learn(weights, rows_together)
     model.is_training = False
     return {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
 
@@ -107,18 +108,18 @@ def test_gists_of_the_base_teach_only_their_reader(family: str, placement: str) 
     model = trainee(family, placement=placement)
     batch = sampler(model).batch(0)
 
-    reached = learn(model, batch, Weights(distillation=1.0, continuation=0.5))
+    reached = learn(model, batch, LossWeights(distillation=1.0, continuation=0.5))
 
     assert "gist_vectors" not in reached
     assert any("lora_B" in name and gradient.abs().sum() > 0 for name, gradient in reached.items())
-    assert math.isfinite(Pass(model, batch).measure().answer)
+    assert math.isfinite(TrainingStep(model, batch).measure().answer)
 
 
 def test_rows_read_apart_leave_the_same_gradients() -> None:
     """How many rows are read together is a matter of memory, not of the result."""
     model = trainee()
     batch = sampler(model).batch(0)
-    weights = Weights(distillation=1.0, continuation=0.5)
+    weights = LossWeights(distillation=1.0, continuation=0.5)
 
     together, apart = (learn(model, batch, weights, rows) for rows in (8, 1))
 
@@ -179,11 +180,11 @@ def test_a_chunk_never_sees_another_chunk() -> None:
 def test_answers_see_text_only_through_gists() -> None:
     """With the gists held fixed, the text of a chunk is without influence on any loss."""
     model = trainee()
-    batch = sampler(model, replace(MIXTURE, as_text=0.0, hybrid=0.0)).batch(0)
+    batch = sampler(model, replace(MIXTURE, as_text=0.0), is_varied=False).batch(0)
     other = replace_chunks(batch, [[token ^ 1 for token in chunk] for chunk in batch.chunks])
-    one, two = Pass(model, batch), Pass(model, other)
+    one, two = TrainingStep(model, batch), TrainingStep(model, other)
     changed = two.measure().answer
-    two = Pass(model, other)
+    two = TrainingStep(model, other)
     two._gists = one._gists
 
     expected = one.measure().answer
@@ -200,7 +201,7 @@ def replace_chunks(batch: Batch, chunks: list[list[int]]) -> Batch:
 def test_packed_questions_do_not_see_each_other() -> None:
     """The loss of each question is the one it has when it is asked alone."""
     model = trainee()
-    batch = sampler(model, replace(MIXTURE, continued=0, chunks=(1.0,), as_text=0.0, packed=0.0, gap=0)).batch(0)
+    batch = sampler(model, replace(MIXTURE, chunks=(1.0,), as_text=0.0), is_varied=False).batch(0)
     row = batch.rows[0]
     alone = Batch(batch.chunks, batch.tokens_per_gist, [row])
     twice = replace(
@@ -209,8 +210,8 @@ def test_packed_questions_do_not_see_each_other() -> None:
         segments=torch.cat((row.segments, row.segments + 1 + row.segments.max())),
     )
 
-    expected = Pass(model, alone).measure()
-    found = Pass(model, Batch(batch.chunks, batch.tokens_per_gist, [twice])).measure()
+    expected = TrainingStep(model, alone).measure()
+    found = TrainingStep(model, Batch(batch.chunks, batch.tokens_per_gist, [twice])).measure()
 
     assert 2 * expected.answers == found.answers
     assert expected.answer == pytest.approx(found.answer / 2, rel=1e-5)
@@ -222,8 +223,8 @@ def test_training_is_what_serving_computes() -> None:
 
     model = trainee()
     shake(model)
-    mixture = replace(MIXTURE, continued=0, as_text=0.0, hybrid=0.0, packed=0.0, gap=0, probes=0.0, without_gold=0.0)
-    batch = sampler(model, mixture).batch(0)
+    mixture = replace(MIXTURE, as_text=0.0, planted=0.0, without_gold=0.0)
+    batch = sampler(model, mixture, is_varied=False).batch(0)
     row = batch.rows[0]
     caches = [
         compress(model, [batch.chunks[n]], GistSettings(placement="anchored", tokens_per_gist=batch.tokens_per_gist))[0]
@@ -238,7 +239,7 @@ def test_training_is_what_serving_computes() -> None:
     scores = model.logits(hidden[0][learned]).float()
     expected = torch.nn.functional.cross_entropy(scores, row.labels[first][learned], reduction="sum")
 
-    found = Pass(model, Batch(batch.chunks, batch.tokens_per_gist, [only_first_question(row)])).measure()
+    found = TrainingStep(model, Batch(batch.chunks, batch.tokens_per_gist, [only_first_question(row)])).measure()
 
     assert expected.item() == pytest.approx(found.answer, rel=1e-4)
 
@@ -250,22 +251,56 @@ def only_first_question(row: Row) -> Row:
     return replace(row, **{name: getattr(row, name)[first] for name in names})
 
 
-def test_the_teacher_pulls_without_being_pulled() -> None:
-    """Distillation changes the gradient; a student that reads the gold text itself has no distance to its teacher."""
+def test_distillation_changes_the_gradient() -> None:
+    """The teacher reads the gold chunk as text, which the student has as gists."""
     model = trainee()
     shake(model)
     batch = sampler(model, replace(MIXTURE, as_text=0.0)).batch(0)
 
-    plain, taught = (learn(model, batch, Weights(distillation=weight, continuation=0.5)) for weight in (0.0, 1.0))
+    plain, taught = (learn(model, batch, replace(PLAIN, distillation=weight)) for weight in (0.0, 1.0))
 
     assert any(not torch.equal(plain[name], taught[name]) for name in plain)
+
+
+@pytest.mark.parametrize(("rate", "is_same"), [(1, True), (4, False)])
+def test_a_student_with_the_cache_of_the_gold_text_has_no_distance_to_its_teacher(rate: int, is_same: bool) -> None:
+    """At one token per gist selected gists are the uncompressed cache that the teacher reads; at four they are not."""
+    model = trainee(placement="selected", initializer_range=0.3)
+    shake(model)
+    mixture = replace(MIXTURE, rates={rate: 1.0}, chunks=(1.0,), as_text=0.0, without_gold=0.0)
+    step = taught_step(model, sampler(model, mixture, is_varied=False).batch(0))
+
+    assert step.losses.taught == step.losses.answers > 0
+    assert (step.losses.distillation == pytest.approx(0.0, abs=1e-4)) == is_same
+
+
+def test_a_student_that_reads_the_gold_text_alone_has_no_teacher() -> None:
+    """Its forward pass would be the teacher's own, so it is saved."""
+    model = trainee()
+    mixture = replace(MIXTURE, chunks=(1.0,), as_text=1.0, without_gold=0.0)
+    step = taught_step(model, sampler(model, mixture, is_varied=False).batch(0))
+
+    assert step.losses.answers > 0
+    assert step.losses.taught == 0
+
+
+def taught_step(model: GistModel, batch: Batch) -> TrainingStep:
+    """Return the step of a batch after it has learned from the teacher."""
+    model.prepare_training()
+    model.is_training = True
+    step = TrainingStep(model, batch)
+    step.learn(replace(PLAIN, distillation=1.0))
+    model.is_training = False
+    return step
 
 
 def test_the_loss_of_a_seeded_run_falls(tmp_path: Path) -> None:
     """A tiny model learns to answer its few questions: at least a third of the loss goes."""
     model = trainee(initializer_range=0.3)  # the usual tiny weights cannot say anything with certainty
 
-    records = list(Run(tmp_path / "run", Trainer(model, sampler(model), RECIPE)).steps())
+    recipe = replace(RECIPE, steps=40, rate=2e-2)
+
+    records = list(Run(tmp_path / "run", Trainer(model, sampler(model), recipe)).steps())
 
     first, last = (sum(record["answer"] for record in part) / 5 for part in (records[:5], records[-5:]))
     assert last < first * 2 / 3
@@ -297,7 +332,7 @@ def test_chunks_are_read_once_in_all_epochs(monkeypatch: pytest.MonkeyPatch) -> 
     """What the base alone makes of a chunk is kept and learned from as if it were new; the oldest leave."""
     model, read = trainee(placement="matched"), []
     batch = replace(sampler(model).batch(0), tokens_per_gist=2)
-    expected = Pass(model, batch).measure()
+    expected = TrainingStep(model, batch).measure()
 
     class Seen(TextPass):
         def __init__(self, model: GistModel, chunks: Sequence[Sequence[int]]) -> None:
@@ -305,14 +340,14 @@ def test_chunks_are_read_once_in_all_epochs(monkeypatch: pytest.MonkeyPatch) -> 
             super().__init__(model, chunks)
 
     monkeypatch.setattr(training, "TextPass", Seen)
-    roomy, narrow = Reader(model, kept_bytes=2**30), Reader(model, kept_bytes=1)
-    for found in [Pass(model, batch, roomy).measure() for _ in range(3)]:
+    roomy, narrow = ChunkCaches(model, kept_bytes=2**30), ChunkCaches(model, kept_bytes=1)
+    for found in [TrainingStep(model, batch, roomy).measure() for _ in range(3)]:
         assert math.isclose(found.answer, expected.answer, rel_tol=1e-4)
     assert read == [tuple(chunk) for chunk in batch.chunks]
-    Pass(model, replace(batch, tokens_per_gist=4), roomy).measure()
+    TrainingStep(model, replace(batch, tokens_per_gist=4), roomy).measure()
     assert len(read) == 2 * len(batch.chunks)
     for _ in range(2):
-        Pass(model, batch, narrow).measure()
+        TrainingStep(model, batch, narrow).measure()
     assert len(read) == 4 * len(batch.chunks)
 
 
@@ -568,13 +603,6 @@ def test_answers_from_merged_weights_are_those_of_the_adapter(monkeypatch: pytes
     monkeypatch.setattr(adapter, "MERGED_BYTES", 1)
     model.adapter.merge()
     assert torch.equal(apart[0], hidden("answers"))
-
-
-def test_a_recipe_survives_json() -> None:
-    """Every field comes back as it was."""
-    assert Recipe.from_json(RECIPE.to_json()) == RECIPE
-    with pytest.raises(UsageError, match="expected a training recipe"):
-        Recipe.from_json("[]")
 
 
 def test_gists_of_one_text_pass_at_several_rates() -> None:
