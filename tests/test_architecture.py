@@ -45,7 +45,14 @@ DOORS = {
     "semantic_text_splitter": {"documents.chunking"},
     "sentence_transformers": {"index.embedder"},
     "sqlite3": {"index.store"},
-    "transformers": {"model.attention", "model.gguf", "model.gist_model", "model.hub", "model.support"},
+    "transformers": {
+        "model.attention",
+        "model.gguf",
+        "model.gist_model",
+        "model.hub",
+        "model.loading",
+        "model.support",
+    },
     "uvicorn": {"server.http", "cli.serve"},
     **{name: set() for name in ("bitsandbytes", "langchain_core", "llama_index", "pickle")},
 }

@@ -1,14 +1,15 @@
-"""Gists that pass on what the whole chunk would have (attention matching, Zweiger et al. 2026, arXiv 2602.16284).
+"""Attention matching: gists get the attention and pass on the values of the whole chunk.
 
-A head that kept a few tokens of a chunk gives them too little attention, and the values of the others are lost. Here
-both are mended in closed form, so that the queries with which the model repeats the chunk get from the gists what they
-got from the text::
+The method is that of Zweiger et al. 2026, arXiv 2602.16284.
+
+A head that keeps a few tokens of a chunk pays them too little attention, and the values of the others are lost.
+A closed form corrects both: the queries of the reconstruction pass get from the gists what they got from the text::
 
     share of attention     Σ exp(q·k) over gists  ≈  Σ exp(q·k) over text     weight of each gist, non-negative
     what comes out of it   Σ a·v      over gists  ≈  Σ a·v      over text     values, least squares
 
-The paper adds the logarithm of a weight to the score of its gist. Here it goes into the key, along the direction that
-all queries of a head have in common, so a matched gist is keys and values and nothing else.
+The paper adds the logarithm of a weight to the attention score of its gist token. Here the weight goes into the key,
+along the direction that all queries of a head share, so a matched gist cache holds keys and values and nothing else.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ from torch.nn import functional
 from gistrag.kv.cache import GistCache
 from gistrag.kv.rope import Rope
 
-MOST = 20.0
-"""A gist counts for at most so many tokens, and for at least one part in so many of one."""
-HOLD = 0.01
-"""How much a weight is held at 1, as a share of its curvature; `HOLD_VALUES` holds values at what they were."""
-HOLD_VALUES = 0.5
-HOLD_DIRECTION = 0.01
+WEIGHT_MAX = 20.0
+"""A gist token weighs at most as much as so many tokens, and at least a fraction 1 / so many of one."""
+RIDGE = 0.01
+"""Ridge penalty that pulls a weight to 1, as a share of its Gram diagonal; `RIDGE_VALUES` keeps
+values near the old ones."""
+RIDGE_VALUES = 0.5
+RIDGE_DIRECTION = 0.01
 WHOLE = 0.5
-"""A head that keeps so much of a chunk is left as it is."""
-FURTHER = (0, 150, 300, 600, 1200, 2400)
-"""Positions that a question may be further from the chunk than its repetition is."""
+"""A head that keeps this share of a chunk is left unchanged."""
+DISTANCES = (0, 150, 300, 600, 1200, 2400)
+"""Positions by which a question may stand further from the chunk than the reconstruction pass does."""
 
 
 @dataclass(frozen=True)
-class Repetition:
-    """What every layer asked of chunks while the model repeated them, padded to the longest.
+class Reconstruction:
+    """Queries, keys and attention of the reconstruction pass over chunks, padded to the longest.
 
     Attributes:
         queries: of each layer, ``(rows, heads, m, head_dim)``, rotated.
@@ -65,8 +67,8 @@ class Repetition:
         return queries, keys, self.mass[layer].reshape(rows, kv_heads, -1)
 
 
-def match(caches: Sequence[GistCache], values: Tensor, seen: Repetition, rope: Rope) -> list[GistCache]:
-    """Return caches with keys and values matched to the texts that they are parts of.
+def match(caches: Sequence[GistCache], values: Tensor, seen: Reconstruction, rope: Rope) -> list[GistCache]:
+    """Return caches whose keys and values are matched to the chunks they were taken from.
 
     Args:
         values: of all the texts, ``(layers, rows, kv_heads, n, head_dim)``.
@@ -97,15 +99,15 @@ def match(caches: Sequence[GistCache], values: Tensor, seen: Repetition, rope: R
         weight = _weights(kept, mass).log()[..., None]
         kept = kept * (weight * (common[layer][heads][:, None] @ queries.mT)).exp()
         kept = kept * (mass / kept.sum(dim=1).clamp(min=torch.finfo(exact).tiny))[:, None]
-        told = (share.mT @ values[layer][heads]).to(exact) * mass[..., None]  # (some, m, width)
+        target = (share.mT @ values[layer][heads]).to(exact) * mass[..., None]  # (some, m, width)
         kv[layer, 0, heads[0], heads[1], :fullest] = (keys + weight * turned[layer][heads][:, :fullest]).to(kv.dtype)
-        kv[layer, 1, heads[0], heads[1], :fullest] = _values(kept, told, old, count, kv.dtype).to(kv.dtype)
+        kv[layer, 1, heads[0], heads[1], :fullest] = _values(kept, target, old, count, kv.dtype).to(kv.dtype)
     kv = torch.where((at >= 0)[:, None, ..., None], kv, kv[..., :1, :])
     return [replace(cache, kv=kv[:, :, row, :, : cache.kv.shape[3]].contiguous()) for row, cache in enumerate(caches)]
 
 
 def _stacked(caches: Sequence[GistCache]) -> tuple[Tensor, Tensor]:
-    """Return a copy of the keys and values of caches and their positions, with holes behind the shorter ones.
+    """Return a copy of the keys and values of caches and their positions, with padding slots behind the shorter ones.
 
     Shapes ``(layers, 2, rows, kv_heads, slots, head_dim)`` and ``(layers, rows, kv_heads, slots)``.
     """
@@ -122,12 +124,12 @@ def _weights(kept: Tensor, mass: Tensor) -> Tensor:
     Args:
         kept: ``(heads, slots, m)``; mass: ``(heads, m)``.
     """
-    curvature = kept @ kept.mT
-    hold, aim = HOLD * curvature.diagonal(dim1=1, dim2=2).clamp(min=1e-12), kept @ mass[..., None]
-    return _solved(curvature, aim, hold, torch.ones_like(aim))[..., 0].clamp(1 / MOST, MOST)
+    gram = kept @ kept.mT
+    ridge, rhs = RIDGE * gram.diagonal(dim1=1, dim2=2).clamp(min=1e-12), kept @ mass[..., None]
+    return _solved(gram, rhs, ridge, torch.ones_like(rhs))[..., 0].clamp(1 / WEIGHT_MAX, WEIGHT_MAX)
 
 
-def _common(seen: Repetition, rope: Rope, exact: torch.dtype) -> Tensor:
+def _common(seen: Reconstruction, rope: Rope, exact: torch.dtype) -> Tensor:
     """Return the direction whose product with all queries of a head is as near to 1 as can be.
 
     Shape ``(layers, rows, kv_heads, head_dim)``.
@@ -143,39 +145,39 @@ def _common(seen: Repetition, rope: Rope, exact: torch.dtype) -> Tensor:
         means.append(heard.sum(dim=3))
     shape = len(spreads), *means[0].shape
     spread, mean = torch.cat(spreads).flatten(0, 1), torch.cat(means).flatten(0, 1)  # of all heads of all chunks
-    at = torch.tensor(FURTHER, device=spread.device)
+    at = torch.tensor(DISTANCES, device=spread.device)
     total = rope.rotate_products(spread, at)  # (heads, head_dim, head_dim)
-    aim = Rope(rope.inv_freq).rotate(mean[:, None, None], at[:, None]).sum(dim=1)  # (heads, 1, head_dim)
-    hold = HOLD_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
-    return _solved(total, aim.mT, hold, torch.zeros_like(aim.mT))[..., 0].view(shape)
+    rhs = Rope(rope.inv_freq).rotate(mean[:, None, None], at[:, None]).sum(dim=1)  # (heads, 1, head_dim)
+    ridge = RIDGE_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
+    return _solved(total, rhs.mT, ridge, torch.zeros_like(rhs.mT))[..., 0].view(shape)
 
 
-def _values(kept: Tensor, told: Tensor, old: Tensor, gists: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the values with which *kept* comes nearest to *told*, held at *old*; ``(heads, slots, head_dim)``.
+def _values(kept: Tensor, target: Tensor, old: Tensor, gists: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the values with which *kept* comes nearest to *target*, held at *old*; ``(heads, slots, head_dim)``.
 
     Args:
-        dtype: of the products over the repetition; the hold is wide enough for 16 bits.
+        dtype: of the products over the repetition; the ridge is wide enough for 16 bits.
     """
     narrow = kept.to(dtype)
-    curvature = (narrow @ narrow.mT).to(kept.dtype)
-    hold = HOLD_VALUES * curvature.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)
-    return _solved(curvature, kept @ told, hold[:, None], old)
+    gram = (narrow @ narrow.mT).to(kept.dtype)
+    ridge = RIDGE_VALUES * gram.diagonal(dim1=1, dim2=2).sum(dim=-1) / gists + 1e-6  # (heads,)
+    return _solved(gram, kept @ target, ridge[:, None], old)
 
 
-def _solved(curvature: Tensor, aim: Tensor, hold: Tensor, start: Tensor) -> Tensor:
-    """Return the solution of ``curvature x = aim`` for every head, held at *start*; *start* itself where there is none.
+def _solved(gram: Tensor, rhs: Tensor, ridge: Tensor, start: Tensor) -> Tensor:
+    """Return the solution of ``gram x = rhs`` for every head, held at *start*; *start* itself where there is none.
 
     By Cholesky: torch's batched LU on a CPU goes wrong, without an error, with two threads and some 150 rows.
 
     Args:
-        curvature: ``(heads, n, n)``; aim, start: ``(heads, n, columns)``; hold: ``(heads, n or 1)``.
+        gram: ``(heads, n, n)``; rhs, start: ``(heads, n, columns)``; ridge: ``(heads, n or 1)``.
     """
-    held = curvature + hold[..., None] * torch.eye(curvature.shape[1]).to(curvature)
-    factor, failed = torch.linalg.cholesky_ex(held)
-    aim = aim + hold[..., None] * start
-    if aim.device.type == "cpu":
-        solution = torch.cholesky_solve(aim, factor)
+    regularized = gram + ridge[..., None] * torch.eye(gram.shape[1]).to(gram)
+    factor, failed = torch.linalg.cholesky_ex(regularized)
+    rhs = rhs + ridge[..., None] * start
+    if rhs.device.type == "cpu":
+        solution = torch.cholesky_solve(rhs, factor)
     else:  # where that goes through the heads one by one
-        half = torch.linalg.solve_triangular(factor, aim, upper=False)
+        half = torch.linalg.solve_triangular(factor, rhs, upper=False)
         solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     return torch.where((failed == 0)[:, None, None], solution, start)

@@ -1,15 +1,15 @@
 """The five placements: where the gist tokens of a chunk come from.
 
 ==========  ==================================================================================================
-matched     adaptive, with keys and values changed so that heads get from them what the chunk gave them, see
+matched     adaptive, with keys and values changed so that attention over them gives what the chunk gave, see
             `gistrag.compression.matching`.
-adaptive    the chunk's own keys and values at the tokens its heads need to repeat the chunk (KVzip, Kim et al. 2025,
-            arXiv 2505.23416), attention to long values counting for more (VATP, Guo et al. 2024, arXiv 2406.12335):
-            heads share one budget, and those that look things up keep most of it (Ada-KV, Feng et al. 2024,
-            arXiv 2407.11550). No training; at one token per gist it is the full cache of the chunk.
+adaptive    the chunk's own keys and values at the tokens its heads score to repeat the chunk (KVzip, Kim et al. 2025,
+            arXiv 2505.23416), weighting attention by value norms (VATP, Guo et al. 2024, arXiv 2406.12335):
+            heads share one budget, and retrieval heads keep most of it (Ada-KV, Feng et al. 2024,
+            arXiv 2407.11550). No training; at one token per gist it is the uncompressed KV cache of the chunk.
 selected    the same with an equal budget for every head.
-anchored    the chunk's most surprising tokens, read a second time behind it, so that each sees the whole chunk; what
-            adapters are trained for.
+anchored    the chunk's tokens of highest surprisal, read a second time behind it, so that each attends to
+            the whole chunk; an adapter can be trained to make them.
 learned     learned tokens ``<GIST_0> <GIST_1> …`` read behind the chunk (Mu et al. 2023, arXiv 2304.08467).
 ==========  ==================================================================================================
 
@@ -27,14 +27,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gistrag.compression.matching import Repetition, match
+from gistrag.compression.matching import Reconstruction, match
 from gistrag.kv.cache import GistCache, concatenate
 from gistrag.model.gist_model import GistModel, Reading
 from gistrag.settings import MADE, Placement
 
 REPEAT = "Repeat the passage."
-SURE = 0.1
-"""Of its equal share, what an adaptive head keeps for sure."""
+MINIMUM_SHARE = 0.1
+"""Share of its equal budget that an adaptive head keeps in any case."""
 
 
 def gist_count(source_tokens: int, tokens_per_gist: int) -> int:
@@ -46,22 +46,22 @@ def gist_count(source_tokens: int, tokens_per_gist: int) -> int:
     return math.ceil(source_tokens / tokens_per_gist)
 
 
-def anchors(surprise: Tensor, gists: int) -> Tensor:
-    """Return the *gists* most surprising positions in text order; ties go to the earlier token.
+def anchors(surprisal: Tensor, gists: int) -> Tensor:
+    """Return the *gists* positions of highest surprisal in text order; ties go to the earlier token.
 
     Args:
-        surprise: ``(n,)`` negative log-likelihood of each token.
+        surprisal: ``(n,)`` negative log-likelihood of each token.
 
     >>> anchors(torch.tensor([3.0, 1.0, 3.0, 9.0]), 2).tolist()
     [0, 3]
     """
-    return surprise.argsort(descending=True, stable=True)[:gists].sort().values
+    return surprisal.argsort(descending=True, stable=True)[:gists].sort().values
 
 
 class TextPass:
     """Chunks read side by side behind the shared prefix, padded on the right, by the base model.
 
-    One pass serves them all: anchors, the keys and values that gists read, the full cache.
+    One forward pass serves all placements: anchors, the keys and values that gists read, the uncompressed KV cache.
 
     Attributes:
         lengths: tokens of each chunk; start: slots of the prefix.
@@ -85,9 +85,9 @@ class TextPass:
         return [replace(cache, kv=cache.kv.to(dtype)) for cache in _PLACE[placement](self, tokens_per_gist)]
 
     @cached_property
-    def repetition(self) -> Repeating:
-        """What the model asks while it repeats the chunks, the same for every rate."""
-        return _repeat(self)
+    def reconstruction(self) -> ReconstructionPass:
+        """The reconstruction pass, the same for every compression rate."""
+        return _reconstruct(self)
 
     @cached_property
     def kv(self) -> Tensor:
@@ -95,7 +95,7 @@ class TextPass:
         return self.reading.kv(self.start)
 
     def together(self) -> Iterator[slice]:
-        """Yield which rows to work on at once: a GPU likes all, a processor's cache holds one."""
+        """Yield the rows to work on at once: all on a GPU, one where a processor's cache holds no more."""
         size = 1 if self.kv.device.type == "cpu" else len(self.chunks)
         yield from (slice(row, row + size) for row in range(0, len(self.chunks), size))
 
@@ -103,7 +103,7 @@ class TextPass:
         """Return which slots hold prefix or text of each row, ``(batch, slots)`` bool: everything but padding."""
         return torch.arange(self.start + self.ids.shape[1]) < self.start + self.lengths[:, None]
 
-    def surprise(self, row: int) -> Tensor:
+    def surprisal(self, row: int) -> Tensor:
         """Return the negative log-likelihood of each token of one chunk, ``(n,)`` float32."""
         model, ids = self.model, self.chunks[row].to(self.model.device)
         before = torch.cat((self._last_of_prefix(), self.hidden[row, : len(ids) - 1]))
@@ -114,68 +114,68 @@ class TextPass:
 
 
 def _full(batch: TextPass) -> Iterator[GistCache]:
-    """Yield the full cache of each chunk."""
+    """Yield the uncompressed KV cache of each chunk."""
     for row, length in enumerate(batch.lengths.tolist()):
         positions = torch.arange(length, device=batch.kv.device)
         yield batch.model.unrotated(batch.kv[:, :, row, :, :length], positions, start=batch.start, source_tokens=length)
 
 
 def _selected(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
-    """Yield of each chunk's cache what every head needs to repeat the chunk."""
-    for row, need in enumerate(_needs(batch)):
-        places = need.topk(gist_count(need.shape[2], tokens_per_gist), dim=-1).indices.sort(dim=-1).values
+    """Yield the tokens of highest importance of each head, with an equal budget for every head."""
+    for row, score in enumerate(_importances(batch)):
+        places = score.topk(gist_count(score.shape[2], tokens_per_gist), dim=-1).indices.sort(dim=-1).values
         yield _kept(batch, row, places)
 
 
 def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
-    """Yield of each chunk's cache what its heads need to repeat the chunk, out of one budget."""
-    for row, need in enumerate(_needs(batch)):
-        yield _kept(batch, row, shared_out(need, gist_count(need.shape[2], tokens_per_gist)))
+    """Yield the tokens of highest importance, with one budget that all heads of a chunk share."""
+    for row, score in enumerate(_importances(batch)):
+        yield _kept(batch, row, shared_out(score, gist_count(score.shape[2], tokens_per_gist)))
 
 
 def _matched(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield adaptive gists, matched to their chunk."""
     caches = list(_adaptive(batch, tokens_per_gist))
     for rows in batch.together():
-        seen = batch.repetition.of(rows, batch.lengths[rows].tolist())
+        seen = batch.reconstruction.of(rows, batch.lengths[rows].tolist())
         values = batch.kv[:, 1, rows, :, : max(seen.lengths)]
         yield from match(caches[rows], values, seen, batch.model.rope)
 
 
-def _needs(batch: TextPass) -> Iterator[Tensor]:
-    """Yield how much every head needs each token of each chunk, ``(layers, kv_heads, n)``."""
+def _importances(batch: TextPass) -> Iterator[Tensor]:
+    """Yield the importance score of each token of each chunk for every head, ``(layers, kv_heads, n)``."""
     for row, length in enumerate(batch.lengths.tolist()):
-        yield needed(batch.repetition.attention[:, row, :, :length], batch.kv[:, 1, row, :, :length])
+        yield importance(batch.reconstruction.attention[:, row, :, :length], batch.kv[:, 1, row, :, :length])
 
 
 def _kept(batch: TextPass, row: int, places: Tensor) -> GistCache:
-    """Return the cache of a chunk at some places of each head; a hole repeats the first of its head.
+    """Return the cache of a chunk at some positions of each head; a padding slot repeats the first of its head.
 
     Args:
-        places: ``(layers, kv_heads, slots)``, -1 for a hole.
+        places: ``(layers, kv_heads, slots)``, -1 for a padding slot.
     """
-    model, hole = batch.model, places < 0
-    layer, head, slot = (~hole).nonzero(as_tuple=True)
+    model, is_padding = batch.model, places < 0
+    layer, head, slot = (~is_padding).nonzero(as_tuple=True)
     at = places[layer, head, slot]
     own = batch.kv[layer, :, row, head, at]  # (kept, 2, head_dim)
     own[:, 0] = model.rope.unrotate(own[:, 0], batch.start + at).to(own.dtype)
     kv = own.new_empty(*places.shape, *own.shape[1:])
     kv[layer, head, slot] = own
-    kv[hole] = kv[:, :, :1].expand_as(kv)[hole]
+    kv[is_padding] = kv[:, :, :1].expand_as(kv)[is_padding]
     return GistCache(kv.movedim(3, 1).contiguous(), places, int(batch.lengths[row]))
 
 
-def needed(attention: Tensor, values: Tensor) -> Tensor:
-    """Return how much every head needs each token, ``(layers, kv_heads, n)``, float32 or wider.
+def importance(attention: Tensor, values: Tensor) -> Tensor:
+    """Return the importance score of each token for every head, ``(layers, kv_heads, n)``, float32 or wider.
 
-    Attention brings in values, so it counts by their length; between heads, by the root of the mean length of
-    their values: layers further up have longer ones and are not that much more in need.
+    Attention is weighted by the norm of the value it brings in; between heads, by the root of the mean norm of their
+    values, since upper layers have longer values without being that much more important.
 
     Args:
         attention: the most that each token got, ``(layers, kv_heads, n)``.
         values: ``(layers, kv_heads, n, head_dim)``.
 
-    >>> needed(torch.tensor([[[0.5, 0.25]]]), torch.tensor([[[[1.0, 0.0], [0.0, 7.0]]]])).tolist()
+    >>> importance(torch.tensor([[[0.5, 0.25]]]), torch.tensor([[[[1.0, 0.0], [0.0, 7.0]]]])).tolist()
     [[[0.25, 0.875]]]
     """
     exact = torch.promote_types(attention.dtype, values.dtype)
@@ -183,40 +183,40 @@ def needed(attention: Tensor, values: Tensor) -> Tensor:
     return attention * lengths / lengths.mean(dim=-1, keepdim=True).clamp(min=torch.finfo(exact).tiny).sqrt()
 
 
-def shared_out(need: Tensor, gists: int) -> Tensor:
-    """Return the tokens that each head keeps when all share *gists* for each, ``(layers, kv_heads, slots)``.
+def shared_out(score: Tensor, gists: int) -> Tensor:
+    """Return the tokens that each head keeps of one shared budget, ``(layers, kv_heads, slots)``.
 
-    Every head gets a tenth of its part for sure, and what is left goes where the need is greatest. In text order,
-    -1 behind the last one.
+    The budget is *gists* tokens for each head. Every head keeps a tenth of its part, and the rest goes to the highest
+    scores. In text order, -1 behind the last one.
 
     Args:
-        need: ``(layers, kv_heads, n)``.
+        score: ``(layers, kv_heads, n)``.
 
     >>> shared_out(torch.tensor([[[0.9, 0.1, 0.8, 0.7], [0.2, 0.1, 0.1, 0.1]]]), 2).tolist()
     [[[0, 2, 3], [0, -1, -1]]]
     """
-    layers, kv_heads, count = need.shape
-    need = need.nan_to_num(nan=0.0)  # what cannot be compared takes nothing from others
-    sure = need.topk(max(1, round(SURE * gists)), dim=-1).indices
-    ranked = need.scatter(-1, sure, torch.inf)
-    kept = torch.zeros(need.numel(), dtype=torch.bool, device=need.device)
+    layers, kv_heads, count = score.shape
+    score = score.nan_to_num(nan=0.0)  # what cannot be compared takes nothing from others
+    minimum = score.topk(max(1, round(MINIMUM_SHARE * gists)), dim=-1).indices
+    ranked = score.scatter(-1, minimum, torch.inf)
+    kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
     kept[ranked.flatten().topk(gists * layers * kv_heads).indices] = True
-    kept = kept.view_as(need)
+    kept = kept.view_as(score)
     slots = int(kept.sum(dim=-1).max())
-    places = torch.arange(count, device=need.device).expand_as(need).masked_fill(~kept, count)
+    places = torch.arange(count, device=score.device).expand_as(score).masked_fill(~kept, count)
     places = places.sort(dim=-1).values[..., :slots]
     return places.masked_fill(places == count, -1)
 
 
 @dataclass(frozen=True)
-class Repeating:
-    """What every layer asked of the chunks of a batch while the model repeated them.
+class ReconstructionPass:
+    """What every layer computed in the reconstruction pass over the chunks of a batch.
 
     Attributes:
         queries: of each layer, ``(batch, heads, m, head_dim)``; keys: of the text, ``(batch, kv_heads, n, head_dim)``.
         mass: of each layer, the share of attention that the text got, ``(batch, heads, m)``, float32 or wider.
         attention: the most that each token of the text got, ``(layers, batch, kv_heads, n)``, float32.
-        asked: tokens read before the repetition; start: position of the text.
+        asked: tokens read before the reconstruction; start: position of the text.
     """
 
     queries: list[Tensor]
@@ -226,11 +226,11 @@ class Repeating:
     asked: int
     start: int
 
-    def of(self, rows: slice, lengths: Sequence[int]) -> Repetition:
+    def of(self, rows: slice, lengths: Sequence[int]) -> Reconstruction:
         """Return the part of some chunks of these lengths, without the padding behind the longest."""
         longest = max(lengths)
         count = self.asked + longest
-        return Repetition(
+        return Reconstruction(
             [queries[rows, :, :count] for queries in self.queries],
             [keys[rows, :, :longest] for keys in self.keys],
             [mass[rows, :, :count] for mass in self.mass],
@@ -239,16 +239,16 @@ class Repeating:
         )
 
 
-def _repeat(batch: TextPass) -> Repeating:
-    """Return what the model asks while it repeats the chunks.
+def _reconstruct(batch: TextPass) -> ReconstructionPass:
+    """Return the reconstruction pass: the model repeats the chunks.
 
-    The repetition is fed, not generated, so this is one more pass of about the length of the chunk.
+    The repeated text is given, not generated, so this is one more forward pass of about the length of the chunk.
     """
     model, rows = batch.model, len(batch.chunks)
     ask = torch.tensor(model.encode(REPEAT) + model.encode_template(model.prompt.after_question))
     fed = torch.cat((ask.expand(rows, -1), batch.ids), dim=1)  # (batch, m)
     count = fed.shape[1]
-    real = torch.arange(count) < len(ask) + batch.lengths[:, None]  # (batch, m): what follows only pads the repetition
+    real = torch.arange(count) < len(ask) + batch.lengths[:, None]  # (batch, m): the rest is padding
     own = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
     mask = torch.cat((batch.visible()[:, None] & real[:, :, None], own), dim=2)  # (batch, m, slots + m)
     text = slice(batch.start, batch.start + batch.ids.shape[1])
@@ -266,13 +266,13 @@ def _repeat(batch: TextPass) -> Repeating:
     positions = batch.start + batch.lengths[:, None] + torch.arange(count)
     batch.reading.fork().feed(fed, positions=positions, mask=mask, observer=observe)
     queries, keys, mass, most = [[torch.cat(rows) for rows in layers] for layers in observed]
-    return Repeating(queries, keys, mass, torch.stack(most).float(), len(ask), batch.start)
+    return ReconstructionPass(queries, keys, mass, torch.stack(most).float(), len(ask), batch.start)
 
 
 def _anchored(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
-    """Yield each chunk's most surprising tokens, read again behind it."""
+    """Yield each chunk's tokens of highest surprisal, read again behind it."""
     places = [
-        anchors(batch.surprise(row), gist_count(length, tokens_per_gist)).cpu()
+        anchors(batch.surprisal(row), gist_count(length, tokens_per_gist)).cpu()
         for row, length in enumerate(batch.lengths.tolist())
     ]
     mark = batch.model.gist_mark

@@ -8,7 +8,7 @@ keys once in float32, and returns the `Memory` a model answers from::
     packed   prefix 0…P   first gists P…P+g₁   second gists P+g₁…P+g₁+g₂   question
 
 *Spread* keeps the distances of the text (EPL, arXiv 2409.14364); *packed* lets many chunks fit a short window. Heads
-may keep different numbers of tokens; what a head did not fill is a hole, which nothing looks at.
+may keep different numbers of tokens; the slots that a head does not fill are padding, which nothing attends to.
 This module knows no model, no file and no tokenizer.
 """
 
@@ -36,7 +36,7 @@ class GistCache:
     Attributes:
         kv: ``(layers, 2, kv_heads, slots, head_dim)``; un-rotated keys at 0, values at 1.
         positions: position of each gist inside its chunk, ``(gists,)``, or ``(layers, kv_heads, slots)`` where
-            every head kept its own tokens; int64, each in ``[0, source_tokens)``, or -1 for a hole.
+            every head kept its own tokens; int64, each in ``[0, source_tokens)``, or -1 for a padding slot.
         source_tokens: tokens of text the cache stands for; the span it takes in a spread prompt.
     """
 
@@ -58,7 +58,7 @@ class GistCache:
 
     @property
     def visible(self) -> Tensor:
-        """Slots that are no holes, ``(layers, kv_heads, slots)`` bool."""
+        """Slots that hold a gist token, ``(layers, kv_heads, slots)`` bool."""
         return (self.positions >= 0).expand(self.kv.shape[0], *self.kv.shape[2:4])
 
     @property
@@ -82,7 +82,7 @@ class Memory:
     Attributes:
         kv: ``(layers, 2, kv_heads, slots, head_dim)``; rotated keys at 0, values at 1.
         next_position: position of the first token read after the memory.
-        visible: slots that are no holes, ``(layers, kv_heads, slots)`` bool; None where all are.
+        visible: slots that hold a gist token, ``(layers, kv_heads, slots)`` bool; None where all do.
     """
 
     kv: Tensor
@@ -110,7 +110,7 @@ def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spr
     """Return the keys and values of *cache* with its keys rotated to stand from position *offset* on.
 
     Rotation is in float32 and rounded once to the dtype of the cache. Shape as `GistCache.kv`. Packed gists stand one
-    behind the other, and with holes where the text would have them if it were as short as they are.
+    behind the other; those of ragged heads at the positions of the text, scaled to the shorter span.
     """
     local = cache.positions
     if layout == "packed" and cache.is_ragged:
@@ -119,7 +119,7 @@ def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spr
         local = torch.arange(cache.gists, device=cache.kv.device)
     moved = cache.kv.clone()
     keys = moved[:, 0]  # (layers, kv_heads, gists, head_dim)
-    if keys.device.type == "cpu" and cache.is_ragged:  # nothing looks at a hole, and a GPU would wait to know where
+    if keys.device.type == "cpu" and cache.is_ragged:  # padding needs no rotation, but finding it makes a GPU wait
         held = cache.visible
         keys[held] = rope.rotate(keys[held], local[held] + offset).to(keys.dtype)
     else:
@@ -157,7 +157,7 @@ class Memories:
     Attributes:
         kv: ``(layers, 2, batch, kv_heads, slots, head_dim)``.
         real: ``(batch, slots)`` bool, slots that are no padding.
-        visible: ``(layers, batch, kv_heads, slots)`` bool, slots that are no holes; None where all are.
+        visible: ``(layers, batch, kv_heads, slots)`` bool, slots that hold a gist token; None where all do.
     """
 
     kv: Tensor

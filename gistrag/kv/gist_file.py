@@ -3,8 +3,8 @@
 The file holds ``kv`` and ``positions`` and explains itself without the database: format, key, fingerprint, source
 tokens, dtype and a seal over all of it. safetensors checks structure, not content, so `decode` compares the rest.
 In a quantized file ``kv`` is what `gistrag.kv.quantization` made of it, with its scales beside it: near, and smaller.
-Where heads keep different numbers of tokens no hole is stored: ``counts`` says how many each head keeps, and what it
-keeps stands in one row behind what the head before keeps.
+A file of ragged heads stores no padding slots: ``counts`` says how many tokens each head keeps, and the heads stand
+one behind the other.
 
 It knows neither which file is recorded nor where it belongs; that is `gistrag.index.store`.
 """
@@ -26,7 +26,7 @@ from gistrag.kv import quantization
 from gistrag.kv.cache import GistCache
 from gistrag.storage import files
 
-FORMAT_VERSION, QUANTISED_VERSION, RAGGED_VERSION = "1", "2", "3"
+FORMAT_VERSION, QUANTIZED_VERSION, RAGGED_VERSION = "1", "2", "3"
 DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
 
 
@@ -59,7 +59,7 @@ def encode(cache: GistCache, *, key: str, fingerprint: str, kv_cache_dtype: str 
     tensors["positions"] = cache.positions.cpu().to(small)
     is_ragged = cache.is_ragged
     if is_ragged:
-        tensors = _without_holes(tensors)
+        tensors = _without_padding(tensors)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {
         "format": _version(is_ragged=is_ragged, is_plain=not bits),
@@ -92,8 +92,8 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
         kv, positions, counts = tensors["kv"], tensors["positions"].long(), _counts(tensors)
         if not is_plain:
             kv = quantization.dequantize(tensors, DTYPES[metadata["dtype"]], counts=counts)
-        if counts is not None:  # only now, as holes would be most of the work
-            kv, positions = _with_holes(kv, positions, counts)
+        if counts is not None:  # only now, because padding slots would be most of the work
+            kv, positions = _with_padding(kv, positions, counts)
         cache = GistCache(kv, positions, int(metadata["source_tokens"]))
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise corrupt(path, "a gist file", f"{type(error).__name__}: {error}") from error
@@ -112,13 +112,13 @@ def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: b
 def _version(*, is_ragged: bool, is_plain: bool) -> str:
     if is_ragged:
         return RAGGED_VERSION
-    return FORMAT_VERSION if is_plain else QUANTISED_VERSION
+    return FORMAT_VERSION if is_plain else QUANTIZED_VERSION
 
 
 _BY_SLOT = ("positions", "value_scales")
 
 
-def _without_holes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_padding(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a cache with all that is kept in one row, ``(kept, …)``, and how much each head keeps."""
     kept = tensors["positions"] >= 0  # (layers, kv_heads, slots)
     rows = {name: tensors[name][kept] for name in _BY_SLOT if name in tensors}
@@ -140,13 +140,13 @@ def _counts(tensors: Mapping[str, Tensor]) -> Tensor | None:
     return counts
 
 
-def _with_holes(kv: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `_without_holes` took; a hole repeats the first that its head keeps."""
+def _with_padding(kv: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `_without_padding` took; a padding slot repeats the first token of its head."""
     ends = counts.flatten().cumsum(0).view_as(counts)[..., None]  # (layers, kv_heads, 1)
     slots = torch.arange(int(counts.max()))
-    is_hole = slots >= counts[..., None]  # (layers, kv_heads, slots)
-    index = ends - counts[..., None] + slots.masked_fill(is_hole, 0)
-    return kv[index].permute(0, 3, 1, 2, 4), positions[index].masked_fill(is_hole, -1)
+    is_padding = slots >= counts[..., None]  # (layers, kv_heads, slots)
+    index = ends - counts[..., None] + slots.masked_fill(is_padding, 0)
+    return kv[index].permute(0, 3, 1, 2, 4), positions[index].masked_fill(is_padding, -1)
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -166,7 +166,7 @@ def _misshapen(cache: GistCache) -> str:
     layers, _, kv_heads, gists, _ = kv.shape
     if tuple(positions.shape) not in {(gists,), (layers, kv_heads, gists)}:
         return f"positions are {tuple(positions.shape)} for kv {tuple(kv.shape)}"
-    least = -1 if positions.ndim == 3 and not bool((positions[..., 0] < 0).any()) else 0  # no head is all holes
+    least = -1 if positions.ndim == 3 and not bool((positions[..., 0] < 0).any()) else 0  # no head is all padding
     if int(positions.min()) < least or int(positions.max()) >= cache.source_tokens:
         return f"positions {int(positions.min())} to {int(positions.max())} in {cache.source_tokens} tokens"
     return ""

@@ -1,4 +1,4 @@
-"""Keys and values in 8 or 4 bits, as a gist file holds them where an index is to be small.
+"""Keys and values in 8 bits, as gist files hold them; 4 bits for files of older indexes.
 
 Some channels of a head's keys are large for every token, so keys have a scale for each channel; values have one for
 each token (KIVI, Liu et al. 2024, arXiv 2402.02750). The keys are un-rotated: rotation would spread a large channel
@@ -23,10 +23,10 @@ _ZERO = 144  # the byte of a scale of 1: bytes reach from 2**-18 to 2**13.9, bey
 
 
 def quantize(kv: Tensor, bits: int) -> dict[str, Tensor]:
-    """Return keys and values in *bits* bits, and what brings them back.
+    """Return keys and values in *bits* bits, with the scales that dequantize them.
 
-    Every number comes back within half its scale, and a scale is at most an eighth larger than the largest number of
-    its channel or token needs.
+    Every number is dequantized to within half its scale. A scale is at most an eighth larger than the largest number
+    of its channel or token needs.
 
     Args:
         kv: ``(layers, 2, kv_heads, gists, head_dim)``, un-rotated keys at 0, values at 1; finite.

@@ -32,7 +32,7 @@ def _observed_sdpa(
 ) -> tuple[Tensor, None]:
     """Return scaled-dot-product attention as transformers computes it, showing it to an observer.
 
-    Nothing looks at the holes of a memory, which are other ones for every layer and head, nor at its padding.
+    Nothing attends to padding slots, which differ between layers and heads, nor to the padding of a batch.
 
     Args:
         visible: for each layer, slots of the memory that are none, ``(batch, kv_heads, slots)`` bool.

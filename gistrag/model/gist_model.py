@@ -1,8 +1,7 @@
-"""The language model: loading it, reading with it, and what it must be to be supported.
+"""The language model: reading text into key-value caches, and answering from them.
 
-The one door to transformers and bitsandbytes. To the rest of the package a model is a `GistModel`, and the only way
-to run it is a `Reading`: a KV cache that grows with every `feed`. Placements of gists, sampling and words live
-elsewhere.
+To the rest of the package a model is a `GistModel`. The only way to run it is a `Reading`, a KV cache that grows with
+every forward pass. Compression, sampling and the words of the prompt live elsewhere.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from gistrag.model.attention import ATTENTION, Observer, without_cudnn
 from gistrag.model.gguf import converted
 from gistrag.model.hashing import folder_sha256, weights_sha256
 from gistrag.model.hub import quiet
+from gistrag.model.loading import load_network
 from gistrag.model.prompt import Prompt, chat_prompt
 from gistrag.model.support import multiplies_16_bits, require_supported
 from gistrag.model.tokenizer import plain_tokenizer, renderer
@@ -110,20 +110,7 @@ class GistModel:
             device: a torch device; by default a CUDA GPU where there is one.
         """
         folder = converted(Path(path)) if Path(path).suffix == ".gguf" else Path(path)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        with quiet:
-            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            require_supported(config)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            network = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.bfloat16,
-                device_map=device,
-                quantization_config=_nf4() if quantize == "nf4" else None,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
+        network, tokenizer = load_network(folder, device=device, quantize=quantize)
         dtype = network.dtype
         if quantize == "none" and network.device.type == "cpu" and not multiplies_16_bits():
             network.float()
@@ -460,12 +447,3 @@ def _length(embeddings: Tensor | None) -> int:
     if embeddings is None:
         raise ValueError("expected ids or embeddings, got neither")
     return embeddings.shape[1]
-
-
-def _nf4() -> Any:
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )

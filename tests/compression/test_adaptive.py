@@ -59,10 +59,10 @@ def test_heads_share_the_budget(any_model: GistModel, rate: int) -> None:
 
 
 def test_need_decides_and_every_head_has_a_tenth_for_sure() -> None:
-    """Twenty gists for two heads: two each for sure, and the others to the head that needs them."""
-    need = torch.stack((torch.arange(40.0) + 100, torch.arange(40.0)))[None]
+    """Twenty gists for two heads: two each for minimum, and the others to the head that needs them."""
+    score = torch.stack((torch.arange(40.0) + 100, torch.arange(40.0)))[None]
 
-    first, second = shared_out(need, 20)[0]
+    first, second = shared_out(score, 20)[0]
 
     assert list(range(2, 40)) == first.tolist()
     assert [38, 39] + [-1] * 36 == second.tolist()

@@ -71,7 +71,7 @@ def test_selected_keeps_entries_of_the_full_cache(model: GistModel) -> None:
 
 
 def test_selected_keeps_what_repeating_hears_most_of(any_model: GistModel) -> None:
-    """Each head keeps the tokens with the most attention of a naive repetition, times the length of their values."""
+    """Each head keeps the tokens with the most attention of a naive reconstruction, times the norm of their values."""
     text = TEXTS[0]
     kept = compress(any_model, [text], GistSettings(placement="selected", tokens_per_gist=4))[0].positions
     prefix = any_model.encode_template(any_model.prompt.prefix)
@@ -87,8 +87,8 @@ def test_selected_keeps_what_repeating_hears_most_of(any_model: GistModel) -> No
     for layer, attention in enumerate(read.attentions):
         lengths = read.past_key_values.layers[layer].values[0, :, start:end].norm(dim=-1)  # (kv_heads, n)
         received = attention[0, :, end:, start:end].amax(dim=1)  # (heads, n)
-        need = received.view(any_model.kv_heads, -1, len(text)).amax(dim=1) * lengths
-        expected = need.topk(gist_count(len(text), 4)).indices.sort().values
+        score = received.view(any_model.kv_heads, -1, len(text)).amax(dim=1) * lengths
+        expected = score.topk(gist_count(len(text), 4)).indices.sort().values
         assert torch.equal(expected, kept[layer])
 
 

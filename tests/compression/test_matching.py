@@ -1,4 +1,4 @@
-"""Matched gists: what the queries of the repetition get from them is near to what they got from the text."""
+"""Matched gists: what the queries of the reconstruction get from them is near to what they got from the text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from gistrag.compression import matching, placements
 from gistrag.compression.compress import compress
-from gistrag.compression.matching import Repetition, _solved, match
+from gistrag.compression.matching import Reconstruction, _solved, match
 from gistrag.compression.placements import TextPass
 from gistrag.kv import gist_file
 from gistrag.kv.cache import GistCache, concatenate
@@ -21,10 +21,10 @@ from gistrag.settings import GistSettings
 TEXTS = [list(b"a first chunk of some length"), list(b"short"), list(b"a third chunk, the longest of the three by far")]
 
 
-def received(seen: Repetition, layer: int, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def received(seen: Reconstruction, layer: int, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Return what every query of a layer gets from what stands in the text's place, ``(heads, m, head_dim)``.
 
-    Everything else, prefix and repetition, keeps the attention that it had beside the text.
+    Everything else, prefix and reconstruction, keeps the attention that it had beside the text.
 
     Args:
         keys, values: one list for each head that shares them; keys rotated.
@@ -44,7 +44,7 @@ def received(seen: Repetition, layer: int, keys: torch.Tensor, values: torch.Ten
 def error(model: GistModel, text: TextPass, row: int, cache: GistCache) -> float:
     """Return how far what a cache gives is from what the text gives, relative, over all layers."""
     length = len(text.chunks[row])
-    seen = text.repetition.of(slice(row, row + 1), [length])
+    seen = text.reconstruction.of(slice(row, row + 1), [length])
     whole = text.reading.kv(text.start)[:, :, row, :, :length]
     at = cache.positions.clamp(min=0) + text.start
     turned = model.rope.rotate(cache.kv[:, 0], at)
@@ -68,7 +68,7 @@ def test_matched_gists_give_what_the_text_gives(
     There every token gets about the same, and the longest values would be a choice that cannot stand for the rest.
     """
     monkeypatch.setattr(matching, "WHOLE", 1.1)
-    monkeypatch.setattr(placements, "needed", lambda attention, values: attention)
+    monkeypatch.setattr(placements, "importance", lambda attention, values: attention)
     text = TextPass(any_model, TEXTS)
     kept, matched = text.compress("adaptive", rate), text.compress("matched", rate)
 
@@ -96,7 +96,7 @@ def test_queries_in_16_bits_that_nearly_agree_have_a_direction_in_common() -> No
     shared[..., 20:32] = 30 * torch.rand(200, 1, 12)  # the slowest channels, as in the default model
     queries = (shared + 0.1 * torch.randn(200, 200, 64)).to(torch.bfloat16)
     keys, mass = torch.zeros(1, 200, 9, 64, dtype=torch.bfloat16), torch.ones(1, 200, 200)
-    seen = Repetition([queries[None]], [keys], [mass], [9], 0)
+    seen = Reconstruction([queries[None]], [keys], [mass], [9], 0)
 
     direction = matching._common(seen, rope, torch.float32)[0]
 
@@ -114,7 +114,7 @@ def test_where_nothing_is_left_out_nothing_changes(any_model: GistModel, monkeyp
         cache = replace(whole, positions=every)
 
         own, length = slice(row, row + 1), len(TEXTS[row])
-        matched = match([cache], values[:, own, :, :length], text.repetition.of(own, [length]), any_model.rope)[0]
+        matched = match([cache], values[:, own, :, :length], text.reconstruction.of(own, [length]), any_model.rope)[0]
 
         torch.testing.assert_close(matched.kv, cache.kv, rtol=0, atol=1e-9)
 
@@ -137,7 +137,7 @@ def test_a_gist_that_is_not_finite_stays_so(model: GistModel) -> None:
     cache = text.compress("adaptive", 3)[0]
     values = text.reading.kv(text.start)[:, 1] * torch.nan
 
-    assert not match([cache], values, text.repetition.of(slice(0, 1), [len(TEXTS[0])]), model.rope)[0].is_finite
+    assert not match([cache], values, text.reconstruction.of(slice(0, 1), [len(TEXTS[0])]), model.rope)[0].is_finite
 
 
 def test_matched_together_is_matched_alone(any_model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
