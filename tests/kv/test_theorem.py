@@ -1,7 +1,9 @@
-"""Training is serving: the project's one theorem.
+"""Training is serving: the project's one theorem, and joining caches, which is exact for every placement.
 
 One masked pass over ``[prefix chunk gists]…[question]`` gives the same logits as compressing every chunk alone,
-relocating and concatenating the caches, and reading the question behind them.
+relocating and concatenating the caches, and reading the question behind them. Gists that are a part of the chunk's own
+cache (matched, adaptive, selected) have no such pass; for them a forward pass written out head by head shows that every
+head attends to the tokens it keeps, each at its place in the text, and to nothing else.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def read_question(model: GistModel, caches: list[GistCache], question: list[int]
     return model.logits(model.read(memory).feed(torch.tensor([question]), positions=positions))[0]
 
 
-def surprise(model: GistModel, prefix: list[int], chunk: list[int]) -> torch.Tensor:
+def surprisal(model: GistModel, prefix: list[int], chunk: list[int]) -> torch.Tensor:
     """Return the negative log-likelihood of a chunk's tokens, by a plain forward pass of transformers."""
     logits = model.network(torch.tensor([prefix + chunk])).logits[0, len(prefix) - 1 : -1]
     return torch.nn.functional.cross_entropy(logits.float(), torch.tensor(chunk), reduction="none")
@@ -56,7 +58,7 @@ def masked(model: GistModel, chunks: list[list[int]], question: list[int], place
     for chunk in chunks:
         ids, count = torch.tensor(chunk), gist_count(len(chunk), RATE)
         if placement == "anchored":
-            places = anchors(surprise(model, prefix, chunk), count)
+            places = anchors(surprisal(model, prefix, chunk), count)
             gists = model.embed(ids[places])
         else:
             places = torch.tensor([(i + 1) * len(chunk) // count - 1 for i in range(count)])
@@ -121,3 +123,53 @@ def test_full_caches_are_block_attention(any_model: GistModel, count: int) -> No
         attention_mask=mask[None, None],
     ).logits[0, -len(question) :]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+
+def turned(vectors: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+    """Return vectors ``(n, head_dim)`` rotated to *positions*: pairs of channels as complex numbers."""
+    first, second = vectors.chunk(2, dim=-1)
+    rotated = torch.complex(first, second) * torch.polar(torch.ones_like(first), positions[:, None].double() * inv_freq)
+    return torch.cat((rotated.real, rotated.imag), dim=-1)
+
+
+def by_hand(model: GistModel, caches: list[GistCache], question: list[int]) -> torch.Tensor:
+    """Return the logits of the question behind caches, by a llama's forward pass one head at a time."""
+    starts = list(accumulate((cache.source_tokens for cache in caches), initial=0))
+    places = starts.pop() + torch.arange(len(question))
+    inv_freq, width, group = model.rope.inv_freq, model.head_dim, model.network.config.num_attention_heads // 2
+    hidden = model.embed(torch.tensor(question))
+    for number, layer in enumerate(model.network.model.layers):
+        normed, attention, heads = layer.input_layernorm(hidden), layer.self_attn, []
+        project = (attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed))
+        queries, keys, values = (each.view(len(question), -1, width) for each in project)
+        for head in range(queries.shape[1]):
+            kv_head = head // group
+            seen_keys, seen_values = [], []
+            for start, cache in zip(starts, caches, strict=True):
+                positions = cache.positions.expand(model.layers, model.kv_heads, -1)[number, kv_head]
+                kept = positions >= 0
+                own = cache.kv[number, :, kv_head, kept]
+                seen_keys.append(turned(own[0], start + positions[kept], inv_freq))
+                seen_values.append(own[1])
+            memory = sum(map(len, seen_keys))
+            all_keys = torch.cat([*seen_keys, turned(keys[:, kv_head], places, inv_freq)])
+            scores = turned(queries[:, head], places, inv_freq) @ all_keys.T / width**0.5
+            allowed = torch.ones_like(scores, dtype=torch.bool).tril(memory)
+            weights = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1)
+            heads.append(weights @ torch.cat([*seen_values, values[:, kv_head]]))
+        hidden = hidden + attention.o_proj(torch.cat(heads, dim=-1))
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return model.logits(model.network.model.norm(hidden))
+
+
+@pytest.mark.parametrize("placement", ["matched", "adaptive", "selected"])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_joined_caches_are_read_at_their_places(model: GistModel, count: int, placement: str) -> None:
+    """Each head attends to the tokens it keeps of every chunk, at their positions, to twelve digits."""
+    chunks, question = [list(chunk) for chunk in CHUNKS[:count]], list(b"what does it say?")
+    caches = compress(model, chunks, GistSettings(placement=placement, tokens_per_gist=RATE))
+
+    joined = read_question(model, caches, question)
+
+    assert any(cache.is_ragged for cache in caches) == (placement != "selected")
+    torch.testing.assert_close(joined, by_hand(model, [model.prefix, *caches], question), rtol=0, atol=1e-12)
