@@ -22,7 +22,7 @@ app = command.application()
 def mcp(
     index: Annotated[
         list[str] | None,
-        typer.Option("--index", metavar="NAME=FOLDER", help="An index and the name agents know it by; repeatable."),
+        typer.Option("--index", metavar="NAME=FOLDER", help="Index folder and its name for agents; repeatable."),
     ] = None,
     reranker: command.RerankerName = None,
     device: command.Device = None,
@@ -31,21 +31,21 @@ def mcp(
 ) -> None:
     """Offer indexes to an agent as tools of the Model Context Protocol: search, ask, list_documents, status.
 
-    An MCP client, such as an editor or a desktop assistant, starts this command and talks to it over standard input and
-    output. It ends when the client does.
+    An MCP client, such as an editor or a desktop assistant, starts this command and uses it over standard input and
+    output. The command ends when the client does.
     """
-    logging.getLogger().addHandler(logging.NullHandler())  # or the SDK lets every message be printed a second time
+    logging.getLogger().addHandler(logging.NullHandler())  # without a handler, the SDK prints every message twice
     try:
         from gistrag.server import mcp, registry
     except ModuleNotFoundError as error:
-        raise UsageError(f"expected {error.name} to be there; run pip install 'gistrag[mcp]'") from error
+        raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[mcp]'") from error
     with registry.opened(registry.named(index or [str(command.INDEX)]), device=device, reranker=reranker) as rags:
         command.say(f"offering {', '.join(rags)} to an MCP client on standard input")
         mcp.server(rags).run("stdio")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve an agent until it goes, and return the exit code."""
+    """Serve an agent until it disconnects, and return the exit code."""
     return command.run(app, argv, program="gistrag mcp")
 
 

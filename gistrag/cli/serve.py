@@ -1,4 +1,4 @@
-"""`gistrag serve`: indexes over HTTP, for chat front-ends, programs, and people with a browser."""
+"""`gistrag serve`: indexes over HTTP, for chat front-ends, programs and browsers."""
 
 from __future__ import annotations
 
@@ -37,51 +37,56 @@ app = command.application()
 def serve(
     index: Annotated[
         list[str] | None,
-        typer.Option("--index", metavar="NAME=FOLDER", help="An index and the model name it goes by; repeatable."),
+        typer.Option("--index", metavar="NAME=FOLDER", help="Index folder and its model name; repeatable."),
     ] = None,
-    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port to listen at; 0: a free one.")
+    ] = 8000,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", metavar="NAME", help="A further name clients call this machine by; repeatable."),
+        typer.Option("--allow-host", metavar="NAME", help="Another host name of this machine; repeatable."),
     ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option("--key-file", metavar="FILE", help="API keys, a line each, with the indexes each one opens."),
+        typer.Option("--key-file", metavar="FILE", help="File of API keys and the indexes they open."),
     ] = None,
     together: Annotated[
-        int, typer.Option("--together", min=1, max=64, metavar="N", help="Answers made at the same time.")
+        int,
+        typer.Option(
+            "--together", min=1, max=64, metavar="N", help="Answers to generate at the same time, interleaved."
+        ),
     ] = 8,
     footnotes: Annotated[bool, typer.Option("--footnotes", help="End every answer with its sources.")] = False,
-    metrics: Annotated[bool, typer.Option("--metrics", help="Count for Prometheus, at /metrics.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Serve Prometheus metrics at /metrics.")] = False,
     log_questions: Annotated[bool, typer.Option("--log-questions", help="Write questions to the log.")] = False,
     reranker: command.RerankerName = None,
     device: command.Device = None,
     quiet: command.Quiet = False,
     debug: command.Debug = False,
 ) -> None:
-    """Serve indexes over HTTP: OpenAI's API under /v1, and a page to ask at /.
+    """Serve indexes over HTTP: OpenAI's API under /v1, and a web page at /.
 
-    Each index is a model of that API. Only this machine is answered; any other address needs API keys, from --key-file
-    or, one for everything, from the environment variable GISTRAG_API_KEY.
+    Each index is a model of that API. By default only this machine can connect. To listen at another address, give API
+    keys with --key-file, or one key for all indexes in the environment variable GISTRAG_API_KEY.
     """
     with ExitStack() as stack:
         with command.loading():
             try:
                 from gistrag.server import app, http, registry
             except ModuleNotFoundError as error:
-                raise UsageError(f"expected {error.name} to be there; run pip install 'gistrag[server]'") from error
+                raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[server]'") from error
             folders = registry.named(index or [str(command.INDEX)])
             access = access_for(host, folders, names=allow_host or (), key_file=key_file)
             listening = stack.enter_context(http.listen(host, port))
             rags = stack.enter_context(registry.opened(folders, device=device, reranker=reranker))
-        terms = app.Terms(together=together, footnotes=footnotes, log_questions=log_questions, metrics=metrics)
+        config = app.ServerConfig(together=together, footnotes=footnotes, log_questions=log_questions, metrics=metrics)
         command.say(f"serving {', '.join(rags)} at {http.address(listening)}; Ctrl-C stops")
-        until_stopped(http.server(app.application(rags, access=access, terms=terms)), listening)
+        until_stopped(http.server(app.application(rags, access=access, config=config)), listening)
 
 
 def until_stopped(running: uvicorn.Server, listening: socket.socket) -> None:
-    """Serve until Ctrl-C or a signal to end, which are how a server ends well."""
+    """Serve until Ctrl-C or SIGTERM, which end a server without an error."""
     try:
         running.run(sockets=[listening])
     except KeyboardInterrupt:
@@ -92,16 +97,16 @@ def until_stopped(running: uvicorn.Server, listening: socket.socket) -> None:
 
 
 def access_for(host: str, indexes: Collection[str], *, names: Sequence[str], key_file: Path | None) -> Access:
-    """Return who may ask a server at *host*: anybody on this machine, elsewhere those with a key.
+    """Return who may ask a server at *host*: everybody on a local address, else clients with a key.
 
     Args:
         host: address or name to listen at.
-        indexes: names of what is served.
-        names: further names of the machine.
-        key_file: see `gistrag.server.auth.key_file`; the environment variable GISTRAG_API_KEY opens everything.
+        indexes: names of the served indexes.
+        names: further names of this machine.
+        key_file: see `gistrag.server.auth.key_file`; the key in the environment variable GISTRAG_API_KEY opens all.
 
     Raises:
-        UsageError: others could reach the server and there is no key.
+        UsageError: other machines could reach the server, and there is no key.
     """
     from gistrag.server.auth import LOCAL_NAMES, Access, read_keys
     from gistrag.server.auth import key_file as keys_in
@@ -111,7 +116,7 @@ def access_for(host: str, indexes: Collection[str], *, names: Sequence[str], key
         keys |= read_keys(f"{given} *", indexes, where=f"the environment variable {KEY}")
     if not is_local(host) and not keys:
         raise UsageError(
-            f"expected API keys, because others can reach {host}; name a file with --key-file, or set {KEY}"
+            f"expected API keys, because other machines can reach {host}; give a file with --key-file, or set {KEY}"
         )
     own = f"[{host}]" if ":" in host else host
     hosts = frozenset(name.lower() for name in (*LOCAL_NAMES, own, *names))
@@ -131,7 +136,7 @@ def is_local(host: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop, and return the exit code."""
+    """Serve until stopped, and return the exit code."""
     return command.run(app, argv, program="gistrag serve")
 
 

@@ -1,1 +1,1 @@
-"""The OpenAI-compatible server, the page, and the MCP tools."""
+"""The OpenAI-compatible server, its web page, and the MCP tools."""

@@ -1,7 +1,9 @@
-"""A socket, and HTTP/1.1 on it that does not wait for ever.
+"""A listening socket, and a uvicorn server that limits how long a request may take to arrive.
 
-The one door to uvicorn and h11. uvicorn bounds how long a connection may idle between requests; how long a request may
-take to arrive is bounded here, so that clients who send a byte now and then cannot hold all the connections.
+uvicorn limits the idle time between requests, but not the time in which a request arrives: clients that send a byte now
+and then (Slowloris) could hold all connections. No public setting of uvicorn limits that time or chooses the answer to
+bytes that are not HTTP. So `TimedProtocol` extends uvicorn's own protocol class, and pyproject.toml admits only the
+releases of uvicorn that it was tested with.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gistrag.errors import UsageError
 from gistrag.server.auth import HEAD_BYTES_MAX, headers_too_large
-from gistrag.server.protocol import Refusal
+from gistrag.server.protocol import APIError
 
 REQUEST_S = 20.0
-"""Seconds in which a request must have come, head and body."""
+"""Seconds in which a request must arrive, headers and body."""
 IDLE_S = 5
 CONNECTIONS_MAX = 256
-GOODBYE_S = 5
+SHUTDOWN_S = 5
 HEADERS = [
     ("cache-control", "no-store"),
     ("cross-origin-resource-policy", "same-origin"),
@@ -38,19 +40,19 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens at an address.
 
     Raises:
-        UsageError: it is taken, or not of this machine.
+        UsageError: the port is in use, or the address does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS_MAX)
     except OSError as error:
         raise UsageError(
-            f"cannot listen at {host} port {port} ({error.strerror}); name others with --host and --port"
+            f"cannot listen at {host} port {port} ({error.strerror}); choose others with --host and --port"
         ) from error
 
 
 def address(listening: socket.socket) -> str:
-    """Return the address of a socket as a browser takes it."""
+    """Return the URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -60,7 +62,7 @@ def server(app: Any) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=ImpatientProtocol,
+            http=TimedProtocol,
             ws="none",
             loop="asyncio",
             lifespan="on",
@@ -73,58 +75,58 @@ def server(app: Any) -> uvicorn.Server:
             h11_max_incomplete_event_size=HEAD_BYTES_MAX,
             limit_concurrency=CONNECTIONS_MAX,
             timeout_keep_alive=IDLE_S,
-            timeout_graceful_shutdown=GOODBYE_S,
+            timeout_graceful_shutdown=SHUTDOWN_S,
         )
     )
 
 
-class ImpatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, with a limit to how long a request may take to arrive."""
+class TimedProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 protocol, with `REQUEST_S` to receive a request and JSON for a request that is not HTTP."""
 
-    _patience: asyncio.TimerHandle | None = None
+    _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
-        self._await_request()
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Take in a part of a request, and wait on while it is not whole."""
+        """Take in a part of a request, and stop the timer once the request is whole."""
         super().data_received(data)
-        self._await_request()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self._stop_waiting()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or has too long a head, in the form of all other errors, and close."""
-        refusal = Refusal(400, "invalid_http", msg)
-        if getattr(sys.exception(), "error_status_hint", None) == 431:  # h11's, which uvicorn is handling
-            refusal = headers_too_large()
-        body = json.dumps(refusal.body()).encode()
+        """Answer bytes that are not HTTP, or too large headers, with an error in JSON, and close the connection."""
+        error = APIError(400, "invalid_http", msg)
+        if getattr(sys.exception(), "error_status_hint", None) == 431:  # the error of h11 that uvicorn is handling
+            error = headers_too_large()
+        body = json.dumps(error.body()).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         with suppress(h11.LocalProtocolError):  # an answer to an earlier request is under way
             for event in (
-                h11.Response(status_code=refusal.status, headers=headers),
+                h11.Response(status_code=error.status, headers=headers),
                 h11.Data(data=body),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # the request before it is not answered any more
+            self.cycle.disconnected = True  # the application must not answer the earlier request any more
             self.cycle.message_event.set()
         self.transport.close()
 
-    def _await_request(self) -> None:
-        is_due = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
-        if not is_due or self.transport.is_closing():
-            self._stop_waiting()
-        elif self._patience is None:
-            self._patience = self.loop.call_later(REQUEST_S, self.transport.close)
+    def _update_timer(self) -> None:
+        is_incomplete = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        if not is_incomplete or self.transport.is_closing():
+            self._stop_timer()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_S, self.transport.close)
 
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _stop_timer(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

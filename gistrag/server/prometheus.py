@@ -1,4 +1,4 @@
-"""What a server counts, in the text format of Prometheus: answers and what they took, never what was asked.
+"""Metrics of a server in the text format of Prometheus: numbers about answers, never a question.
 
 The one door to prometheus_client.
 """
@@ -13,14 +13,14 @@ FIRST_TOKEN_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The counters of one server."""
+    """The metrics of one server."""
 
     MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         by_index = ["index"]
-        self._answers = Counter("gistrag_answers", "Answers given.", [*by_index, "finish_reason"], registry=registry)
+        self._answers = Counter("gistrag_answers", "Answers.", [*by_index, "finish_reason"], registry=registry)
         self._first_token_s = Histogram(
             "gistrag_first_token_seconds", "Time to first token.", by_index, buckets=FIRST_TOKEN_S, registry=registry
         )
@@ -28,16 +28,16 @@ class Metrics:
             name: Counter(f"gistrag_{name}", f"Total of {name.replace('_', ' ')}.", by_index, registry=registry)
             for name in ("answer_tokens", "gist_slots", "source_tokens", "text_tokens", "text_fallbacks")
         }
-        self._waiting = Gauge("gistrag_waiting", "Requests in line.", registry=registry)
+        self._waiting = Gauge("gistrag_waiting", "Requests that wait in the queue.", registry=registry)
 
     def count(self, index: str, answer: Answer, finish_reason: str) -> None:
-        """Add an answer."""
+        """Count an answer."""
         self._answers.labels(index, finish_reason).inc()
         self._first_token_s.labels(index).observe(answer.timings.ttft_s)
         for name, counter in self._amounts.items():
             counter.labels(index).inc(getattr(answer.usage, name))
 
     def page(self, *, waiting: int) -> bytes:
-        """Return all of it, as Prometheus reads it."""
+        """Return all metrics in the text format."""
         self._waiting.set(waiting)
         return generate_latest(self._registry)

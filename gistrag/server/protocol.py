@@ -1,8 +1,8 @@
-"""The wire format of OpenAI's API: what a request may say, and how answers and errors are written.
+"""The wire format of OpenAI's API: requests, answers and errors.
 
-Only the shape is theirs. What gistrag adds stands under the one name ``gistrag``: in a request how to read the
-passages, in an answer its sources and what it took. Settings that make no sense here, such as ``top_p``, are ignored;
-those that promise a form of answer it cannot keep, such as ``response_format``, are refused.
+The extensions of gistrag are in one field, ``gistrag``: in a request it chooses the passages and their mode, in an
+answer it holds sources, timings and usage. Settings that do not apply, such as ``top_p``, are ignored; settings that
+promise an answer gistrag cannot give, such as ``response_format``, are refused.
 """
 
 from __future__ import annotations
@@ -24,57 +24,64 @@ TOP_K_MAX = 64
 SHORT_CHARACTERS, PATH_CHARACTERS, STOPS_MAX = 200, 4096, 16
 
 
-class Refusal(Exception):
-    """A request that is not served: what the client is told, and nothing that is not meant for it."""
+class APIError(Exception):
+    """A refused request: status, code and message for the client, who may read all of them.
+
+    Args:
+        status: HTTP status.
+        code: stable name of the error.
+        message: one sentence for people.
+        param: field of the request that is wrong.
+    """
 
     def __init__(self, status: int, code: str, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.param = status, code, param
 
     def body(self) -> Record:
-        """Return the error as OpenAI's clients read it."""
+        """Return the error in the form that OpenAI's clients expect."""
         kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(self.status)
         kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-def _whole(text: str) -> str:
+def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("half a character: a surrogate without its other half") from None
+        raise ValueError("half a character: a surrogate without its pair") from None
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole)]
-Short = Annotated[str, Field(max_length=SHORT_CHARACTERS), AfterValidator(_whole)]
-Path = Annotated[str, Field(max_length=PATH_CHARACTERS), AfterValidator(_whole)]
+Text = Annotated[str, AfterValidator(_encodable)]
+Short = Annotated[str, Field(max_length=SHORT_CHARACTERS), AfterValidator(_encodable)]
+Path = Annotated[str, Field(max_length=PATH_CHARACTERS), AfterValidator(_encodable)]
 Length = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
 class Part(BaseModel):
-    """A part of a message; only text can be read."""
+    """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: Text
 
 
 class Message(BaseModel):
-    """A message of a conversation."""
+    """A message of a chat history."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | list[Part] | None = None
 
     @property
     def text(self) -> str:
-        """Its words."""
+        """The text of all parts, a line each."""
         if isinstance(self.content, list):
             return "\n".join(part.text for part in self.content)
         return self.content or ""
 
 
 class Search(BaseModel):
-    """Where to look; as in `gistrag.answering.answer.Options`."""
+    """The choice of chunks, as in `gistrag.answering.answer.Options`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -83,21 +90,21 @@ class Search(BaseModel):
     filters: Annotated[dict[Short, Short], Field(max_length=3)] | None = None
 
 
-class Reading(Search):
-    """What a chat request may say under ``gistrag``: where to look, how to read it, and whether to name the sources."""
+class Extension(Search):
+    """The field ``gistrag`` of a chat request: the choice of chunks, the mode, and whether to append footnotes."""
 
     mode: Mode = Options.mode
     footnotes: bool | None = None
 
 
 class StreamOptions(BaseModel):
-    """What a stream ends with."""
+    """Options of a streamed answer."""
 
     include_usage: bool | None = False
 
 
 class ResponseFormat(BaseModel):
-    """The form of an answer: text, and no other."""
+    """The form of an answer: text only."""
 
     type: Literal["text"]
 
@@ -118,28 +125,28 @@ class ChatRequest(BaseModel):
     logprobs: Literal[False] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     response_format: ResponseFormat | None = None
-    gistrag: Reading = Field(default_factory=Reading)
+    gistrag: Extension = Field(default_factory=Extension)
 
     @property
-    def asked(self) -> list[str]:
-        """What the user said, message by message."""
+    def questions(self) -> list[str]:
+        """The user's messages that contain text, oldest first."""
         return [message.text.strip() for message in self.messages if message.role == "user" and message.text.strip()]
 
     @property
     def stops(self) -> list[str]:
-        """Texts an answer ends before."""
+        """The stop texts: an answer ends before the first of them."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [stop for stop in given if stop]
 
     @property
     def options(self) -> Options:
-        """How to answer."""
-        reading = self.gistrag
+        """The options of the answer."""
+        extension = self.gistrag
         return Options(
-            top_k=reading.top_k,
-            mode=reading.mode,
-            scope=reading.scope,
-            filters=reading.filters,
+            top_k=extension.top_k,
+            mode=extension.mode,
+            scope=extension.scope,
+            filters=extension.filters,
             max_new_tokens=self.max_completion_tokens or self.max_tokens or Options.max_new_tokens,
             temperature=self.temperature or 0.0,
             seed=self.seed or 0,
@@ -154,7 +161,7 @@ class RetrieveRequest(Search):
 
 
 class Completion:
-    """One answer on its way to a client, whole or in chunks."""
+    """Formats one answer, whole or as the events of a stream."""
 
     def __init__(self, model: str) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
@@ -167,21 +174,21 @@ class Completion:
             "logprobs": None,
             "finish_reason": finish_reason,
         }
-        told = {"usage": usage(answer), "gistrag": told_of(answer)}
-        return {**self._head, "object": "chat.completion", "choices": [choice], **told}
+        extra = {"usage": usage(answer), "gistrag": details(answer)}
+        return {**self._head, "object": "chat.completion", "choices": [choice], **extra}
 
     def first(self, answer: Answer) -> str:
-        """Return the event that an answer begins with; its sources are known by then."""
+        """Return the first event of a stream, which holds the sources."""
         sources = [source_record(source) for source in answer.sources]
         return self._chunk({"role": "assistant", "content": ""}, gistrag={"sources": sources})
 
     def next(self, piece: str) -> str:
-        """Return a piece of the answer, as an event."""
+        """Return the event of a piece of the answer."""
         return self._chunk({"content": piece})
 
     def last(self, answer: Answer, finish_reason: str, *, with_usage: bool) -> Iterator[str]:
-        """Yield the events that a stream ends with."""
-        yield self._chunk({}, finish_reason, gistrag=told_of(answer))
+        """Yield the events that end a stream."""
+        yield self._chunk({}, finish_reason, gistrag=details(answer))
         if with_usage:
             yield event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(answer)})
         yield "data: [DONE]\n\n"
@@ -192,12 +199,12 @@ class Completion:
 
 
 def event(value: Record) -> str:
-    """Return a server-sent event."""
+    """Return a server-sent event that holds *value* as JSON."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 def usage(answer: Answer) -> Record:
-    """Return tokens as OpenAI counts them; the gists are the cached part of the prompt."""
+    """Return the token counts in OpenAI's form; gist slots count as cached tokens of the prompt."""
     used = answer.usage
     prompt = used.gist_slots + used.text_tokens + used.question_tokens
     return {
@@ -210,8 +217,8 @@ def usage(answer: Answer) -> Record:
     }
 
 
-def told_of(answer: Answer) -> Record:
-    """Return what gistrag says of an answer: sources, seconds, and what it took."""
+def details(answer: Answer) -> Record:
+    """Return the field ``gistrag`` of an answer: sources, timings in seconds, and usage."""
     return {
         "sources": [source_record(source) for source in answer.sources],
         "timings": {**vars(answer.timings), "decode_s": answer.timings.decode_s},
@@ -220,15 +227,15 @@ def told_of(answer: Answer) -> Record:
 
 
 def footnotes(answer: Answer) -> str:
-    """Return the sources as lines to stand below an answer."""
+    """Return the numbered sources as lines to append to an answer."""
     lines = [f"[{number}] {source.place}" for number, source in enumerate(answer.sources, 1)]
     return "\n\n" + "\n".join(lines) if lines else ""
 
 
 def cut(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """Yield *pieces* without the blanks they begin with, and up to the first of the texts *stops*.
+    """Yield *pieces* without leading white space, up to the first of the texts *stops*.
 
-    What may be the beginning of a stop is held back until it is known not to be.
+    Text that may be the beginning of a stop is held back until the next piece decides.
 
     >>> list(cut(iter([" one", " two#", "# three"]), ["##"]))
     ['one', ' two']
@@ -249,5 +256,5 @@ def cut(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of *text* may begin *stop*."""
+    """Return how many characters at the end of *text* may be the beginning of *stop*."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

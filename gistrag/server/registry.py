@@ -1,7 +1,7 @@
-"""Several indexes side by side, one set of models for all, and what other programs are told of them.
+"""The indexes that a server offers, by name, and the records that it returns about them.
 
-What answers to programs from outside stands on this: `gistrag.server.app` and `gistrag.server.mcp`. An index is
-known to them by its name; where its folder lies they never learn.
+The HTTP server (`gistrag.server.app`) and the MCP tools (`gistrag.server.mcp`) share this module. All indexes share one
+set of loaded models. Clients see the name of an index, never the path of its folder.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from gistrag.rag import GistRAG
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Record = dict[str, Any]
+"""A JSON object."""
 
 
 def named(given: Sequence[str]) -> dict[str, Path]:
-    """Return folders by the names they are served under, from ``name=path`` or ``path``.
+    """Return the index folders by name, from arguments of the form ``name=path`` or ``path``.
 
     Raises:
         UsageError: a name that is none, or that is given twice.
@@ -39,9 +40,9 @@ def named(given: Sequence[str]) -> dict[str, Path]:
         path = Path(after if equals else one)
         name = before if equals else path.absolute().name
         if not NAME.fullmatch(name) or not str(path):
-            raise UsageError(f"--index takes NAME=FOLDER, the name of letters, digits, '.', '_' and '-', got {one!r}")
+            raise UsageError(f"--index expects NAME=FOLDER, the name of letters, digits, '.', '_' and '-', got {one!r}")
         if name in found:
-            raise UsageError(f"two indexes are named {name!r}; name one of them otherwise with --index NAME=FOLDER")
+            raise UsageError(f"two indexes are named {name!r}; rename one of them with --index NAME=FOLDER")
         found[name] = path
     return found
 
@@ -50,43 +51,43 @@ def named(given: Sequence[str]) -> dict[str, Path]:
 def opened(
     folders: Mapping[str, Path], *, device: str | None = None, reranker: str | None = None
 ) -> Iterator[dict[str, GistRAG]]:
-    """Hold indexes open by their names, all with the models of the first.
+    """Open indexes for the length of the block, by name; all use the models of the first one.
 
     Raises:
-        FingerprintMismatchError: one is made with other models than the first.
+        FingerprintMismatchError: an index was made with other models than the first one.
     """
     with ExitStack() as stack:
-        shelf: dict[str, GistRAG] = {}
+        registry: dict[str, GistRAG] = {}
         for name, folder in folders.items():
-            engine = next(iter(shelf.values())).engine if shelf else None
-            shelf[name] = stack.enter_context(GistRAG.open(folder, engine=engine, device=device, reranker=reranker))
-        yield shelf
+            engine = next(iter(registry.values())).engine if registry else None
+            registry[name] = stack.enter_context(GistRAG.open(folder, engine=engine, device=device, reranker=reranker))
+        yield registry
 
 
 def source_record(source: Source) -> Record:
-    """Return a source of an answer as plain values."""
+    """Return the JSON record of a source of an answer."""
     return {"place": source.place, **asdict(source)}
 
 
 def hit_record(hit: Hit) -> Record:
-    """Return a retrieved chunk as plain values, with its whole text."""
+    """Return the JSON record of a retrieved chunk, with its whole text and its scores."""
     return {**chunk_record(hit.chunk), "score": hit.score, "dense": hit.dense, "keyword": hit.keyword}
 
 
 def chunk_record(chunk: StoredChunk) -> Record:
-    """Return a chunk as plain values."""
+    """Return the JSON record of a chunk."""
     names = ("path", "page", "heading", "start", "end", "text", "tokens")
     return {"chunk_id": chunk.id, **{name: getattr(chunk, name) for name in names}}
 
 
 def document_records(rag: GistRAG) -> list[Record]:
-    """Return the documents of an index as plain values, by path."""
+    """Return the JSON records of the documents in an index, sorted by path."""
     names = ("path", "kind", "chunks", "tokens", "size", "stale")
     return [{name: getattr(row, name) for name in names} for row in rag.store.documents()]
 
 
 def status_record(rag: GistRAG) -> Record:
-    """Return totals of an index as plain values."""
+    """Return the JSON record of the totals and settings of an index."""
     settings = rag.store.settings
     return {
         **asdict(rag.store.stats()),

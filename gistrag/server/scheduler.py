@@ -1,12 +1,12 @@
-"""One thread in which pieces of work take turns, for readers in an event loop.
+"""A scheduler that interleaves jobs in one worker thread, for readers in an event loop.
 
-A language model is read by one thread at a time. So work that touches a model or an index is a generator; one thread
-lets each of them make one item in turn, and who asked for it awaits the items::
+Only one thread may use a language model at a time. So each job that needs a model or an index is a generator; the
+worker thread takes one item from each job in turn, and whoever submitted the job awaits its items::
 
-    event loop    submit ──────────────▶ waiting ──▶ at work: a b c a b c a c …   one thread
-                  async for item in turn ◀──────────────────────────┘
+    event loop    submit ──────────────▶ queued ──▶ active: a b c a b c a c …   worker thread
+                  async for item in job ◀─────────────────────┘
 
-Work that nobody wants any more is closed before its next item. This module knows neither models nor HTTP.
+A cancelled job is closed before its next item. This module knows neither models nor HTTP.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _End:
-    """The last of the items: there are no more, or what went wrong."""
+    """Ends the items of a job, with the error that ended it."""
 
     error: Exception | None = None
 
 
-class Turn(AsyncIterator[T], Generic[T]):
-    """Work on its way: iterate over its items in the event loop that submitted it. An error of the work is raised."""
+class Job(AsyncIterator[T], Generic[T]):
+    """A submitted generator: iterate over its items in the event loop that submitted it; its error is raised there."""
 
     def __init__(self, work: Generator[T]) -> None:
         self._work = work
@@ -49,85 +49,89 @@ class Turn(AsyncIterator[T], Generic[T]):
         raise StopAsyncIteration
 
     def cancel(self) -> None:
-        """Say that nobody wants more: the work ends before its next item, and the iteration at once."""
+        """End the iteration at once, and the generator before its next item."""
         self.is_wanted = False
         self._items.put_nowait(_End())
 
     def advance(self) -> bool:
-        """Make one item, in the thread of the work, and return whether there may be more."""
+        """Compute one item, in the worker thread, and return whether more may follow."""
         if not self.is_wanted:
             self._work.close()
             return False
         try:
-            self._hand_over(next(self._work))
+            self._deliver(next(self._work))
         except StopIteration:
-            self._hand_over(_End())
+            self._deliver(_End())
         except Exception as error:
-            self._hand_over(_End(error))
+            self._deliver(_End(error))
         else:
             return True
         return False
 
-    def _hand_over(self, item: T | _End) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and its readers with it
+    def abandon(self) -> None:
+        """Close the generator, in the worker thread, and end the iteration."""
+        self.is_wanted = False
+        self.advance()
+        self._deliver(_End())
+
+    def _deliver(self, item: T | _End) -> None:
+        with suppress(RuntimeError):  # the event loop has ended, and its readers with it
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
 
 
-class Turns:
-    """A thread that does the work of many, *together* of them in turn and *waiting* more in line."""
+class Scheduler:
+    """A worker thread that interleaves up to *active_max* jobs while up to *queue_max* more wait."""
 
-    def __init__(self, *, together: int, waiting: int) -> None:
-        self._together, self._waiting_max = together, waiting
+    def __init__(self, *, active_max: int, queue_max: int) -> None:
+        self._active_max, self._queue_max = active_max, queue_max
         self._changed = threading.Condition()
-        self._line: deque[Turn[Any]] = deque()
-        self._at_work = 0
+        self._queue: deque[Job[Any]] = deque()
+        self._active_count = 0
         self._is_closed = False
-        self._thread = threading.Thread(target=self._work, name="gistrag-turns", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="gistrag-scheduler", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """How many stand in line because all places are taken."""
-        return max(0, len(self._line) + self._at_work - self._together)
+        """Number of jobs that wait because *active_max* others are active."""
+        return max(0, len(self._queue) + self._active_count - self._active_max)
 
-    def submit(self, work: Generator[T]) -> Turn[T]:
-        """Return *work* on its way; call it in an event loop.
+    def submit(self, work: Generator[T]) -> Job[T]:
+        """Queue *work* and return its job; call this in an event loop.
 
         Raises:
-            queue.Full: as many as may are waiting already.
+            queue.Full: *queue_max* jobs are waiting already.
         """
-        turn = Turn(work)
+        job = Job(work)
         with self._changed:
-            self._line = deque(one for one in self._line if one.is_wanted)
-            if len(self._line) + self._at_work >= self._together + self._waiting_max:
+            self._queue = deque(queued for queued in self._queue if queued.is_wanted)
+            if len(self._queue) + self._active_count >= self._active_max + self._queue_max:
                 raise Full
-            self._line.append(turn)
+            self._queue.append(job)
             self._changed.notify()
-        return turn
+        return job
 
     def close(self) -> None:
-        """End all work; returns when the thread has ended."""
+        """End all jobs, and return when the worker thread has ended."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
-        active: list[Turn[Any]] = []
+        active: list[Job[Any]] = []
         while self._admit(active):
-            active = [turn for turn in active if turn.advance()]
-        for turn in (*active, *self._line):
-            turn.is_wanted = False
-            turn.advance()
-            turn._hand_over(_End())
+            active = [job for job in active if job.advance()]
+        for job in (*active, *self._queue):
+            job.abandon()
 
-    def _admit(self, active: list[Turn[Any]]) -> bool:
-        """Add those from the line that there is a place for, waiting while there is nothing to do; False at the end."""
+    def _admit(self, active: list[Job[Any]]) -> bool:
+        """Move queued jobs to *active*, waiting while there are none at all; return False when the scheduler closes."""
         with self._changed:
-            self._at_work = len(active)
-            while not (active or self._line or self._is_closed):
+            self._active_count = len(active)
+            while not (active or self._queue or self._is_closed):
                 self._changed.wait()
-            while self._line and len(active) < self._together:
-                active.append(self._line.popleft())
-            self._at_work = len(active)
+            while self._queue and len(active) < self._active_max:
+                active.append(self._queue.popleft())
+            self._active_count = len(active)
             return not self._is_closed

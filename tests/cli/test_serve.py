@@ -28,7 +28,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_others_need_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address that others can reach is refused without keys; a file or the environment gives them."""
-    with pytest.raises(UsageError, match=r"because others can reach 0\.0\.0\.0; name a file with --key-file"):
+    with pytest.raises(UsageError, match=r"because other machines can reach 0\.0\.0\.0; give a file with --key-file"):
         serve.access_for("0.0.0.0", ["manual"], names=(), key_file=None)
 
     path = tmp_path / "keys.txt"

@@ -8,7 +8,7 @@ import pytest
 
 from gistrag.errors import UsageError
 from gistrag.server.auth import Access, digest, key_file, read_keys
-from gistrag.server.protocol import Refusal
+from gistrag.server.protocol import APIError
 
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
 INDEXES = ("manual", "notes")
@@ -28,7 +28,7 @@ def test_without_a_key_nothing_opens(header: str) -> None:
     """What is not exactly one of the keys is refused."""
     access = Access(indexes=frozenset(INDEXES), keys=read_keys(f"{ALICE} *", INDEXES, where="here"))
 
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(APIError) as refused:
         access.opened_by(header)
     assert (401, "invalid_api_key") == (refused.value.status, refused.value.code)
 
@@ -41,10 +41,10 @@ def test_without_keys_everything_opens() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("short *", "line 1 of here: expected a key of 16 characters or more, got 5; take a random one"),
-        (f"\n{ALICE}", "line 2 of here: expected names of indexes after the key, .* served are manual, notes"),
-        (f"{ALICE} diary", "got diary; served are"),
-        (f"{ALICE} manual\n{ALICE} notes", "line 2 of here: the key of an earlier line"),
+        ("short *", "line 1 of here: expected a key of 16 characters or more, got 5; use a random one"),
+        (f"\n{ALICE}", "line 2 of here: expected names of indexes after the key, .* this server has manual, notes"),
+        (f"{ALICE} diary", "got diary; this server has"),
+        (f"{ALICE} manual\n{ALICE} notes", "line 2 of here: this key is already on an earlier line"),
     ],
 )
 def test_key_files_that_are_wrong(text: str, message: str) -> None:
@@ -67,5 +67,5 @@ def test_a_key_file_is_private(tmp_path: Path) -> None:
 
     assert {digest(ALICE): frozenset({"notes"})} == key_file(path, INDEXES)
     path.write_text("# nobody yet\n", "utf-8")
-    with pytest.raises(UsageError, match="expected a line of key and indexes"):
+    with pytest.raises(UsageError, match="expected a line with a key and its indexes"):
         key_file(path, INDEXES)

@@ -44,7 +44,7 @@ def index(tmp_path: Path, engine: Engine) -> Path:
 
 
 @pytest.fixture
-def shelf(index: Path, engine: Engine) -> Iterator[dict[str, GistRAG]]:
+def registry(index: Path, engine: Engine) -> Iterator[dict[str, GistRAG]]:
     """That index twice, under two names."""
     with GistRAG.open(index, engine=engine) as manual, GistRAG.open(index, engine=engine) as notes:
         yield {"manual": manual, "notes": notes}
@@ -65,7 +65,7 @@ def talk(server: Any, script: Callable[[Client], Coroutine[Any, Any, None]]) -> 
     asyncio.run(asyncio.wait_for(connected(), timeout=120))
 
 
-def test_the_tools(shelf: dict[str, GistRAG]) -> None:
+def test_the_tools(registry: dict[str, GistRAG]) -> None:
     """Four tools that only read, each with a description of itself and of what it takes."""
 
     async def script(client: Client) -> None:
@@ -77,10 +77,10 @@ def test_the_tools(shelf: dict[str, GistRAG]) -> None:
             assert tool.description
             assert all("description" in one for one in tool.input_schema.get("properties", {}).values())
 
-    talk(mcp.server(shelf), script)
+    talk(mcp.server(registry), script)
 
 
-def test_search_ask_and_status(shelf: dict[str, GistRAG]) -> None:
+def test_search_ask_and_status(registry: dict[str, GistRAG]) -> None:
     """An agent finds, asks and looks around, by the names of indexes and documents."""
 
     async def script(client: Client) -> None:
@@ -101,7 +101,7 @@ def test_search_ask_and_status(shelf: dict[str, GistRAG]) -> None:
         assert ["bees.md", "mills.md"] == [row["path"] for row in documents["documents"]]
         assert {"manual": 2, "notes": 2} == {name: one["documents"] for name, one in status["indexes"].items()}
 
-    talk(mcp.server(shelf), script)
+    talk(mcp.server(registry), script)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_search_ask_and_status(shelf: dict[str, GistRAG]) -> None:
     ],
 )
 def test_what_goes_wrong_is_told(
-    shelf: dict[str, GistRAG], tmp_path: Path, name: str, given: dict[str, Any], message: str
+    registry: dict[str, GistRAG], tmp_path: Path, name: str, given: dict[str, Any], message: str
 ) -> None:
     """A call that makes no sense is an error an agent can read, and names no folder."""
 
@@ -126,7 +126,7 @@ def test_what_goes_wrong_is_told(
         assert message in told
         assert str(tmp_path) not in told
 
-    talk(mcp.server(shelf), script)
+    talk(mcp.server(registry), script)
 
 
 async def failure(client: Client, name: str, given: dict[str, Any]) -> Any:
@@ -139,7 +139,7 @@ async def failure(client: Client, name: str, given: dict[str, Any]) -> Any:
     return told.content[0]
 
 
-def test_an_answer_that_is_called_off_ends(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_called_off_ends(registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
     """At the next token, and then the index is free for others."""
     said = []
     next_of = Stream.__next__
@@ -161,11 +161,11 @@ def test_an_answer_that_is_called_off_ends(shelf: dict[str, GistRAG], monkeypatc
         found = await client.call_tool("search", {"question": "honey", "index": "manual"})
         assert not found.is_error
 
-    talk(mcp.server(shelf), script)
+    talk(mcp.server(registry), script)
     assert len(said) < 50
 
 
-def test_an_answer_that_ends_is_whole(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_ends_is_whole(registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
     """What the model itself ended is not cut."""
     monkeypatch.setattr(Stream, "_answer", lambda stream: iter(["wax", "."]))
 
@@ -174,10 +174,10 @@ def test_an_answer_that_ends_is_whole(shelf: dict[str, GistRAG], monkeypatch: py
         assert told.structured_content is not None
         assert ("wax.", False) == (told.structured_content["answer"], told.structured_content["is_cut"])
 
-    talk(mcp.server(shelf), script)
+    talk(mcp.server(registry), script)
 
 
-def test_an_answer_that_takes_too_long_is_cut(shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_takes_too_long_is_cut(registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent gets what there is by then, and is told that it is not all."""
     monkeypatch.setattr(mcp, "ANSWER_S", 0.0)
 
@@ -187,16 +187,16 @@ def test_an_answer_that_takes_too_long_is_cut(shelf: dict[str, GistRAG], monkeyp
         assert 10 > told.structured_content["usage"]["answer_tokens"]
         assert told.structured_content["is_cut"]
 
-    talk(mcp.server(shelf), script)
+    talk(mcp.server(registry), script)
 
 
 def test_an_index_that_cannot_be_read_hides_no_other(
-    shelf: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch
+    registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`status` says of each how it is."""
 
     def status(rag: GistRAG) -> Record:
-        if rag is shelf["notes"]:
+        if rag is registry["notes"]:
             raise IndexFolderError(f"{rag.folder} is damaged")
         return status_record(rag)
 
@@ -208,7 +208,7 @@ def test_an_index_that_cannot_be_read_hides_no_other(
         assert 2 == told["indexes"]["manual"]["documents"]
         assert {"error": "notes is damaged"} == told["indexes"]["notes"]
 
-    talk(mcp.server(shelf), script)
+    talk(mcp.server(registry), script)
 
 
 def test_over_standard_input_and_output(index: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from gistrag.answering.answer import Answer, Options, Source, Usage
-from gistrag.server.protocol import ChatRequest, Refusal, cut, footnotes, usage
+from gistrag.server.protocol import APIError, ChatRequest, cut, footnotes, usage
 
 ASKED = {"model": "manual", "messages": [{"role": "user", "content": "How long?"}]}
 
@@ -37,7 +37,7 @@ def test_content_may_come_in_parts() -> None:
         {"role": "user", "content": "  "},
     ]
 
-    assert ["How long\nis it?"] == ChatRequest.model_validate({**ASKED, "messages": messages}).asked
+    assert ["How long\nis it?"] == ChatRequest.model_validate({**ASKED, "messages": messages}).questions
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,6 @@ def test_footnotes_name_the_sources() -> None:
 )  # fmt: skip
 def test_errors_have_the_form_of_the_api(status: int, kind: str) -> None:
     """An error has message, type, param and code, and nothing else."""
-    body = Refusal(status, "some_code", "what is wrong", param="model").body()
+    body = APIError(status, "some_code", "what is wrong", param="model").body()
 
     assert {"error": {"message": "what is wrong", "type": kind, "param": "model", "code": "some_code"}} == body

@@ -18,7 +18,7 @@ from gistrag.server import registry
     ("given", "message"),
     [
         (["a=one", "a=two"], "two indexes are named 'a'"),
-        (["../x=one"], "--index takes NAME=FOLDER, .*, got '../x=one'"),
+        (["../x=one"], "--index expects NAME=FOLDER, .*, got '../x=one'"),
         (["=one"], "got '=one'"),
         (["two words=one"], "got 'two words=one'"),
     ],

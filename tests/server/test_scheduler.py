@@ -1,4 +1,4 @@
-"""A thread that takes turns among generators, as a reader in an event loop sees it."""
+"""The scheduler, as a reader in an event loop sees it."""
 
 from __future__ import annotations
 
@@ -10,55 +10,58 @@ from typing import Any
 
 import pytest
 
-from gistrag.server.scheduler import Turns
+from gistrag.server.scheduler import Scheduler
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a test in an event loop, and no longer than it should take."""
+    """Run a test in an event loop, for a minute at most."""
     asyncio.run(asyncio.wait_for(work, timeout=60))
 
 
-def test_items_come_in_order_and_from_one_thread() -> None:
-    """Three pieces of work give all their items to whom they belong, made in turn by a single thread."""
+def test_items_come_in_order_and_interleaved() -> None:
+    """Each of three jobs delivers all its items to its own reader; one thread computes them, interleaved."""
     made: list[str] = []
     threads = set()
+    gate = threading.Event()
 
     def work(name: str) -> Generator[str]:
+        gate.wait(5)
         for number in range(3):
             made.append(name)
             threads.add(threading.current_thread().name)
             yield f"{name}{number}"
 
     async def talk() -> None:
-        turns = Turns(together=3, waiting=0)
-        begun = [turns.submit(work(name)) for name in "abc"]
+        scheduler = Scheduler(active_max=3, queue_max=0)
+        begun = [scheduler.submit(work(name)) for name in "abc"]
+        gate.set()
 
-        assert [["a0", "a1", "a2"], ["b0", "b1", "b2"], ["c0", "c1", "c2"]] == [
-            [item async for item in turn] for turn in begun
-        ]
-        assert {"gistrag-turns"} == threads
-        assert 9 == len(made)
-        turns.close()
+        items = [[item async for item in job] for job in begun]
+
+        assert items == [["a0", "a1", "a2"], ["b0", "b1", "b2"], ["c0", "c1", "c2"]]
+        assert threads == {"gistrag-scheduler"}
+        assert "abcab" in "".join(made)
+        scheduler.close()
 
     run(talk())
 
 
 def test_an_error_reaches_its_reader_alone() -> None:
-    """Work that fails raises where it is awaited; work beside it goes on."""
+    """A job that fails raises where it is awaited; the other jobs go on."""
 
     def fail() -> Generator[int]:
         yield 1
         raise ValueError("broken")
 
     async def talk() -> None:
-        turns = Turns(together=2, waiting=0)
-        failing, sound = turns.submit(fail()), turns.submit(iter_of(3))
+        scheduler = Scheduler(active_max=2, queue_max=0)
+        failing, sound = scheduler.submit(fail()), scheduler.submit(iter_of(3))
 
-        assert 1 == await anext(failing)
+        assert await anext(failing) == 1
         with pytest.raises(ValueError, match="broken"):
             await anext(failing)
-        assert [0, 1, 2] == [item async for item in sound]
-        turns.close()
+        assert [item async for item in sound] == [0, 1, 2]
+        scheduler.close()
 
     run(talk())
 
@@ -68,8 +71,8 @@ def iter_of(count: int) -> Generator[int]:
     yield from range(count)
 
 
-def test_a_full_line_is_refused_and_a_left_place_is_free() -> None:
-    """Beyond those at work and in line nobody is taken; one who goes makes room at once."""
+def test_a_full_queue_is_refused_and_a_cancelled_job_makes_room() -> None:
+    """Beyond the active and the queued jobs none is taken; a cancelled one makes room at once."""
     gate = threading.Event()
 
     def blocked() -> Generator[int]:
@@ -77,24 +80,24 @@ def test_a_full_line_is_refused_and_a_left_place_is_free() -> None:
         yield 1
 
     async def talk() -> None:
-        turns = Turns(together=1, waiting=2)
-        first, second, _ = [turns.submit(blocked()) for _ in range(3)]
-        assert 2 == turns.waiting
+        scheduler = Scheduler(active_max=1, queue_max=2)
+        first, second, _ = [scheduler.submit(blocked()) for _ in range(3)]
+        assert scheduler.waiting == 2
         with pytest.raises(Full):
-            turns.submit(blocked())
+            scheduler.submit(blocked())
 
         second.cancel()
-        last = turns.submit(blocked())
+        last = scheduler.submit(blocked())
 
         gate.set()
-        assert [[1], [], [1]] == [[item async for item in turn] for turn in (first, second, last)]
-        await asyncio.to_thread(turns.close)
+        assert [[item async for item in job] for job in (first, second, last)] == [[1], [], [1]]
+        await asyncio.to_thread(scheduler.close)
 
     run(talk())
 
 
-def test_work_that_is_not_wanted_is_closed() -> None:
-    """After `cancel` the reader is free at once, and the generator is closed before its next item."""
+def test_a_cancelled_job_is_closed() -> None:
+    """`cancel` ends the iteration at once, and closes the generator before its next item."""
     closed = threading.Event()
     made: list[int] = []
 
@@ -107,23 +110,23 @@ def test_work_that_is_not_wanted_is_closed() -> None:
             closed.set()
 
     async def talk() -> None:
-        turns = Turns(together=1, waiting=0)
-        turn = turns.submit(endless())
-        await anext(turn)
+        scheduler = Scheduler(active_max=1, queue_max=0)
+        job = scheduler.submit(endless())
+        await anext(job)
 
-        turn.cancel()
+        job.cancel()
 
         assert await asyncio.to_thread(closed.wait, 30)
         count = len(made)
         await asyncio.sleep(0.02)
-        assert count == len(made)
-        turns.close()
+        assert len(made) == count
+        scheduler.close()
 
     run(talk())
 
 
-def test_closing_ends_all_work() -> None:
-    """Readers of work that was under way or in line see its end."""
+def test_closing_ends_all_jobs() -> None:
+    """Closing ends the iteration over active and queued jobs."""
     gate = threading.Event()
 
     def blocked() -> Generator[int]:
@@ -131,13 +134,13 @@ def test_closing_ends_all_work() -> None:
         yield 1
 
     async def talk() -> None:
-        turns = Turns(together=1, waiting=3)
-        begun = [turns.submit(blocked()) for _ in range(3)]
-        closing = asyncio.create_task(asyncio.to_thread(turns.close))
+        scheduler = Scheduler(active_max=1, queue_max=3)
+        begun = [scheduler.submit(blocked()) for _ in range(3)]
+        closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
         gate.set()
         await closing
 
-        for turn in begun:
-            assert [item async for item in turn] in ([], [1])
+        for job in begun:
+            assert [item async for item in job] in ([], [1])
 
     run(talk())

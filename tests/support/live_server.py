@@ -1,4 +1,4 @@
-"""A server of tiny indexes in a thread, at a real socket, and a client that may say anything."""
+"""A server of tiny indexes in a thread, at a real socket, and a client that may send anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from gistrag.engine import Engine
 from gistrag.rag import GistRAG
 from gistrag.server import http
-from gistrag.server.app import Terms, application
+from gistrag.server.app import ServerConfig, application
 from gistrag.server.auth import Access
 
 TEXTS = {
@@ -35,13 +35,13 @@ def build(folder: Path, engine: Engine, texts: Mapping[str, str] = TEXTS, **sett
 
 @contextmanager
 def serving(
-    indexes: Mapping[str, Path], engine: Engine, *, access: Mapping[str, Any] | None = None, **terms: Any
+    indexes: Mapping[str, Path], engine: Engine, *, access: Mapping[str, Any] | None = None, **config: Any
 ) -> Iterator[str]:
-    """Serve indexes for the length of the block and give its address."""
-    shelf = {name: GistRAG.open(path, engine=engine) for name, path in indexes.items()}
-    allowed = Access(indexes=frozenset(shelf), **(access or {}))
+    """Serve indexes for the length of the block; yield the URL of the server."""
+    registry = {name: GistRAG.open(path, engine=engine) for name, path in indexes.items()}
+    allowed = Access(indexes=frozenset(registry), **(access or {}))
     with http.listen("127.0.0.1", 0) as listening:
-        running = http.server(application(shelf, access=allowed, terms=Terms(**terms)))
+        running = http.server(application(registry, access=allowed, config=ServerConfig(**config)))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -49,7 +49,7 @@ def serving(
         finally:
             running.should_exit = True
             thread.join()
-            for rag in shelf.values():
+            for rag in registry.values():
                 rag.close()
 
 
@@ -60,12 +60,12 @@ def connect(url: str, *, timeout_s: float = 60) -> socket.socket:
 
 
 def exchange(url: str, data: bytes, *, is_all: bool = False, timeout_s: float = 60) -> int | None:
-    """Return the status that some bytes are answered with, None where the connection is closed without a word.
+    """Return the status of the response to some bytes, or None if the server closes the connection without one.
 
     Args:
         url: address of the server.
-        data: a request, or what resembles one.
-        is_all: say that nothing follows, where the server might wait for more; an answer still to come may get lost.
+        data: a request, or something like one.
+        is_all: signal the end of the data, in case the server waits for more; a later response may get lost.
         timeout_s: how long to wait for an answer.
     """
     with connect(url, timeout_s=timeout_s) as client, suppress(OSError):
@@ -77,7 +77,7 @@ def exchange(url: str, data: bytes, *, is_all: bool = False, timeout_s: float = 
 
 
 def hang_up(url: str, data: bytes, *, rudely: bool) -> None:
-    """Send some bytes and go, rudely with a reset."""
+    """Send some bytes and disconnect, rudely with a reset."""
     with connect(url) as client:
         client.sendall(data)
         if rudely:
@@ -91,7 +91,7 @@ def status_in(head: bytes) -> int | None:
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
-    """Return a request as bytes; header names with - written as _, an empty value leaves a header out."""
+    """Return a request as bytes; write - in header names as _; an empty value leaves a header out."""
     given = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(body))}
     given |= {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [f"{name}: {value}" for name, value in given.items() if value]
