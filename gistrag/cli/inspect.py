@@ -18,7 +18,7 @@ import typer
 
 from gistrag.cli import command
 from gistrag.errors import ModelNotFoundError, UsageError
-from gistrag.model.prompt import Prompt
+from gistrag.model.prompt import passage_text
 from gistrag.progress import megabytes
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def gist_facts(store: Store, chunk: StoredChunk, cache: GistCache) -> dict[str, 
 
 def _kept_pieces(store: Store, chunk: StoredChunk, cache: GistCache) -> list[Piece]:
     """Return the passage of a chunk in pieces, none where the tokenizer that cut it is not here."""
-    passage = Prompt("", "", "").passage(chunk.text, chunk.heading)
+    passage = passage_text(chunk.text, chunk.heading)
     try:
         encoding = _tokenizer(store.settings.model).encode(passage, add_special_tokens=False)
     except (ModelNotFoundError, OSError) as error:

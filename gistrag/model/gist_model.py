@@ -29,7 +29,7 @@ from gistrag.model.gguf import converted
 from gistrag.model.hashing import folder_sha256, weights_sha256
 from gistrag.model.hub import quiet
 from gistrag.model.loading import load_network
-from gistrag.model.prompt import Prompt, chat_prompt
+from gistrag.model.prompt import Prompt, chat_prompt, passage_text
 from gistrag.model.support import multiplies_16_bits, require_supported
 from gistrag.model.tokenizer import plain_tokenizer, renderer
 from gistrag.settings import AdapterSettings
@@ -239,7 +239,7 @@ class GistModel:
 
     def encode_passage(self, text: str, heading: Sequence[str] = ()) -> list[int]:
         """Return the token ids of a chunk as it stands in the prompt; which `compress` takes."""
-        return self.encode(self.prompt.passage(text, heading))
+        return self.encode(passage_text(text, heading))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of *ids* without special tokens."""

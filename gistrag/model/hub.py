@@ -185,7 +185,7 @@ def _verified(found: Found, entry: Entry) -> Found:
 
 
 class _Quiet:
-    """Lets one thread at a time load a model, and keeps progress bars and notices off the terminal meanwhile.
+    """Lets one thread at a time load a model, and silences progress bars and notices meanwhile; may be nested.
 
     One at a time, because transformers sets torch's default dtype for the whole process while it makes a model: two
     loads at once can leave either with weights of the other's dtype.
@@ -193,27 +193,31 @@ class _Quiet:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._undo = contextlib.ExitStack()
+        self._levels: list[contextlib.ExitStack] = []
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._hush()
+        self._levels.append(_silenced())
 
     def __exit__(self, *_: object) -> None:
-        self._undo.close()
+        self._levels.pop().close()
         self._lock.release()
 
-    def _hush(self) -> None:
-        from transformers.utils import logging as notices
 
-        self._undo.callback(notices.set_verbosity, notices.get_verbosity())
-        notices.set_verbosity_error()
-        if notices.is_progress_bar_enabled():
-            self._undo.callback(notices.enable_progress_bar)
-            notices.disable_progress_bar()
-        kernels = logging.getLogger("bitsandbytes")  # warns about kernels it does not need
-        self._undo.callback(kernels.setLevel, kernels.level)
-        kernels.setLevel(logging.ERROR)
+def _silenced() -> contextlib.ExitStack:
+    """Silence transformers and bitsandbytes, and return what undoes that."""
+    from transformers.utils import logging as notices
+
+    undo = contextlib.ExitStack()
+    undo.callback(notices.set_verbosity, notices.get_verbosity())
+    notices.set_verbosity_error()
+    if notices.is_progress_bar_enabled():
+        undo.callback(notices.enable_progress_bar)
+        notices.disable_progress_bar()
+    kernels = logging.getLogger("bitsandbytes")  # warns about kernels it does not need
+    undo.callback(kernels.setLevel, kernels.level)
+    kernels.setLevel(logging.ERROR)
+    return undo
 
 
 quiet = _Quiet()

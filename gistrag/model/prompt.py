@@ -38,14 +38,15 @@ class Prompt:
     before_question: str
     after_question: str
 
-    def passage(self, text: str, heading: Sequence[str] = ()) -> str:
-        r"""Return a chunk as it stands in the prompt, its heading path on a line of its own.
 
-        >>> Prompt("", "", "").passage("Run make.", ("Install", "Linux"))
-        'Install > Linux\nRun make.\n\n'
-        """
-        path = " > ".join(heading)
-        return f"{path}\n{text.strip()}\n\n" if path else f"{text.strip()}\n\n"
+def passage_text(text: str, heading: Sequence[str] = ()) -> str:
+    r"""Return a chunk as it stands in the prompt, its heading path on a line of its own.
+
+    >>> passage_text("Run make.", ("Install", "Linux"))
+    'Install > Linux\nRun make.\n\n'
+    """
+    path = " > ".join(heading)
+    return f"{path}\n{text.strip()}\n\n" if path else f"{text.strip()}\n\n"
 
 
 def chat_prompt(render: Render | None) -> Prompt:

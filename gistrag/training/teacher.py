@@ -22,7 +22,7 @@ from http.client import HTTPException
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from gistrag.errors import GistRAGError, ResourceError, UsageError
-from gistrag.model.prompt import Prompt
+from gistrag.model.prompt import passage_text
 
 if TYPE_CHECKING:
     from gistrag.model.gist_model import GistModel
@@ -65,7 +65,7 @@ class Request:
         """Return the request as a chat."""
         if not self.passage:
             return [{"role": "user", "content": self.task}]
-        passage = Prompt("", "", "").passage(self.passage, self.heading)
+        passage = passage_text(self.passage, self.heading)
         return [
             {"role": "system", "content": f"{SYSTEM} {self.rules}".strip()},
             {"role": "user", "content": f"Passage:\n\n{passage}{self.task}"},

@@ -31,7 +31,7 @@ from gistrag.errors import UsageError
 from gistrag.index.store import IndexedChunk, Store
 from gistrag.kv.cache import GistCache
 from gistrag.model import hub
-from gistrag.model.prompt import Prompt
+from gistrag.model.prompt import passage_text
 from gistrag.settings import IndexSettings
 from gistrag.storage import files
 
@@ -45,7 +45,7 @@ def index(tmp_path: Path) -> Path:
     source, tokenizer_folder, folder = tmp_path / "docs", tmp_path / "model", tmp_path / "index"
     source.mkdir()
     byte_tokenizer().save_pretrained(tokenizer_folder)
-    ids = list(Prompt("", "", "").passage(TEXT).encode())
+    ids = list(passage_text(TEXT).encode())
     with Store.build(folder) as store:
         store.configure(
             IndexSettings(model=str(tokenizer_folder)),

@@ -102,3 +102,22 @@ def test_the_installed_packages_carry_the_defaults() -> None:
     """Both default models are found without being imported, and are the files that were tested."""
     assert find(DEFAULT_MODEL, download=False).path.suffix == ".gguf"
     assert (find(DEFAULT_EMBEDDER, download=False).path / "model.safetensors").is_file()
+
+
+def test_silence_can_be_nested() -> None:
+    """The end of an inner silence leaves the outer one as it is, and the end of that restores what was."""
+    from transformers.utils import logging as notices
+
+    before = notices.get_verbosity()
+    notices.set_verbosity_info()
+    try:
+        with hub.quiet:
+            with hub.quiet:
+                pass
+            inside = notices.get_verbosity()
+        after = notices.get_verbosity()
+    finally:
+        notices.set_verbosity(before)
+
+    assert inside == notices.ERROR
+    assert after == notices.INFO
