@@ -40,11 +40,13 @@ DOORS = {
     "pathspec": {"documents.discovery"},
     "peft": {"model.adapter"},
     "prometheus_client": {"server.prometheus"},
+    "pydantic": {"server.app", "server.protocol", "server.mcp"},
     "pypdfium2": {"documents.readers"},
     "safetensors": {"kv.gist_file", "model.adapter", "training.checkpoints"},
     "semantic_text_splitter": {"documents.chunking"},
     "sentence_transformers": {"index.embedder"},
     "sqlite3": {"index.store"},
+    "starlette": {"server.app", "server.auth"},
     "transformers": {
         "model.attention",
         "model.gguf",
