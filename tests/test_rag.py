@@ -508,3 +508,42 @@ def test_an_index_remembers_its_adapter(tmp_path: Path, docs: Path, private_cach
     assert ("matched", 3, str(tmp_path / "adapter 1")) == (stored.placement, stored.tokens_per_gist, stored.adapter)
     with pytest.raises(FingerprintMismatchError, match="was made with adapter"):
         GistRAG.open(index, engine=two)
+
+
+# Texts from outside
+
+
+def test_texts_are_compressed_once_and_kept(tmp_path: Path, engine: Engine) -> None:
+    """`compress` puts the gists of texts into an index without documents, where `stream_from` finds them."""
+    texts = ["Bread was baked on Saturdays, in the oven behind the mill.", "x"]
+    with GistRAG.for_texts(tmp_path / "index", engine=engine, tokens_per_gist=4) as rag:
+        made = [rag.compress(texts), rag.compress(texts)]
+    with GistRAG.open(tmp_path / "index", engine=engine) as rag:
+        answer = rag.stream_from("bread", texts, max_new_tokens=2).result()
+
+    assert made == [1, 0]  # the second text is too short
+    assert answer.usage.gists_made == 0
+    assert [source.as_text for source in answer.sources] == [False, True]
+
+
+def test_an_index_of_texts_keeps_its_settings(tmp_path: Path, engine: Engine) -> None:
+    """Opened again with others it refuses, and a document folder is none, so no sync ever empties it."""
+    GistRAG.for_texts(tmp_path / "index", engine=engine, tokens_per_gist=2).close()
+
+    with pytest.raises(FingerprintMismatchError, match="tokens_per_gist '2', this one has '3'; name another index"):
+        GistRAG.for_texts(tmp_path / "index", engine=engine, tokens_per_gist=3)
+    with GistRAG.for_texts(tmp_path / "index", engine=engine) as rag, pytest.raises(UsageError, match="no-documents"):
+        rag.sync()
+
+
+def test_chunks_and_documents_are_listed(docs: Path, tmp_path: Path, engine: Engine) -> None:
+    """Chunks come by document, by number, or all in the order of their documents."""
+    with GistRAG.from_folder(docs, index=tmp_path / "index", engine=engine) as rag:
+        paths = [row.path for row in rag.documents()]
+        every = rag.chunks()
+        first = rag.chunks(document=paths[0])
+
+        assert [chunk.path for chunk in every] == sorted(chunk.path for chunk in every)
+        assert every[: len(first)] == first
+        assert rag.chunks([every[-1].id]) == [every[-1]]
+        assert len(rag.index_id) == 12

@@ -482,6 +482,27 @@ def test_options_are_checked_alone() -> None:
 # In an event loop
 
 
+def test_an_answer_in_the_making_is_a_snapshot(rag: GistRAG) -> None:
+    """An answer that was kept from the middle stays as it was while the stream goes on."""
+    stream = rag.stream("honey", max_new_tokens=8)
+    next(stream)
+    early = stream.answer
+    text, tokens, total_s = early.text, early.usage.answer_tokens, early.timings.total_s
+
+    whole = stream.result()
+
+    assert (early.text, early.usage.answer_tokens, early.timings.total_s) == (text, tokens, total_s)
+    assert whole.usage.answer_tokens > tokens
+    assert whole.text.startswith(text)
+
+
+@pytest.mark.parametrize("question", [5, None, ["honey"]])
+def test_a_question_must_be_a_text(rag: GistRAG, question: Any) -> None:
+    """What is no text is refused by an error of this library."""
+    with pytest.raises(UsageError, match="expected a question in words, got"):
+        rag.query(question)
+
+
 def test_pieces_for_a_coroutine(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """A coroutine gets the same pieces, and not one is computed in the thread of its event loop."""
     threads: set[threading.Thread] = set()
