@@ -37,6 +37,7 @@ DOORS = {
     "huggingface_hub": {"model.hub"},
     "matplotlib": {"evaluation.report", "training.checkpoints"},
     "mcp": {"server.mcp"},
+    "openai": {"training.teacher"},
     "pathspec": {"documents.discovery"},
     "peft": {"model.adapter"},
     "prometheus_client": {"server.prometheus"},

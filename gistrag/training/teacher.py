@@ -1,45 +1,43 @@
 """Who writes training questions and answers: the local model, or any OpenAI-compatible endpoint.
 
-A teacher gets requests, a task and the passage it is about, and returns a text for each, or None where it could not
-be brought to one. An endpoint may be slow, overloaded or down: it is asked again with growing pauses, and what it never
-answers is None, so that whoever asks can count it and go on. What the texts mean is none of this module's business.
+A teacher gets requests, each a task about a passage, and returns a text for each, or None where it gave none. The
+`openai` client asks a slow or overloaded endpoint again, with growing pauses. This module does not interpret the texts.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from email.message import Message
-from http.client import HTTPException
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from multiprocessing.pool import ThreadPool
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gistrag.errors import GistRAGError, ResourceError, UsageError
+from gistrag.model.batching import batches_by_length
 from gistrag.model.prompt import passage_text
 
 if TYPE_CHECKING:
+    import openai
+
     from gistrag.model.gist_model import GistModel
 
 logger = logging.getLogger("gistrag")
 
-ROWS = 16
-TOKENS = 8192
-"""The local model writes for as many requests at a time as both allow, padding counted."""
+ROWS, TOKENS = 16, 8192
+"""Most requests in a batch of the local model, and most tokens of their prompts, padding included."""
 
-WAIT_S_MAX = 60.0
 ANSWER_BYTES_MAX = 4_000_000
+"""Most bytes of an endpoint's answer."""
+
 HOPELESS = 8
-"""After so many requests in a row without an answer, each further one is tried once, until one is answered."""
+"""After this many requests in a row without an answer, the next ones are tried once only, until one is answered."""
 
 LOST = 40
-"""After so many the endpoint is given up."""
+"""After this many requests in a row without an answer, the endpoint is given up."""
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
@@ -48,11 +46,14 @@ SYSTEM = "You are a careful writer. Use only what the passage says."
 
 @dataclass(frozen=True)
 class Request:
-    """What a teacher is asked: a task about a passage, or about nothing where it has to know by itself.
+    """What a teacher is asked.
 
     Attributes:
-        rules: how to do it, for a teacher that can follow rules; the local model gets the task alone.
-        begin: what the text begins with; the local model is made to, its task need not say so.
+        task: what to write.
+        passage: what to write about; "" for a question that the teacher answers from its own knowledge.
+        heading: headings above the passage.
+        rules: how to write it. Only endpoints get the rules; the local model is too small to follow them.
+        begin: the first words of the text. The local model continues them.
     """
 
     task: str
@@ -73,19 +74,19 @@ class Request:
 
 
 class Teacher(Protocol):
-    """Somebody who writes."""
+    """Writes a text for each request."""
 
     def fits(self, request: Request, *, max_new_tokens: int) -> bool:
-        """Return whether a request, and a text of that length, is not too long to be ever answered."""
+        """Return whether the context window has room for a request and a text of that length."""
 
     def write(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[str | None]:
-        """Return a text for each request, None where there is none to be had."""
+        """Return a text for each request, None where the teacher gave none."""
 
 
 class LocalTeacher:
-    """The base model itself, reading a passage as it does in a prompt: as text, with no adapter, greedily.
+    """The base model itself: greedy, without adapter, with the passage as text, as in a prompt of `gistrag query`.
 
-    What it writes is therefore what it would have said to the person who asks, which is what long answers are to keep.
+    So a long answer it writes is the one that a user of the base model gets, and training keeps it.
 
     Raises:
         UsageError: a model with an adapter.
@@ -97,7 +98,7 @@ class LocalTeacher:
         self._model = model
 
     def fits(self, request: Request, *, max_new_tokens: int) -> bool:
-        """Return whether both fit the model's window."""
+        """Return whether both fit the model's context window."""
         return len(self._ids(request)) <= self._room(max_new_tokens)
 
     def write(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[str | None]:
@@ -109,11 +110,14 @@ class LocalTeacher:
         prompts = [self._ids(request) for request in requests]
         room = self._room(max_new_tokens)
         texts: list[str | None] = [None] * len(requests)
-        for rows in _groups([len(ids) for ids in prompts], room):
-            said = generate_batch(
+        fitting = [row for row, ids in enumerate(prompts) if len(ids) <= room]
+        lengths = [len(prompts[row]) for row in fitting]
+        for batch in batches_by_length(lengths, budget=TOKENS, rows_max=ROWS):
+            rows = [fitting[number] for number in batch]
+            answers = generate_batch(
                 self._model, [memory] * len(rows), [prompts[row] for row in rows], max_new_tokens=max_new_tokens
             )
-            for row, ids in zip(rows, said, strict=True):
+            for row, ids in zip(rows, answers, strict=True):
                 texts[row] = (requests[row].begin + self._model.decode(ids)).strip()
         return texts
 
@@ -125,34 +129,19 @@ class LocalTeacher:
         return [*passage, *self._model.encode_question(request.task), *self._model.encode(request.begin)]
 
 
-def _groups(lengths: Sequence[int], room: int) -> Iterator[list[int]]:
-    """Yield the numbers of rows to be read side by side, the short ones first; those longer than *room* never."""
-    group: list[int] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if lengths[row] > room:
-            break
-        if len(group) == ROWS or ((len(group) + 1) * lengths[row] > TOKENS and group):
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
-
-
 class EndpointTeacher:
     """A model behind ``POST {base_url}/chat/completions``.
 
     Args:
         base_url: such as ``http://localhost:8000/v1``.
         model: its name there.
-        key: sent as a bearer token to this very address and nowhere else; never logged.
-        timeout_s: for one answer, connection and all.
-        retries: further attempts after a first that failed.
-        wait_s: pause before the first of them, doubled before each further one unless the endpoint names its own.
-        parallel: requests under way at a time.
+        key: sent as a bearer token to this address only; redirects are not followed, and it is never logged.
+        timeout_s: most seconds for one answer.
+        retries: further attempts after a failed one.
+        parallel: most requests at a time.
 
     Raises:
-        UsageError: *base_url* is no http address.
+        UsageError: *base_url* is no http address, or the openai package is missing.
     """
 
     def __init__(
@@ -163,168 +152,174 @@ class EndpointTeacher:
         key: str | None = None,
         timeout_s: float = 120.0,
         retries: int = 4,
-        wait_s: float = 1.0,
         parallel: int = 4,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise UsageError(f"expected an address like http://localhost:8000/v1 for the teacher, got {base_url!r}")
-        self._url = f"{base_url.rstrip('/')}/chat/completions"
-        self._model, self._key = model, key
-        self._timeout_s, self._retries, self._wait_s, self._parallel = timeout_s, retries, wait_s, parallel
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._base_url, self._model = base_url.rstrip("/"), model
+        self._timeout_s, self._retries, self._parallel = timeout_s, retries, parallel
+        self._client = _client(self._base_url, key, timeout_s)
+        self._has_key = bool(key)
         self._unanswered_in_a_row = 0
         self._is_over = threading.Event()
 
     def fits(self, request: Request, *, max_new_tokens: int) -> bool:
-        """Return True: what is too long for an endpoint only it knows, and says by not answering."""
+        """Return True: only the endpoint knows its context window; it refuses what is too long."""
         return True
 
     def write(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[str | None]:
-        """Return a text for each request, None where the endpoint gave none however often it was asked.
+        """Return a text for each request, None where the endpoint gave none.
 
         Raises:
-            UsageError: the endpoint refuses key, address or model; no request could ever be answered.
-            ResourceError: it answered none of the last `LOST`.
+            UsageError: the endpoint refuses key, address or model, so no request could ever be answered.
+            ResourceError: it answered none of the last `LOST` requests.
         """
-        texts: list[str | None] = [None] * len(requests)
-        refusals: list[GistRAGError] = []
-        numbers, turn = iter(range(len(requests))), threading.Lock()
-
-        def work() -> None:
-            while not self._is_over.is_set():
-                with turn:
-                    number = next(numbers, None)
-                if number is None:
-                    return
-                try:
-                    texts[number] = self._ask(requests[number], max_new_tokens)
-                except GistRAGError as refusal:
-                    refusals.append(refusal)
-                    return
-
-        self._run(work, min(self._parallel, len(requests)))
-        if refusals:
-            raise refusals[0]
-        return texts
-
-    def _run(self, work: Any, count: int) -> None:
-        """Run *work* in threads that end with the process, so that Ctrl-C never waits for a slow endpoint."""
         self._is_over.clear()
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+        texts: list[str | None] = [None] * len(requests)
+
+        def ask(number: int) -> tuple[int, str | None]:
+            return number, self._ask(requests[number], max_new_tokens)
+
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPool(self._parallel) as pool:  # its threads are daemons, so Ctrl-C waits for no slow endpoint
+                for number, text in pool.imap_unordered(ask, range(len(requests))):
+                    texts[number] = text
         finally:
             self._is_over.set()
+        return texts
 
     def _ask(self, request: Request, max_new_tokens: int) -> str | None:
-        body = {
-            "model": self._model,
-            "messages": request.messages(),
-            "max_tokens": max_new_tokens,
-            "temperature": 0,
-        }
-        problem: _NoAnswer | None = None
-        for attempt in itertools.count():
-            try:
-                text = self._post(json.dumps(body).encode())
-                self._unanswered_in_a_row = 0
-                return text
-            except _NoAnswer as error:
-                problem = error
-            patient = self._unanswered_in_a_row < HOPELESS and not problem.is_final
-            if attempt == self._retries or not patient:
-                break
-            if self._is_over.wait(min(problem.wait_s or self._wait_s * 2**attempt, WAIT_S_MAX)):
-                break
-        self._unanswered_in_a_row += 1
-        if self._unanswered_in_a_row == LOST:
-            raise ResourceError(
-                f"no answer from {self._url} to {LOST} requests in a row: {problem}; bring it up and run the same "
-                "command again, it goes on"
-            )
-        if self._unanswered_in_a_row <= HOPELESS:
-            logger.warning("no answer from %s: %s", self._url, problem)
-        return None
+        """Return the text of one answer, None where there was none."""
+        if self._is_over.is_set():
+            return None
+        try:
+            text = self._answer(request, max_new_tokens, self._retries if self._unanswered_in_a_row < HOPELESS else 0)
+        except _NoAnswer as problem:
+            self._note_unanswered(problem)
+            return None
+        except GistRAGError:
+            self._is_over.set()
+            raise
+        self._unanswered_in_a_row = 0
+        return text
 
-    def _post(self, body: bytes) -> str:
-        """Return the text of one answer.
+    def _answer(self, request: Request, max_new_tokens: int, retries: int) -> str:
+        """Return the text of one answer; an answer without a text is asked for again.
 
         Raises:
             _NoAnswer: there was none.
             UsageError: there will never be one.
         """
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(self._url, body, headers)
-        deadline_s = time.monotonic() + self._timeout_s
-        try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
-                return _content(_read(response, deadline_s))
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(error) from None
-        except (OSError, HTTPException) as error:  # URLError and timeouts are of the former
-            raise _NoAnswer(str(getattr(error, "reason", error)) or type(error).__name__) from None
+        problem = ""
+        for _ in range(1 + retries):
+            body = self._body(request, max_new_tokens, retries)
+            try:
+                return _content(body)
+            except ValueError as error:
+                problem = str(error)
+        raise _NoAnswer(problem)
 
-    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
-        if error.code in (401, 403):
+    def _body(self, request: Request, max_new_tokens: int, retries: int) -> bytes:
+        """Return the body of one response, which is streamed so that neither its time nor its size is unlimited."""
+        import openai
+
+        messages: Any = request.messages()
+        hidden = ("OpenAI-Organization", "OpenAI-Project", *(() if self._has_key else ("Authorization",)))
+        create = self._client.with_options(max_retries=retries).chat.completions.with_streaming_response.create
+        try:
+            with create(
+                model=self._model, messages=messages, max_tokens=max_new_tokens, temperature=0,
+                extra_headers={name: openai.Omit() for name in hidden},
+            ) as response:  # fmt: skip
+                return _read(response.iter_bytes(), self._timeout_s)
+        except openai.APIStatusError as error:
+            raise self._refusal(error.status_code) from None
+        except openai.OpenAIError as error:
+            raise _NoAnswer(str(error.__cause__ or error)) from None
+
+    def _refusal(self, status: int) -> Exception:
+        if status in (401, 403):
             return UsageError(
-                f"the teacher at {self._url} wants another key (HTTP {error.code}); "
-                "set GISTRAG_TEACHER_KEY to one it knows"
+                f"the teacher at {self._base_url} refuses the key (HTTP {status}); "
+                "set GISTRAG_TEACHER_KEY to a valid one"
             )
-        if error.code == 404:
+        if status == 404:
             return UsageError(
-                f"nothing answers at {self._url}, or it has no model {self._model!r} (HTTP 404); "
+                f"found nothing at {self._base_url}/chat/completions, or no model {self._model!r} there (HTTP 404); "
                 "check --base-url and --teacher"
             )
-        is_passing = error.code in (408, 409, 425, 429) or error.code >= 500
-        return _NoAnswer(f"HTTP {error.code}", wait_s=_retry_after_s(error.headers), is_final=not is_passing)
+        return _NoAnswer(f"HTTP {status}")
+
+    def _note_unanswered(self, problem: _NoAnswer) -> None:
+        """Count a request without an answer, and log the first ones.
+
+        Raises:
+            ResourceError: there were `LOST` in a row.
+        """
+        self._unanswered_in_a_row += 1
+        if self._unanswered_in_a_row >= LOST:
+            self._is_over.set()
+            raise ResourceError(
+                f"no answer from {self._base_url} to {LOST} requests in a row: {problem}; start the endpoint and run "
+                "the same command again, it resumes"
+            )
+        if self._unanswered_in_a_row <= HOPELESS:
+            logger.warning("no answer from %s: %s", self._base_url, problem)
 
 
 class _NoAnswer(Exception):
-    """One attempt that failed: how long the endpoint wants to be left alone, and whether there is no use in another."""
-
-    def __init__(self, reason: str, *, wait_s: float = 0.0, is_final: bool = False) -> None:
-        super().__init__(reason)
-        self.wait_s, self.is_final = wait_s, is_final
+    """A request that got no answer, with the reason."""
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the key is for the address that was given."""
+def _client(base_url: str, key: str | None, timeout_s: float) -> openai.OpenAI:
+    """Return the client of an endpoint.
 
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> None:
-        """Return nothing, which makes the redirect an error."""
+    Raises:
+        UsageError: no address, or the openai package is missing.
+    """
+    try:
+        import openai
+    except ImportError:
+        raise UsageError('a teacher behind an endpoint needs: pip install "gistrag[synthesize]"') from None
+    http_client = openai.DefaultHttpxClient(follow_redirects=False)  # the key is for the given address only
+    try:
+        return openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout_s, http_client=http_client)
+    except Exception as error:  # the HTTP library has a class of its own for an address that is none
+        raise UsageError(f"expected an address like http://localhost:8000/v1, got {base_url!r}: {error}") from error
 
 
-def _read(response: Any, deadline_s: float) -> bytes:
-    """Return the body of a response that ends in time and is of a sane size; a slow trickle is neither."""
-    pieces: list[bytes] = []
-    while piece := response.read1(65536):
-        pieces.append(piece)
-        if time.monotonic() > deadline_s:
-            raise TimeoutError("timed out")
-        if sum(map(len, pieces)) > ANSWER_BYTES_MAX:
-            raise _NoAnswer(f"more than {ANSWER_BYTES_MAX:,} bytes")
-    return b"".join(pieces)
+def _read(pieces: Iterable[bytes], timeout_s: float) -> bytes:
+    """Return the body of a response.
+
+    Raises:
+        _NoAnswer: it is too large, takes longer than *timeout_s*, or ends early.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    body = bytearray()
+    try:
+        for piece in pieces:
+            body += piece
+            if time.monotonic() > deadline_s:
+                raise _NoAnswer("timed out")
+            if len(body) > ANSWER_BYTES_MAX:
+                raise _NoAnswer(f"more than {ANSWER_BYTES_MAX:,} bytes")
+    except _NoAnswer:
+        raise
+    except Exception as error:  # while a body is read, the client passes on the errors of its HTTP library
+        raise _NoAnswer(str(error) or type(error).__name__) from None
+    return bytes(body)
 
 
 def _content(body: bytes) -> str:
+    """Return the text of a chat completion, without what the model thought aloud before it.
+
+    Raises:
+        ValueError: no chat completion, or one without a text.
+    """
     try:
         text = str(json.loads(body)["choices"][0]["message"]["content"] or "")
     except (ValueError, LookupError, TypeError):
-        raise _NoAnswer(f"expected a chat completion, got {body[:60]!r}") from None
-    if not (said := _THOUGHT.sub("", text).strip()):
-        raise _NoAnswer("an empty answer")
-    return said.encode("utf-8", "replace").decode()  # JSON can hold half a character
-
-
-def _retry_after_s(headers: Message) -> float:
-    """Return the seconds a ``Retry-After`` header names, 0 where there is none; dates are not heeded."""
-    try:
-        return max(0.0, float(headers.get("Retry-After", "")))
-    except ValueError:
-        return 0.0
+        raise ValueError(f"expected a chat completion, got {body[:60]!r}") from None
+    if not (answer := _THOUGHT.sub("", text).strip()):
+        raise ValueError("an empty answer")
+    return answer.encode("utf-8", "replace").decode()  # JSON can hold half a character

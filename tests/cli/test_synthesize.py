@@ -64,12 +64,6 @@ def run(docs: Path, endpoint: Endpoint | None, *options: str) -> int:
     return synthesize.main([str(docs), "-o", output, *quick, *url, *options])
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait long before trying again."""
-    monkeypatch.setattr("gistrag.training.teacher.WAIT_S_MAX", 0.01)
-
-
 def test_a_bad_endpoint_costs_only_what_it_does_not_answer(
     docs: Path, base: GistModel, serve: Callable[..., Endpoint], capsys: pytest.CaptureFixture[str]
 ) -> None:

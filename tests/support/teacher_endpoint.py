@@ -1,4 +1,4 @@
-"""A chat endpoint on this machine that does as it is told, and what a bad one answers."""
+"""A chat endpoint on this machine with scripted replies, and the replies of a bad one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ def said(text: str) -> bytes:
     return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
 
 
-class Endpoint:
-    """A chat endpoint that does as it is told: *reply* gets the number of a request, from 0, and its body.
+SLOW = {"retry-after-ms": ""}
+"""Headers of a reply that leaves the pause before the next attempt to the client."""
 
-    It returns a text, or a status with headers and a body, or "hang" for no answer at all.
+
+class Endpoint:
+    """A chat endpoint that replies as *reply* says, which gets the number of a request, from 0, and its body.
+
+    A reply is a text, or a status with headers and a body, or "hang" for no answer at all. After an error the client
+    may try again at once.
     """
 
     def __init__(self, reply: Callable[[int, dict[str, Any]], Any]) -> None:
@@ -46,14 +51,14 @@ class Endpoint:
         number = next(self._numbers)
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         self.bodies.append(body)
-        self.headers.append(dict(handler.headers))
+        self.headers.append({name.title(): value for name, value in handler.headers.items()})
         reply = self.reply(number, body)
         if reply == "hang":
             self.is_over.wait(30)
             return
         status, headers, content = (200, {}, said(reply)) if isinstance(reply, str) else reply
         handler.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content-Length": str(len(content)), "retry-after-ms": "1", **headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(content)
@@ -89,6 +94,5 @@ RUBBISH = [
     (200, {}, b"\xff\xfe"),
     (500, {}, b"oops"),
     (503, {}, b""),
-    (429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b""),
-    (429, {"Retry-After": "-3"}, b""),
+    (429, {}, b""),
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from support.teacher_endpoint import RUBBISH, Endpoint, said, serve  # noqa: F401  a fixture
+from support.teacher_endpoint import RUBBISH, SLOW, Endpoint, said, serve  # noqa: F401  a fixture
 from support.tiny_models import tiny_model
 
 from gistrag.errors import ResourceError, UsageError
@@ -25,7 +27,7 @@ PASSAGE = Request("Who runs it?", "Adela Novak runs the tower.", ("Towers",), ru
 
 def teacher(endpoint: Endpoint, **settings: Any) -> EndpointTeacher:
     """Return a teacher that is quick to try again."""
-    return EndpointTeacher(endpoint.url, "tutor", **{"wait_s": 0.01, "timeout_s": 5.0, "parallel": 1, **settings})
+    return EndpointTeacher(endpoint.url, "tutor", **{"timeout_s": 5.0, "parallel": 1, **settings})
 
 
 def test_endpoint_gets_a_chat_and_gives_its_text(serve: Callable[..., Endpoint]) -> None:
@@ -95,27 +97,15 @@ def test_what_never_answers_is_none_and_the_rest_goes_on(
     assert "sesame" not in caplog.text
 
 
-def test_pauses_double(serve: Callable[..., Endpoint]) -> None:
-    """Each pause is twice the one before."""
-    times: list[float] = []
-    endpoint = serve(lambda number, body: times.append(time.monotonic()) or RUBBISH[6])
-
-    teacher(endpoint, retries=3, wait_s=0.05).write([PASSAGE], max_new_tokens=5)
-
-    pauses = [later - earlier for earlier, later in pairwise(times)]
-    assert 3 == len(pauses)
-    assert all(pause >= 0.05 * 2**number for number, pause in enumerate(pauses))
-
-
-def test_retry_after_is_honoured(serve: Callable[..., Endpoint]) -> None:
-    """An endpoint that names a pause gets that one, not ours."""
-    endpoint = serve(lambda number, body: "fine" if number else (429, {"Retry-After": "0.05"}, b""))
+def test_an_endpoint_that_names_a_pause_gets_it(serve: Callable[..., Endpoint]) -> None:
+    """`Retry-After` decides when an overloaded endpoint is asked again."""
+    endpoint = serve(lambda number, body: "fine" if number else (429, {"Retry-After": "1", **SLOW}, b""))
     started_s = time.monotonic()
 
-    texts = teacher(endpoint, wait_s=30.0).write([PASSAGE], max_new_tokens=5)
+    texts = teacher(endpoint).write([PASSAGE], max_new_tokens=5)
 
-    assert ["fine"] == texts
-    assert 0.05 <= time.monotonic() - started_s < 10
+    assert texts == ["fine"]
+    assert 1.0 <= time.monotonic() - started_s < 10
 
 
 def test_an_endpoint_that_hangs_is_given_up(serve: Callable[..., Endpoint]) -> None:
@@ -125,6 +115,24 @@ def test_an_endpoint_that_hangs_is_given_up(serve: Callable[..., Endpoint]) -> N
     texts = teacher(endpoint, timeout_s=1.0, retries=1).write([Request("slow"), Request("fast")], max_new_tokens=5)
 
     assert [None, "fine"] == texts
+
+
+def test_ctrl_c_waits_for_no_slow_endpoint(serve: Callable[..., Endpoint]) -> None:
+    """The process ends at once, although a request is under way."""
+    endpoint = serve(lambda number, body: "hang")
+    code = (
+        "from gistrag.training.teacher import EndpointTeacher, Request\n"
+        f"EndpointTeacher({endpoint.url!r}, 'tutor').write([Request('slow')] * 8, max_new_tokens=5)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    while not endpoint.bodies and process.poll() is None:
+        time.sleep(0.05)
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+
+    assert "KeyboardInterrupt" in err
+    assert process.returncode != 0
 
 
 def test_an_endpoint_that_trickles_is_given_up(serve: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,10 +220,35 @@ def test_a_redirect_is_not_followed(serve: Callable[..., Endpoint]) -> None:
     assert [] == other.bodies
 
 
-def test_an_address_must_be_one() -> None:
+@pytest.mark.parametrize("address", ["file:///etc", "localhost:8000", "http://[::1", ""])
+def test_an_address_must_be_one(address: str) -> None:
     """Only http and https are asked."""
     with pytest.raises(UsageError, match="http://localhost"):
-        EndpointTeacher("file:///etc", "tutor")
+        EndpointTeacher(address, "tutor")
+
+
+def test_a_missing_package_names_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The openai package is an extra."""
+    monkeypatch.setitem(sys.modules, "openai", None)
+
+    with pytest.raises(UsageError, match=r'pip install "gistrag\[synthesize\]"'):
+        EndpointTeacher("http://localhost:8000/v1", "tutor")
+
+
+def test_without_a_key_nothing_of_the_environment_is_sent(
+    serve: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client would add the key and organization of an OpenAI account; they are for another address."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    monkeypatch.setenv("OPENAI_ORG_ID", "secret-organization")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "secret-project")
+    endpoint = serve(lambda number, body: "fine")
+
+    texts = teacher(endpoint).write([PASSAGE], max_new_tokens=5)
+
+    assert texts == ["fine"]
+    assert "Authorization" not in endpoint.headers[0]
+    assert "secret" not in str(endpoint.headers)
 
 
 # The local model
