@@ -82,9 +82,11 @@ def require_engine(store: Store, engine: Engine, *, remedy: str = REBUILD) -> No
         FingerprintMismatchError: names what differs.
     """
     where = f"the index in {store.folder}"
-    stored = {name: value for name, value in store.gist_fingerprint.items() if name != "min_quality"}  # version 0.1
+    stored = {
+        name: value for name, value in store.config.gist_fingerprint.items() if name != "min_quality"
+    }  # version 0.1
     require_same(stored, engine.gist_fingerprint(store.settings), where=where, remedy=remedy)
-    require_same(store.embedder_fingerprint, engine.embedder.fingerprint, where=where, remedy=remedy)
+    require_same(store.config.embedder_fingerprint, engine.embedder.fingerprint, where=where, remedy=remedy)
 
 
 def require_folder(folder: Path, index: Path) -> None:
@@ -120,4 +122,4 @@ def require_source(store: Store, folder: Path) -> None:
 
 def source_folder(store: Store) -> Path:
     """Return the folder of documents of an index; recorded relative to the index, so that both can move."""
-    return Path(os.path.normpath(store.folder / store.source))
+    return Path(os.path.normpath(store.folder / store.config.source))

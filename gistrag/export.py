@@ -109,7 +109,7 @@ def _gists(store: Store, chunk: StoredChunk) -> GistCache | None:
     if chunk.gist_key is None:
         return None
     try:
-        return store.load(chunk.gist_key)
+        return store.gists.load(chunk.gist_key)
     except (CorruptGistError, GistNotFoundError) as error:
         logger.warning("read as text: %s", error)
         return None

@@ -213,7 +213,7 @@ class GistRAG:
     @cached_property
     def index_id(self) -> str:
         """Twelve hex digits that tell this index from every other one."""
-        return hashlib.sha256(self.store.salt.encode()).hexdigest()[:12]
+        return hashlib.sha256(self.store.config.salt.encode()).hexdigest()[:12]
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Let everything read inside be of one commit, whatever a builder does meanwhile; other threads wait."""

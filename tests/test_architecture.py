@@ -46,7 +46,7 @@ DOORS = {
     "safetensors": {"kv.gist_file", "model.adapter", "training.checkpoints"},
     "semantic_text_splitter": {"documents.chunking"},
     "sentence_transformers": {"index.embedder"},
-    "sqlite3": {"index.store"},
+    "sqlite3": {"index.database"},
     "starlette": {"server.app", "server.auth"},
     "transformers": {
         "model.attention",

@@ -77,7 +77,7 @@ def ours(made: GistRAG, chunks: export.Cartridge, ids: list[int]) -> torch.Tenso
             GistSettings(placement="selected", tokens_per_gist=6),
         )[0]
         if chunk.id in chunks.again
-        else made.store.load(str(chunk.gist_key))
+        else made.store.gists.load(str(chunk.gist_key))
         for chunk in chunks.chunks
         if chunk.id not in chunks.texts
     ]
@@ -135,7 +135,7 @@ def test_heads_of_different_budgets_are_evened(tmp_path: Path) -> None:
     made = index(tmp_path, model, placement="adaptive")
     ids = model.encode_question(QUESTION)
     chunks = exported(made, tmp_path / "out", "mills.md")
-    assert any(made.store.load(str(chunk.gist_key)).is_ragged for chunk in chunks.chunks)
+    assert any(made.store.gists.load(str(chunk.gist_key)).is_ragged for chunk in chunks.chunks)
     assert chunks.memory.visible is None
     assert set(chunks.again) <= {chunk.id for chunk in chunks.chunks}
 
@@ -172,7 +172,7 @@ def test_what_the_window_does_not_hold_spread_is_packed(tmp_path: Path) -> None:
     made = index(tmp_path, tiny_model())
     ids = made.model.encode_question(QUESTION)
     small = SimpleNamespace(window=made.model.prefix.gists + 100, prefix=made.model.prefix)
-    caches = [made.store.load(row.key) for row in made.store.gist_rows()]
+    caches = [made.store.gists.load(row.key) for row in made.store.gists.rows()]
     assert export._layout(small, caches) == "packed"
     with pytest.raises(ContextOverflowError, match="choose fewer"):
         export._layout(SimpleNamespace(window=made.model.prefix.gists + 10, prefix=made.model.prefix), caches)
@@ -211,7 +211,7 @@ def test_a_damaged_gist_is_read_as_text(tmp_path: Path, engine: Engine, caplog: 
     """The chunk is in the cartridge all the same, and the log says how."""
     made = index(tmp_path, engine.model)
     (bees,) = made.store.chunks_of("bees.md")
-    made.store.gist_path(str(bees.gist_key)).write_bytes(b"no gist")
+    made.store.gists.path(str(bees.gist_key)).write_bytes(b"no gist")
 
     with made.store.snapshot():
         chunks = export.cartridge_of(made.store, engine.model, [bees])

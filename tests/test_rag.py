@@ -314,7 +314,7 @@ def test_moved_folder_keeps_its_index(docs: Path, engine: Engine, tmp_path: Path
         assert rag.report is not None
         assert (2, []) == (rag.report.unchanged, rag.report.removed)
         assert 2 == rag.sync().unchanged
-        assert "../papers" == rag.store.source
+        assert "../papers" == rag.store.config.source
 
 
 def test_folder_and_index_can_move_together(docs: Path, engine: Engine, tmp_path: Path) -> None:

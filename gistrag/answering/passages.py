@@ -49,14 +49,14 @@ def search(store: Store, retriever: Retriever, question: str, options: Options, 
 
 def select(hits: Sequence[Hit], store: Store, model: GistModel, options: Options, usage: Usage) -> list[Passage]:
     """Return the hits as passages: gists where the mode wants them and the index has them, text elsewhere."""
-    bytes_before = store.bytes_read
+    bytes_before = store.gists.bytes_read
     passages = []
     for rank, hit in enumerate(hits):
         wants_text = options.mode == "text" or (options.mode == "hybrid" and rank == 0)
         gists = None if wants_text else _gists(hit.chunk, store, usage)
         content: Content = gists.to(model.device) if gists else model.encode_passage(hit.chunk.text, hit.chunk.heading)
         passages.append(Passage(source_of(hit, as_text=gists is None), content, hit.chunk))
-    usage.bytes_read = store.bytes_read - bytes_before
+    usage.bytes_read = store.gists.bytes_read - bytes_before
     return passages
 
 
@@ -65,7 +65,7 @@ def _gists(chunk: StoredChunk, store: Store, usage: Usage) -> GistCache | None:
     if chunk.gist_key is None:
         return None
     try:
-        return store.load(chunk.gist_key)
+        return store.gists.load(chunk.gist_key)
     except (CorruptGistError, GistNotFoundError) as error:
         logger.warning("answered from text: %s", error)
         usage.text_fallbacks += 1

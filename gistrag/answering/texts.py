@@ -51,7 +51,7 @@ class GivenTexts:
 
     def _passages(self, texts: Sequence[str], options: Options, usage: Usage) -> list[Passage]:
         """Return the texts as passages; takes no lock of the index, since compressing takes seconds."""
-        bytes_before = self._store.bytes_read
+        bytes_before = self._store.gists.bytes_read
         passages = []
         for rank, text in enumerate(texts):
             wants_text = options.mode == "text" or (options.mode == "hybrid" and rank == 0)
@@ -59,14 +59,14 @@ class GivenTexts:
             gists = None if wants_text else self._gists(ids, usage)
             source = Source("", None, (), 0, len(text), 0.0, snippet(text), 0, as_text=gists is None)
             passages.append(Passage(source, gists.to(self._model.device) if gists else ids))
-        usage.bytes_read = self._store.bytes_read - bytes_before
+        usage.bytes_read = self._store.gists.bytes_read - bytes_before
         return passages
 
     def _gists(self, ids: Sequence[int], usage: Usage) -> GistCache | None:
         """Return the gists of a passage from disk, from memory or made now; None where its text has to be read."""
-        key = self._store.gist_key(ids)
+        key = self._store.gists.key(ids)
         with suppress(GistNotFoundError, CorruptGistError):
-            return self._store.load(key)
+            return self._store.gists.load(key)
         settings = self._store.settings.gists
         if not is_compressible(self._model, ids, settings):
             return None

@@ -235,7 +235,7 @@ def _context(rag: GistRAG, case: Case, arm: str) -> tuple[Any, list[int]]:
     if arm == "text":
         passages = (model.encode_passage(chunk.text, chunk.heading) for chunk in chunks)
         return concatenate([model.prefix], model.rope), [*chain.from_iterable(passages), *case.question]
-    caches = [rag.store.load(chunk.gist_key or "").to(rag.model.device) for chunk in chunks]
+    caches = [rag.store.gists.load(chunk.gist_key or "").to(rag.model.device) for chunk in chunks]
     return concatenate([model.prefix, *caches], model.rope), case.question
 
 
@@ -295,7 +295,7 @@ def _compress(rag: GistRAG, batch: Sequence[Sequence[int]]) -> None:
 
 def disk(rag: GistRAG) -> dict[str, float]:
     """Return what the gists take on disk."""
-    source_tokens = sum(row.source_tokens for row in rag.store.gist_rows())
+    source_tokens = sum(row.source_tokens for row in rag.store.gists.rows())
     size = rag.store.stats().gist_bytes
     return {"gist_bytes": size, "source_tokens": source_tokens, "bytes_per_source_token": size / max(source_tokens, 1)}
 

@@ -1,4 +1,4 @@
-"""`gistrag gc`: what a stopped build left behind goes, and every trace of what was deleted.
+"""`gistrag gc`: remove what a stopped build left behind, and every trace of what was deleted.
 
 A build does the same at its end, so this is for an index whose last build was stopped, or was kept by a reader from
 emptying the write-ahead log. Space that deleted rows took in index.db is filled with zeros and used by later builds.
@@ -8,31 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 from gistrag.cli import command
 from gistrag.progress import megabytes
 
-if TYPE_CHECKING:
-    from gistrag.index.store import Store
-
 LOCKED = 6
 
 app = command.application()
-
-
-@dataclass(frozen=True)
-class Collected:
-    """What was removed: gist and vector files, and the bytes the folder got smaller by.
-
-    Attributes:
-        is_gone: the write-ahead log is empty too, so that no byte of what was deleted is left.
-    """
-
-    files: int
-    bytes: int
-    is_gone: bool
 
 
 @app.command("gc", epilog=command.examples("gistrag gc", "gistrag gc --index notes-index/ --json"))
@@ -46,6 +29,7 @@ def gc(
 
     Takes the lock, as a build does. Ends with code 6 if a reader kept the write-ahead log from being emptied.
     """
+    from gistrag.index.integrity import collect
     from gistrag.index.store import Store
 
     Store.open(index).close()  # where there is no index, none is made
@@ -56,20 +40,6 @@ def gc(
     else:
         print(f"{done.files:,} files removed, {megabytes(done.bytes)} freed")
     return 0 if done.is_gone else LOCKED
-
-
-def collect(store: Store) -> Collected:
-    """Remove what nothing refers to from an index that is open for writing, and return what that was."""
-    from gistrag.index import manifest
-
-    before = _bytes_in(store)
-    count = store.gc()
-    manifest.write(store)
-    return Collected(count, max(0, before - _bytes_in(store)), store.settle())
-
-
-def _bytes_in(store: Store) -> int:
-    return sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -78,16 +78,16 @@ def inspect(
 def overview(store: Store) -> dict[str, Any]:
     """Return what an index holds, without its text."""
     stats = store.stats()
-    source_tokens = sum(row.source_tokens for row in store.gist_rows())
+    source_tokens = sum(row.source_tokens for row in store.gists.rows())
     return {
         "index": str(store.folder),
-        "source": os.path.normpath(store.folder / store.source),
+        "source": os.path.normpath(store.folder / store.config.source),
         **asdict(stats),
         "bytes_per_source_token": round(stats.gist_bytes / source_tokens, 1) if source_tokens else 0.0,
         "index_bytes": sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file()),
         "settings": asdict(store.settings),
-        "gist_fingerprint": store.gist_fingerprint,
-        "embedder_fingerprint": store.embedder_fingerprint,
+        "gist_fingerprint": store.config.gist_fingerprint,
+        "embedder_fingerprint": store.config.embedder_fingerprint,
         "document_rows": [asdict(row) for row in store.documents()],
         "skipped_files": [asdict(row) for row in store.skipped()],
     }
@@ -132,7 +132,7 @@ def _state(row: dict[str, Any]) -> str:
 
 def _show_document(store: Store, path: str, *, as_json: bool) -> None:
     store.select(scope=path)
-    chunks, gists = store.chunks_of(path), {row.key: row.gists for row in store.gist_rows()}
+    chunks, gists = store.chunks_of(path), {row.key: row.gists for row in store.gists.rows()}
     if as_json:
         command.print_json({"document": path, "chunks": [asdict(chunk) for chunk in chunks]})
         return
@@ -164,7 +164,7 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
     if not chunks:
         raise UsageError(f"no chunk {chunk_id} in {store.folder}; gistrag inspect --document PATH lists those of one")
     chunk = chunks[0]
-    cache = store.load(chunk.gist_key) if chunk.gist_key else None
+    cache = store.gists.load(chunk.gist_key) if chunk.gist_key else None
     pieces = _kept_pieces(store, chunk, cache) if cache else []
     gist = gist_facts(store, chunk, cache) if cache else None
     if as_json:
@@ -178,7 +178,7 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
 
 def gist_facts(store: Store, chunk: StoredChunk, cache: GistCache) -> dict[str, Any]:
     """Return what the gist file of a chunk holds."""
-    row = next(row for row in store.gist_rows() if row.key == chunk.gist_key)
+    row = next(row for row in store.gists.rows() if row.key == chunk.gist_key)
     return {
         "gists": row.gists,
         "source_tokens": row.source_tokens,
@@ -189,7 +189,7 @@ def gist_facts(store: Store, chunk: StoredChunk, cache: GistCache) -> dict[str, 
         "bytes": row.size,
         "key": row.key,
         "sha256": row.sha256,
-        "file": str(store.gist_path(row.key)),
+        "file": str(store.gists.path(row.key)),
     }
 
 
@@ -201,7 +201,7 @@ def _kept_pieces(store: Store, chunk: StoredChunk, cache: GistCache) -> list[Pie
     except (ModelNotFoundError, OSError) as error:
         command.say(f"the text under the gists cannot be shown: {error}", "")
         return []
-    if store.gist_key(encoding.ids) != chunk.gist_key:
+    if store.gists.key(encoding.ids) != chunk.gist_key:
         command.say("the text under the gists cannot be shown: the model on this machine cuts other tokens", "")
         return []
     return list(pieces(passage, encoding.offsets, kept_fractions(cache)))

@@ -29,9 +29,10 @@ from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError, UnreadableError
 from gistrag.index import manifest
 from gistrag.index.embedder import Embedder
-from gistrag.index.retriever import write_snapshot
+from gistrag.index.integrity import remove_unused
+from gistrag.index.retriever import write_vector_file
 from gistrag.index.schema import DocumentRow, GistRow
-from gistrag.index.store import IndexedChunk, Store
+from gistrag.index.store import IndexedChunk, Store, damaged_documents
 from gistrag.kv.cache import GistCache
 from gistrag.kv.quantization import stored_bytes
 from gistrag.model.gist_model import GistModel
@@ -157,7 +158,7 @@ class Builder:
         row = known.get(file.path) or self._renamed(file, gone)
         if row is None or row.sha256 != file.sha256 or not self._is_current(row):
             return False
-        self._store.touch(file.path, size=file.size, mtime_ns=file.mtime_ns)
+        self._store.mark_seen(file.path, size=file.size, mtime_ns=file.mtime_ns)
         self.report.unchanged += row.path == file.path
         return True
 
@@ -187,8 +188,10 @@ class Builder:
         """
         if self._verify and manifest.differences(self._store):
             return {row.id for row in self._store.documents()}
-        broken = {row.key for row in self._store.gist_rows() if not self._is_sound(row)} | self._store.unrecorded()
-        damaged = set(self._store.damaged_documents())
+        broken = {
+            row.key for row in self._store.gists.rows() if not self._is_sound(row)
+        } | self._store.gists.unrecorded()
+        damaged = set(damaged_documents(self._store))
         return {row.id for row in self._store.documents() if row.path in damaged or self._uses(row, broken)}
 
     def _uses(self, row: DocumentRow, keys: set[str]) -> bool:
@@ -197,11 +200,11 @@ class Builder:
     def _is_sound(self, row: GistRow) -> bool:
         """Return whether a gist file is as recorded; one not changed since the last build is taken at its size."""
         try:
-            status = self._store.gist_path(row.key).stat()
+            status = self._store.gists.path(row.key).stat()
             if status.st_size != row.size:
                 return False
-            if self._verify or status.st_ctime_ns > self._store.checked_ns:  # a file moved here keeps its mtime
-                self._store.load(row.key)
+            if self._verify or status.st_ctime_ns > self._store.gists.checked_ns:  # a file moved here keeps its mtime
+                self._store.gists.load(row.key)
         except (OSError, GistNotFoundError, CorruptGistError):
             return False
         return True
@@ -233,13 +236,13 @@ class Builder:
             for chunk in chunks:
                 ids = array("i", self._model.encode_passage(chunk.text, chunk.heading))
                 has_gists = is_compressible(self._model, ids, self._settings.gists)
-                key = self._store.gist_key(ids) if has_gists else None
+                key = self._store.gists.key(ids) if has_gists else None
                 yield _Work(document, chunk, chunk is chunks[-1], ids, key)
 
     def _plan(self, works: Sequence[_Work]) -> None:
         """Say what is ahead, and refuse work that the disk cannot hold."""
         lengths = {work.key: len(work.ids) for work in works if work.key}
-        missing = [length for key, length in lengths.items() if not files.exists(self._store.gist_path(key))]
+        missing = [length for key, length in lengths.items() if not files.exists(self._store.gists.path(key))]
         counts = [gist_count(length, self._settings.tokens_per_gist) for length in missing]
         needed, free = sum(map(self._stored_bytes, counts)), files.free_bytes(self._store.folder)
         self._progress.plan(chunks=len(works), tokens=sum(len(work.ids) for work in works), gist_bytes=needed)
@@ -275,11 +278,11 @@ class Builder:
     def _compress(self, batch: Sequence[_Work]) -> set[str]:
         """Make the gists of a batch that are not there yet and return the keys of all that are usable."""
         wanted = {work.key: work.ids for work in batch if work.key}
-        found = {key for key in wanted if self._store.adopt(key)}
+        found = {key for key in wanted if self._store.gists.reuse(key)}
         missing = {key: ids for key, ids in wanted.items() if key not in found}
         caches = compress(self._model, list(missing.values()), self._settings.gists)
         made = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
-        self._store.put_gists(made)
+        self._store.gists.put(made)
         self.report.gists_found += len(found)
         self.report.gists_made += len(made)
         self.report.gist_bytes += sum(self._stored_bytes(cache.gists) for cache in made.values())
@@ -290,10 +293,10 @@ class Builder:
     def _finish(self) -> None:
         """Commit what is left, bring the vector snapshot up to date, and remove what nothing refers to."""
         self._store.set_skipped(self.report.skipped)
-        self._store.set_checked()
+        self._store.gists.set_checked()
         self._store.commit()
-        write_snapshot(self._store)
-        self._store.gc()
+        write_vector_file(self._store)
+        remove_unused(self._store)
         manifest.write(self._store)
 
 
@@ -303,10 +306,10 @@ def compress_texts(store: Store, model: GistModel, texts: Sequence[str]) -> int:
     passages = [model.encode_passage(text) for text in texts]
     usable = [ids for ids in passages if is_compressible(model, ids, settings)]
     for batch in _batches(usable, lengths=[len(ids) for ids in usable]):
-        missing = {key: ids for ids in batch if not store.adopt(key := store.gist_key(ids))}
+        missing = {key: ids for ids in batch if not store.gists.reuse(key := store.gists.key(ids))}
         caches = compress(model, list(missing.values()), settings)
         finite = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
-        store.put_gists(finite)
+        store.gists.put(finite)
         store.commit()
         made += len(finite)
     return made

@@ -27,18 +27,18 @@ def write(store: Store) -> None:
         IndexFolderError: any other refusal of the system.
     """
     store.commit()
-    store.settle()
+    store.database.checkpoint()
     manifest = {
         "format": FORMAT_VERSION,
         "gistrag": __version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": store.source,
+        "source": store.config.source,
         "settings": asdict(store.settings),
-        "gist_fingerprint": store.gist_fingerprint,
-        "embedder_fingerprint": store.embedder_fingerprint,
+        "gist_fingerprint": store.config.gist_fingerprint,
+        "embedder_fingerprint": store.config.embedder_fingerprint,
         "stats": asdict(store.stats()),
-        "commits": store.commits,
-        "database_sha256": store.database_sha256(),
+        "commits": store.database.commits,
+        "database_sha256": store.database.sha256(),
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     files.write_atomic(store.folder / NAME, text.encode())
@@ -56,9 +56,9 @@ def differences(store: Store) -> list[str]:
         return []
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return [f"{NAME} cannot be read ({type(error).__name__})"]
-    if store.commits < commits:
-        return [f"index.db is older than {NAME}: it has seen {store.commits} of {commits} commits"]
-    found = store.database_sha256()
-    if store.commits > commits or not sha256 or not found or found == sha256:
+    if store.database.commits < commits:
+        return [f"index.db is older than {NAME}: it has seen {store.database.commits} of {commits} commits"]
+    found = store.database.sha256()
+    if store.database.commits > commits or not sha256 or not found or found == sha256:
         return []
     return [f"index.db differs from its hash in {NAME}"]

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gistrag.errors import UsageError
-from gistrag.index.schema import Snapshot, StoredChunk
+from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
 from gistrag.index.vector_index import VectorIndex
+from gistrag.index.vector_store import VectorFile
 
 RANK_OFFSET = 60
 DEPTH_MIN = 50
@@ -128,7 +129,7 @@ class VectorSearch:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._record: Snapshot | None = None
+        self._record: VectorFile | None = None
         self._main: VectorIndex | None = None
         self._main_last = self._last = 0
         self._tail: VectorIndex | None = None
@@ -158,31 +159,32 @@ class VectorSearch:
         return sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
 
     def _refresh(self) -> None:
-        record, last = self._store.snapshot_record(), self._store.last_vector_id()
+        record, last = self._store.vectors.file(), self._store.vectors.last_id()
         if self._main is None or record != self._record:
             self._load(record)
         if last > self._last:
-            rows = self._store.vectors(after=self._main_last)
+            rows = self._store.vectors.rows(after=self._main_last)
             self._tail, self._last = VectorIndex.build(rows.chunk_ids, rows.vectors), rows.last_id
 
-    def _load(self, record: Snapshot | None) -> None:
-        data = self._store.snapshot_bytes(record) if record else None
+    def _load(self, record: VectorFile | None) -> None:
+        data = self._store.vectors.read_file(record) if record else None
         if record and data is not None:
             self._main, self._main_last = VectorIndex.from_bytes(data), record.last_id
         else:
-            rows = self._store.vectors()
+            rows = self._store.vectors.rows()
             self._main, self._main_last = VectorIndex.build(rows.chunk_ids, rows.vectors), rows.last_id
         self._record, self._tail, self._last = record, None, self._main_last
 
 
-def write_snapshot(store: Store) -> None:
+def write_vector_file(store: Store) -> None:
     """Commit, and write the vectors of a builder's store as one faiss file, unless it is there, sound and current."""
     store.commit()
-    record, rows = store.snapshot_record(), store.vectors()
+    record, rows = store.vectors.file(), store.vectors.rows()
     is_current = record and (record.last_id, record.count) == (rows.last_id, len(rows.chunk_ids))
-    if record and is_current and store.snapshot_bytes(record) is not None:
+    if record and is_current and store.vectors.read_file(record) is not None:
         return
-    store.put_snapshot(VectorIndex.build(rows.chunk_ids, rows.vectors).to_bytes(), rows)
+    store.vectors.put_file(VectorIndex.build(rows.chunk_ids, rows.vectors).to_bytes(), rows)
+    store.commit()
 
 
 def fuse(*rankings: Sequence[int]) -> dict[int, float]:

@@ -1,7 +1,7 @@
 """What index.db holds: its tables, the statements that read and write them, and the rows as values.
 
-Every statement is a constant and every value is bound; nothing is ever pasted into SQL. The statements are run by
-`gistrag.index.store`, which alone knows SQLite.
+Every statement is a constant and every value is bound; nothing is ever pasted into SQL. `gistrag.index.database`, which
+alone knows SQLite, runs the statements.
 """
 
 from __future__ import annotations
@@ -74,9 +74,11 @@ VECTORS = """
     JOIN chunks c ON c.id = v.chunk_id JOIN documents d ON d.id = c.document_id
     WHERE v.id > :after AND d.vectors_by = :vectors_by ORDER BY v.id"""
 GISTS = "SELECT key, sha256, size, gists, source_tokens FROM gists ORDER BY key"
+GIST_TOTALS = "SELECT count(*), coalesce(sum(gists), 0), coalesce(sum(size), 0) FROM gists"
 GIST = "SELECT key, sha256, size, gists, source_tokens FROM gists WHERE key = ?"
 UNRECORDED = "SELECT gist_key FROM chunks WHERE gist_key NOT IN (SELECT key FROM gists)"
 DROP_UNUSED_GISTS = "DELETE FROM gists WHERE key NOT IN (SELECT gist_key FROM chunks WHERE gist_key IS NOT NULL)"
+MARK_SEEN = "UPDATE documents SET size = ?, mtime_ns = ?, stale = 0 WHERE path = ?"
 PUT_GIST = """
     INSERT INTO gists (key, sha256, size, gists, source_tokens) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (key) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size, gists = excluded.gists,
@@ -134,16 +136,6 @@ class GistRow:
     size: int
     gists: int
     source_tokens: int
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a faiss file holds: its hash, the embedder, the newest vector row in it and how many there are."""
-
-    sha256: str
-    vectors_by: str
-    last_id: int
-    count: int
 
 
 @dataclass(frozen=True, kw_only=True)

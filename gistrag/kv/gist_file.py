@@ -6,7 +6,7 @@ In a quantized file ``kv`` is what `gistrag.kv.quantization` made of it, with it
 A file of ragged heads stores no padding slots: ``counts`` says how many tokens each head keeps, and the heads stand
 one behind the other.
 
-It knows neither which file is recorded nor where it belongs; that is `gistrag.index.store`.
+It knows neither which file is recorded nor where it belongs; that is `gistrag.index.gist_store`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ from gistrag import GistRAG
 from gistrag.cli.bench import machine
 from gistrag.documents import discovery, parser_worker, readers
 from gistrag.engine import Engine
-from gistrag.index import schema, store
+from gistrag.index import gist_store, schema, store
+from gistrag.index.database import Database
+from gistrag.index.gist_store import GistStore
 from gistrag.index.store import Store
 from gistrag.kv import gist_file
 from gistrag.kv.cache import GistCache
@@ -56,18 +58,18 @@ def first_reads(folder: Path, repeats: int) -> dict[str, Any]:
     samples: dict[str, list[float]] = {}
     with Store.build(folder) as built:
         built.configure(IndexSettings(), source=".", gist_fingerprint={}, embedder_fingerprint={})
-        keys = [built.gist_key([number]) for number in range(GISTS)]
+        keys = [built.gists.key([number]) for number in range(GISTS)]
         for key in keys:
             kv = torch.randn(layers, two, heads, slots, width).to(torch.bfloat16)
-            built.put_gist(key, GistCache(kv, torch.arange(slots), slots))
-    time.sleep(2 * store.SETTLED_NS / 1e9)  # until then a file counts as one that may still change
+            built.gists.put({key: GistCache(kv, torch.arange(slots), slots)})
+    time.sleep(2 * gist_store.SETTLED_NS / 1e9)  # until then a file counts as one that may still change
     with Store.open(folder) as opened:
-        held = [opened.gist_path(key).read_bytes() for key in keys]
-        load = lambda: [opened.load(key) for key in keys]  # noqa: E731
+        held = [opened.gists.path(key).read_bytes() for key in keys]
+        load = lambda: [opened.gists.load(key) for key in keys]  # noqa: E731
         for _ in range(repeats):
-            opened._verified.clear()
+            opened.gists._verified.clear()
             take(samples, "first", load)
-            assert len(opened._verified) == GISTS
+            assert len(opened.gists._verified) == GISTS
             take(samples, "again", load)
             take(samples, "hash", lambda: [hashlib.sha256(data).hexdigest() for data in held])
     return {"file_bytes": len(held[0]), **samples}
@@ -77,10 +79,10 @@ def first_reads(folder: Path, repeats: int) -> dict[str, Any]:
 def careless() -> Iterator[None]:
     """Build without any of what keeps an index safe, for the length of the block."""
 
-    def write_gist(self: Store, key: str, cache: GistCache) -> tuple[str, int]:
-        data = gist_file.encode(cache, key=key, fingerprint=self._gists_by)
-        self.gist_path(key).parent.mkdir(parents=True, exist_ok=True)
-        self.gist_path(key).write_bytes(data)
+    def write_gist(self: GistStore, key: str, cache: GistCache) -> tuple[str, int]:
+        data = gist_file.encode(cache, key=key, fingerprint=self.config.gists_by)
+        self.path(key).parent.mkdir(parents=True, exist_ok=True)
+        self.path(key).write_bytes(data)
         return "", len(data)
 
     loose = {"synchronous = FULL": "synchronous = OFF", "secure_delete = ON": "secure_delete = OFF"}
@@ -93,9 +95,9 @@ def careless() -> Iterator[None]:
         (schema, "BUILDER_PRAGMAS", pragmas),
         (gist_file, "_seal", lambda tensors, metadata: ""),
         (store, "_row_sha256", lambda values: ""),
-        (Store, "_write_gist", write_gist),
-        (Store, "adopt", lambda self, key: False),
-        (Store, "database_sha256", lambda self: ""),
+        (GistStore, "_write", write_gist),
+        (GistStore, "reuse", lambda self, key: False),
+        (Database, "sha256", lambda self: ""),
         (GistCache, "is_finite", True),
         (discovery, "guarded_read", readers.read),
     ]

@@ -24,8 +24,8 @@ from gistrag.compression import assemble
 from gistrag.compression.placements import gist_count
 from gistrag.engine import Engine
 from gistrag.errors import ContextOverflowError, ResourceError, UsageError
+from gistrag.index.gist_store import GistStore
 from gistrag.index.schema import StoredChunk
-from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache, Memory
 from gistrag.rag import NO_PASSAGES, GistRAG
 from gistrag.server.deadline import Timed
@@ -95,14 +95,14 @@ def test_usage_counts_what_was_read(rag: GistRAG) -> None:
     answer = rag.query("honey", top_k=2, max_new_tokens=3)
 
     used = [chunk.gist_key for chunk in rag.store.chunks(source.chunk_id for source in answer.sources)]
-    caches = [rag.store.load(key) for key in used if key]
+    caches = [rag.store.gists.load(key) for key in used if key]
     assert 2 == len(caches)
     assert answer.usage == Usage(
         gist_slots=sum(cache.gists for cache in caches),
         source_tokens=sum(cache.source_tokens for cache in caches),
         question_tokens=len(rag.model.encode_question("honey")),
         answer_tokens=answer.usage.answer_tokens,
-        bytes_read=sum(rag.store.gist_path(key).stat().st_size for key in used if key),
+        bytes_read=sum(rag.store.gists.path(key).stat().st_size for key in used if key),
     )
     assert answer.usage.answer_tokens <= 3
 
@@ -129,14 +129,14 @@ def assert_caches(rag: GistRAG, keys: Sequence[str | None], caches: Sequence[Gis
     assert len(keys) == len(caches)
     for key, cache in zip(keys, caches, strict=True):
         assert key is not None
-        assert torch.equal(rag.store.load(key).kv, cache.kv)
+        assert torch.equal(rag.store.gists.load(key).kv, cache.kv)
 
 
 def test_text_mode_loads_no_gist(
     rag: GistRAG, memories: list[tuple[list[GistCache], str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In text mode every chunk is read as text and no gist file is opened."""
-    monkeypatch.setattr(Store, "load", None)
+    monkeypatch.setattr(GistStore, "load", None)
 
     answer = rag.query("honey", top_k=3, mode="text", max_new_tokens=1)
 

@@ -53,9 +53,9 @@ def index(tmp_path: Path) -> Path:
             gist_fingerprint={"model": "tiny"},
             embedder_fingerprint={"embedder": "tiny"},
         )
-        key = store.gist_key([_byte_id(byte) for byte in ids])
+        key = store.gists.key([_byte_id(byte) for byte in ids])
         kept = torch.tensor([[[4, 5], [4, 6]]])  # (layers, kv_heads, gists)
-        store.put_gist(key, GistCache(torch.ones(1, 2, 2, 2, 4), kept, source_tokens=len(ids)))
+        store.gists.put({key: GistCache(torch.ones(1, 2, 2, 2, 4), kept, source_tokens=len(ids))})
         document = Document(path="port.md", sha256="0" * 64, size=40, mtime_ns=1, kind="markdown", text=f"{TEXT} End.")
         vectors = np.eye(1, 4, dtype=np.float32)
         first = Chunk(ordinal=0, start=0, end=29, text=TEXT, heading=(), page=None, tokens=29)

@@ -10,6 +10,7 @@ from support.small_index import gist_file, make
 
 from gistrag.cli import verify
 from gistrag.index import manifest
+from gistrag.index.integrity import Findings
 from gistrag.index.store import Store
 
 
@@ -93,8 +94,8 @@ def test_what_a_build_makes_again_is_listed(index: Path, capsys: pytest.CaptureF
 def test_gist_without_a_row_is_missing(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A chunk that names a gist which the database does not know is answered from text, and listed."""
     with Store.build(index) as opened:
-        opened._run("PRAGMA foreign_keys = OFF")
-        opened._run("DELETE FROM gists")
+        opened.database.execute("PRAGMA foreign_keys = OFF")
+        opened.database.execute("DELETE FROM gists")
 
     found = findings(index, capsys)
     assert ([f"no row in index.db for gist {gist_file(index).stem}"], {"a.md": 2}) == (
@@ -105,6 +106,6 @@ def test_gist_without_a_row_is_missing(index: Path, capsys: pytest.CaptureFixtur
 
 def test_many_documents_are_not_all_named(capsys: pytest.CaptureFixture[str]) -> None:
     """The last line names five and counts the rest."""
-    wrong = verify.Findings(damaged=["x"], documents=dict.fromkeys("abcdefg", 1))
+    wrong = Findings(damaged=["x"], documents=dict.fromkeys("abcdefg", 1))
 
     assert "run B; makes a, b, c, d, e, 2 more again" == verify._lines(wrong, "B", full=False)[-1]

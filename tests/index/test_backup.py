@@ -10,9 +10,12 @@ import pytest
 import torch
 from support.small_index import cache, configure, document, entries, gist_file, make
 
-from gistrag.cli import backup, verify
+from gistrag.cli import backup as command
+from gistrag.cli import verify
 from gistrag.errors import IndexLockedError, ResourceError, UsageError
-from gistrag.index import store
+from gistrag.index import backup, database
+from gistrag.index.gist_store import GistStore
+from gistrag.index.integrity import remove_unused
 from gistrag.index.schema import GistRow
 from gistrag.index.store import Store
 from gistrag.storage import files
@@ -23,10 +26,10 @@ def add(folder: Path, path: str, seed: int) -> str:
     with Store.build(folder) as opened:
         if opened.is_new:
             configure(opened)
-        key = opened.gist_key([seed])
-        opened.put_gist(key, cache(seed=seed))
+        key = opened.gists.key([seed])
+        opened.gists.put({key: cache(seed=seed)})
         opened.replace_document(document(path), entries([f"text {seed}"], key=key))
-        opened.gc()
+        remove_unused(opened)
     return key
 
 
@@ -44,12 +47,12 @@ def test_copy_is_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """The copy holds the same documents, chunks and gists, is private, and is sound to the last bit."""
     key = make(tmp_path / "index", "one", "two")
 
-    assert 0 == backup.main([str(tmp_path / "copy"), "--index", str(tmp_path / "index"), "--json"])
+    assert 0 == command.main([str(tmp_path / "copy"), "--index", str(tmp_path / "index"), "--json"])
     done = json.loads(capsys.readouterr().out)
     assert (1, 0, []) == (done["gists"], done["kept"], done["damaged"])
     assert texts(tmp_path / "index") == texts(tmp_path / "copy")
     with Store.open(tmp_path / "copy") as copied:
-        assert torch.equal(cache().kv, copied.load(key).kv)
+        assert torch.equal(cache().kv, copied.gists.load(key).kv)
         assert [1] == [found for found, _ in copied.keyword_search(["one"], 3)]
     assert {0o600} == {
         path.stat().st_mode & 0o777 for path in (tmp_path / "copy").rglob("*") if path.suffix in (".db", ".safetensors")
@@ -65,7 +68,7 @@ def test_second_copy_takes_what_is_new(tmp_path: Path) -> None:
     first = copy(tmp_path / "index", tmp_path / "copy")
     with Store.build(tmp_path / "index") as opened:
         opened.remove_document("a.md")
-        opened.gc()
+        remove_unused(opened)
     second = copy(tmp_path / "index", tmp_path / "copy")
 
     assert [(1, 1), (0, 1)] == [(done.gists, done.kept) for done in (first, second)]
@@ -89,25 +92,25 @@ def test_copy_during_a_build_is_of_one_commit(tmp_path: Path, monkeypatch: pytes
     """While a build removes and adds between two files of a copy, the copy is whole: of the newer commit."""
     for number in range(4):
         add(tmp_path / "index", f"{number}.md", number)
-    real, calls = Store.gist_bytes, []
+    real, calls = GistStore.read, []
 
-    def meanwhile(store: Store, row: GistRow) -> bytes:
+    def meanwhile(gists: GistStore, row: GistRow) -> bytes:
         calls.append(row.key)
         if len(calls) in (2, 4):
             with Store.build(tmp_path / "index") as builder:
                 builder.remove_document(f"{len(calls)}.md" if len(calls) == 2 else "3.md")
-                builder.gc()
+                remove_unused(builder)
             add(tmp_path / "index", f"new{len(calls)}.md", 10 + len(calls))
-        return real(store, row)
+        return real(gists, row)
 
-    monkeypatch.setattr(Store, "gist_bytes", meanwhile)
+    monkeypatch.setattr(GistStore, "read", meanwhile)
     done = copy(tmp_path / "index", tmp_path / "copy")
     monkeypatch.undo()
 
     assert [] == done.damaged
     assert texts(tmp_path / "index") == texts(tmp_path / "copy")
     with Store.open(tmp_path / "copy") as copied:
-        assert 4 == len([copied.load(row.key) for row in copied.gist_rows()])
+        assert 4 == len([copied.gists.load(row.key) for row in copied.gists.rows()])
     assert 0 == verify.main(["--index", str(tmp_path / "copy"), "--full"])
 
 
@@ -116,22 +119,23 @@ def test_builds_that_outrun_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     make(tmp_path / "index")
     copy(tmp_path / "index", tmp_path / "copy")
     before = texts(tmp_path / "copy")
-    count = 0
-    real = Store.gist_rows
+    count, is_building = 0, False
+    real = GistStore.rows
 
-    def outrun(store: Store) -> list[GistRow]:
-        nonlocal count
-        rows = real(store)
-        if store.folder == tmp_path / "index" and not store._is_builder:
-            count += 1
+    def outrun(gists: GistStore) -> list[GistRow]:
+        nonlocal count, is_building
+        rows = real(gists)
+        if gists.path("").is_relative_to(tmp_path / "index") and not is_building:
+            count, is_building = count + 1, True
             with Store.build(tmp_path / "index") as builder:
                 builder.remove_document(f"{count - 1}.md")
-                builder.gc()
+                remove_unused(builder)
             add(tmp_path / "index", f"{count}.md", count)
+            is_building = False
         return rows
 
-    monkeypatch.setattr(Store, "gist_rows", outrun)
-    monkeypatch.setattr(store, "BUSY_S", 0.0)  # the builder here waits for a snapshot that waits for the builder
+    monkeypatch.setattr(GistStore, "rows", outrun)
+    monkeypatch.setattr(database, "BUSY_S", 0.0)  # the builder here waits for a snapshot that waits for the builder
     with pytest.raises(IndexLockedError, match="faster than they were copied"):
         copy(tmp_path / "index", tmp_path / "copy")
     assert before == texts(tmp_path / "copy")
@@ -147,7 +151,7 @@ def test_damaged_gist_is_left_out(tmp_path: Path, harm: str, capsys: pytest.Capt
     else:
         path.unlink()
 
-    assert backup.DAMAGED == backup.main([str(tmp_path / "copy"), "--index", str(tmp_path / "index")])
+    assert command.DAMAGED == command.main([str(tmp_path / "copy"), "--index", str(tmp_path / "index")])
     assert path.stem in capsys.readouterr().out
     assert texts(tmp_path / "index") == texts(tmp_path / "copy")
 
@@ -177,7 +181,7 @@ def test_stopped_first_copy_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.
     """A copy that ended before its database was there is no index, and the same command completes it."""
     make(tmp_path / "index")
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "copy_to", lambda store, folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(backup, "put_database", lambda store, folder: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             copy(tmp_path / "index", tmp_path / "copy")
 

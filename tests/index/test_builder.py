@@ -19,6 +19,7 @@ from gistrag import __version__
 from gistrag.engine import Engine
 from gistrag.errors import ResourceError
 from gistrag.index import builder
+from gistrag.index.gist_store import GistStore
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
 from gistrag.model.gist_model import GistModel
@@ -95,7 +96,7 @@ def rewrite(path: Path, data: bytes) -> None:
     """Put other bytes into a file after its last build, by the clock of the file system."""
     path.write_bytes(data)
     with Store.open(path.parents[2]) as store:
-        while path.stat().st_ctime_ns <= store.checked_ns:
+        while path.stat().st_ctime_ns <= store.gists.checked_ns:
             path.write_bytes(data)
 
 
@@ -295,7 +296,7 @@ def test_silent_damage_is_found_when_asked_for(docs: Path, engine: Engine, monke
     path = gist_files(docs)[0]
     data = path.read_bytes()
     rewrite(path, bytes([*data[:-1], data[-1] ^ 1]))
-    monkeypatch.setattr(Store, "checked_ns", 2**62)
+    monkeypatch.setattr(GistStore, "checked_ns", 2**62)
 
     assert (2, 1, 2) == tuple(build(docs, engine, verify=verify).unchanged for verify in (False, True, True))
 

@@ -14,7 +14,8 @@ from gistrag.documents.chunking import Chunk
 from gistrag.documents.discovery import Document
 from gistrag.errors import UsageError
 from gistrag.index import retriever
-from gistrag.index.retriever import Retriever, VectorSearch, fuse, keywords, write_snapshot
+from gistrag.index.integrity import remove_unused
+from gistrag.index.retriever import Retriever, VectorSearch, fuse, keywords, write_vector_file
 from gistrag.index.store import IndexedChunk, Store
 from gistrag.index.vector_index import VectorIndex
 from gistrag.settings import IndexSettings
@@ -68,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
         put(store, "a.txt", "cats purr", "dogs bark loudly", "birds sing")
         put(store, "b.txt", "the invoice number is INV-2041", "cats purr")
         put(store, "c.pdf", "cats sleep all day")
-        write_snapshot(store)
+        write_vector_file(store)
     return tmp_path
 
 
@@ -124,7 +125,7 @@ def test_empty_index_gives_nothing(tmp_path: Path) -> None:
     """No documents, no hits, no error."""
     with Store.build(tmp_path) as store:
         configure(store, embedder={})
-        write_snapshot(store)
+        write_vector_file(store)
 
     assert [] == texts(tmp_path, "anything")
 
@@ -185,7 +186,7 @@ def test_snapshot_is_used_and_not_written_twice(folder: Path, monkeypatch: pytes
     """A sound file is loaded instead of the vectors, and a build without changes leaves it."""
     stamp = faiss_file(folder).stat().st_mtime_ns
     with Store.build(folder) as store:
-        write_snapshot(store)
+        write_vector_file(store)
     assert stamp == faiss_file(folder).stat().st_mtime_ns
 
     monkeypatch.setattr(VectorIndex, "build", None)
@@ -218,7 +219,7 @@ def test_damaged_snapshot_is_replaced(folder: Path, kind: str) -> None:
     assert expected == nearest(folder, "cats", 6)
     assert damaged == {path: path.read_bytes() for path in folder.glob("faiss-*")}
     with Store.build(folder) as store:
-        write_snapshot(store)
+        write_vector_file(store)
     assert name == faiss_file(folder).name == f"faiss-{hashlib.sha256(faiss_file(folder).read_bytes()).hexdigest()}.idx"
 
 
@@ -238,7 +239,7 @@ def test_removed_chunks_never_crowd_out_others(tmp_path: Path) -> None:
         configure(store, embedder={})
         put(store, "old.txt", *["exactly this"] * 100)
         put(store, "new.txt", "one", "two", "three")
-        write_snapshot(store)
+        write_vector_file(store)
         store.remove_document("old.txt")
 
     assert [101, 102, 103] == sorted(nearest(tmp_path, "exactly this", 3))
@@ -254,8 +255,8 @@ def test_open_reader_follows_builds(folder: Path) -> None:
             with Store.build(folder) as store:
                 put(store, f"{number}.txt", "whales dive deep")
                 if snapshot:
-                    write_snapshot(store)
-                    store.gc()
+                    write_vector_file(store)
+                    remove_unused(store)
             found.append([chunk_id for chunk_id, _ in search.nearest(question, number + 1)])
 
     assert [[7], [7, 8], [7, 8, 9], [7, 8, 9, 10]] == found
@@ -270,7 +271,7 @@ def test_vectors_of_another_embedder_are_not_compared(folder: Path) -> None:
         with Store.build(folder) as store:
             configure(store, embedder={"embedder": "other"})
             put(store, "c.pdf", "cats sleep all day")
-            write_snapshot(store)
+            write_vector_file(store)
 
         assert [7] == nearest(folder, "dogs bark loudly", 9)
         assert "dogs bark loudly" == texts(folder, "dogs bark loudly")[0]

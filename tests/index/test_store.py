@@ -14,12 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 import torch
 from support.io_trace import Operation, Watch, watched
-from support.small_index import DIM, GISTS_BY, cache, configure, document, entries, gist_file, make
+from support.small_index import GISTS_BY, cache, configure, document, entries, gist_file, make
 
 from gistrag.documents.discovery import Skipped
 from gistrag.errors import (
@@ -31,8 +32,9 @@ from gistrag.errors import (
     ResourceError,
     UsageError,
 )
-from gistrag.index import schema, store
-from gistrag.index.store import Store
+from gistrag.index import database, gist_store, schema
+from gistrag.index.integrity import remove_unused, unreferenced
+from gistrag.index.store import Store, damaged_documents
 from gistrag.kv.cache import GistCache
 from gistrag.kv.quantization import BITS, dequantize, quantize, stored_bytes
 from gistrag.settings import IndexSettings
@@ -79,9 +81,9 @@ def test_gist_comes_back_bit_by_bit(tmp_path: Path, per_head: bool, dtype: torch
     put.kv.view(-1)[:3] = torch.tensor([-0.0, torch.finfo(dtype).tiny, torch.finfo(dtype).max]).to(dtype)
     with Store.build(tmp_path) as opened:
         configure(opened)
-        key = opened.gist_key([1])
-        opened.put_gist(key, put)
-        got = opened.load(key)
+        key = opened.gists.key([1])
+        opened.gists.put({key: put})
+        got = opened.gists.load(key)
 
     assert torch.equal(put.kv.view(torch.uint8), got.kv.view(torch.uint8))
     assert (put.kv.dtype, torch.int64, 10) == (got.kv.dtype, got.positions.dtype, got.source_tokens)
@@ -95,9 +97,9 @@ def test_quantized_gist_comes_back_near(tmp_path: Path, kind: str, dtype: torch.
     put, bits = cache(per_head=True, dtype=dtype), BITS[kind]
     with Store.build(tmp_path) as opened:
         configure(opened, kv_cache_dtype=kind)
-        key = opened.gist_key([1])
-        opened.put_gist(key, put)
-        got, data = opened.load(key), opened.gist_path(key).read_bytes()
+        key = opened.gists.key([1])
+        opened.gists.put({key: put})
+        got, data = opened.gists.load(key), opened.gists.path(key).read_bytes()
 
     assert torch.equal(dequantize(quantize(put.kv, bits), dtype), got.kv)
     assert torch.equal(put.positions, got.positions)
@@ -117,9 +119,9 @@ def test_positions_of_a_long_chunk_come_back(tmp_path: Path) -> None:
     put = GistCache(torch.ones(1, 2, 1, 2, 4), torch.tensor([0, 99_999]), 100_000)
     with Store.build(tmp_path) as opened:
         configure(opened)
-        opened.put_gist("0" * 64, put)
+        opened.gists.put({"0" * 64: put})
 
-        assert torch.equal(put.positions, opened.load("0" * 64).positions)
+        assert torch.equal(put.positions, opened.gists.load("0" * 64).positions)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +140,9 @@ def test_misshapen_cache_is_not_stored(tmp_path: Path, wrong: GistCache) -> None
     with Store.build(tmp_path) as opened:
         configure(opened)
         with pytest.raises(CorruptGistError, match="cannot be stored"):
-            opened.put_gist("0" * 64, wrong)
+            opened.gists.put({"0" * 64: wrong})
 
-        assert not opened.gist_path("0" * 64).exists()
+        assert not opened.gists.path("0" * 64).exists()
 
 
 def test_key_depends_on_tokens_model_and_index(tmp_path: Path) -> None:
@@ -149,9 +151,9 @@ def test_key_depends_on_tokens_model_and_index(tmp_path: Path) -> None:
     for name in ("one", "two"):
         with Store.build(tmp_path / name) as opened:
             configure(opened)
-            keys += [opened.gist_key([1, 2]), opened.gist_key([1, 2]), opened.gist_key([12])]
+            keys += [opened.gists.key([1, 2]), opened.gists.key([1, 2]), opened.gists.key([12])]
             configure(opened, gist_fingerprint={"base": "b"})
-            keys.append(opened.gist_key([1, 2]))
+            keys.append(opened.gists.key([1, 2]))
 
     assert keys[0] == keys[1]
     assert 6 == len(set(keys))
@@ -178,7 +180,7 @@ def test_damage_is_noticed(tmp_path: Path, kind: str, kv_cache_dtype: str) -> No
     rewrite(gist_file(tmp_path), DAMAGE[kind](gist_file(tmp_path).read_bytes()))
 
     with Store.open(tmp_path) as opened, pytest.raises(CorruptGistError, match=key):
-        opened.load(key)
+        opened.gists.load(key)
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int4"])
@@ -190,12 +192,12 @@ def test_every_flipped_bit_is_noticed_without_its_row(tmp_path: Path, kv_cache_d
     adopted = []
     with Store.build(tmp_path) as opened:
         opened.remove_document("a.md")
-        opened._run(schema.DROP_UNUSED_GISTS)
+        opened.database.execute(schema.DROP_UNUSED_GISTS)
         for place in range(0, len(data), 7):
             rewrite(path, data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
-            if opened.adopt(path.stem):
+            if opened.gists.reuse(path.stem):
                 adopted.append(chr(data[place]))
-                opened._run(schema.DROP_UNUSED_GISTS)
+                opened.database.execute(schema.DROP_UNUSED_GISTS)
 
     assert {" "} >= set(adopted)  # the header is padded with spaces, which say nothing
 
@@ -206,14 +208,14 @@ def test_damage_after_a_good_read_is_noticed(tmp_path: Path) -> None:
     path = gist_file(tmp_path)
     os.utime(path, ns=(1, 1))  # old enough to be remembered
     with Store.open(tmp_path) as opened:
-        opened.load(key)
-        opened.load(key)
-        assert key in opened._verified
+        opened.gists.load(key)
+        opened.gists.load(key)
+        assert key in opened.gists._verified
         rewrite(path, DAMAGE["payload bit"](path.read_bytes()))
         os.utime(path, ns=(1, 1))
 
         with pytest.raises(CorruptGistError):
-            opened.load(key)
+            opened.gists.load(key)
 
 
 def test_damage_that_leaves_no_trace_is_noticed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,13 +226,13 @@ def test_damage_that_leaves_no_trace_is_noticed_in_time(tmp_path: Path, monkeypa
     real, stamp, now_s = files.read_stamped, files.stamp(path), time.monotonic()
     monkeypatch.setattr(files, "read_stamped", lambda path, **options: (real(path, **options)[0], stamp))
     with Store.open(tmp_path) as opened:
-        opened.load(key)
+        opened.gists.load(key)
         rewrite(path, DAMAGE["payload bit"](path.read_bytes()))
-        opened.load(key)
-        monkeypatch.setattr(time, "monotonic", lambda: now_s + store.VERIFIED_S + 60)
+        opened.gists.load(key)
+        monkeypatch.setattr(time, "monotonic", lambda: now_s + gist_store.VERIFIED_S + 60)
 
         with pytest.raises(CorruptGistError):
-            opened.load(key)
+            opened.gists.load(key)
 
 
 def test_same_gist_is_the_same_bytes(tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_same_gist_is_the_same_bytes(tmp_path: Path) -> None:
     before = gist_file(tmp_path).read_bytes()
     for _ in range(9):
         with Store.build(tmp_path) as opened:
-            opened.put_gist(key, cache())
+            opened.gists.put({key: cache()})
 
         assert before == gist_file(tmp_path).read_bytes()
 
@@ -251,7 +253,7 @@ def test_huge_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**40)
 
     with Store.open(tmp_path) as opened, pytest.raises(CorruptGistError, match="at most"):
-        opened.load(key)
+        opened.gists.load(key)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nowhere"])
@@ -263,26 +265,26 @@ def test_what_is_no_file_is_no_gist(tmp_path: Path, kind: str) -> None:
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to nowhere": lambda: path.symlink_to("none")}[kind]()
 
     with Store.open(tmp_path) as opened, pytest.raises((CorruptGistError, GistNotFoundError), match=key):
-        opened.load(key)
+        opened.gists.load(key)
 
 
 def test_swapped_files_are_noticed(tmp_path: Path) -> None:
     """Two sound files under each other's names are both refused, with and without a row."""
     with Store.build(tmp_path) as opened:
         configure(opened)
-        keys = [opened.gist_key([1]), opened.gist_key([2])]
+        keys = [opened.gists.key([1]), opened.gists.key([2])]
         for seed, key in enumerate(keys):
-            opened.put_gist(key, cache(seed=seed))
-        one, two = (opened.gist_path(key) for key in keys)
+            opened.gists.put({key: cache(seed=seed)})
+        one, two = (opened.gists.path(key) for key in keys)
         first, second = one.read_bytes(), two.read_bytes()
         rewrite(one, second)
         rewrite(two, first)
 
         for key in keys:
             with pytest.raises(CorruptGistError):
-                opened.load(key)
-        opened._run(schema.DROP_UNUSED_GISTS)
-        assert [False, False] == [opened.adopt(key) for key in keys]
+                opened.gists.load(key)
+        opened.database.execute(schema.DROP_UNUSED_GISTS)
+        assert [False, False] == [opened.gists.reuse(key) for key in keys]
 
 
 def test_missing_gist_is_told_apart(tmp_path: Path) -> None:
@@ -293,7 +295,7 @@ def test_missing_gist_is_told_apart(tmp_path: Path) -> None:
     with Store.open(tmp_path) as opened:
         for name in (key, "f" * 64):
             with pytest.raises(GistNotFoundError, match=name):
-                opened.load(name)
+                opened.gists.load(name)
 
 
 def test_gist_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -304,9 +306,9 @@ def test_gist_of_another_model_is_refused(tmp_path: Path) -> None:
         row = opened.documents()[0]
 
         assert (False, True) == (row.gists_current, row.vectors_current)
-        assert not opened.adopt(key)
+        assert not opened.gists.reuse(key)
         with pytest.raises(CorruptGistError, match="fingerprint"):
-            opened.load(key)
+            opened.gists.load(key)
 
 
 def test_reader_keeps_to_the_model_it_was_opened_with(tmp_path: Path) -> None:
@@ -315,26 +317,26 @@ def test_reader_keeps_to_the_model_it_was_opened_with(tmp_path: Path) -> None:
     with Store.open(tmp_path) as reader:
         with Store.build(tmp_path) as opened:
             configure(opened, gist_fingerprint={"base": "b"})
-            key = opened.gist_key([1, 2, 3])
-            opened.put_gist(key, cache())
+            key = opened.gists.key([1, 2, 3])
+            opened.gists.put({key: cache()})
             opened.replace_document(document(), entries(["hello"], key=key))
 
         assert key == reader.chunks_of("a.md")[0].gist_key
         with pytest.raises(CorruptGistError, match="fingerprint"):
-            reader.load(key)
+            reader.gists.load(key)
 
 
 def test_duplicates_share_a_file(tmp_path: Path) -> None:
     """A gist is stored once and goes with the last document that needs it."""
     key = make(tmp_path)
     with Store.build(tmp_path) as opened:
-        assert opened.adopt(key)
+        assert opened.gists.reuse(key)
         opened.replace_document(document("b.md"), entries(["hello world"], key=key))
         opened.remove_document("a.md")
-        opened.gc()
-        assert opened.load(key).source_tokens == 10
+        remove_unused(opened)
+        assert opened.gists.load(key).source_tokens == 10
         opened.remove_document("b.md")
-        opened.gc()
+        remove_unused(opened)
 
     assert [] == list((tmp_path / "gists").rglob("*.safetensors"))
 
@@ -344,19 +346,19 @@ def test_eight_gists_load_in_milliseconds(tmp_path: Path) -> None:
     put = GistCache(torch.randn(30, 2, 3, 18, 64).bfloat16(), torch.arange(18), 256)
     with Store.build(tmp_path) as opened:
         configure(opened)
-        keys = [opened.gist_key([i]) for i in range(8)]
+        keys = [opened.gists.key([i]) for i in range(8)]
         for key in keys:
-            opened.put_gist(key, put)
+            opened.gists.put({key: put})
     with Store.open(tmp_path) as reader:
         durations_s = []
         for _ in range(5):
             started_s = time.process_time()
             for key in keys:
-                reader.load(key)
+                reader.gists.load(key)
             durations_s.append(time.process_time() - started_s)
 
         assert min(durations_s) < 0.1  # some 10 ms on an idle core; the machine may be busy
-        assert reader.bytes_read > 5 * 8 * 400_000
+        assert reader.gists.bytes_read > 5 * 8 * 400_000
 
 
 # Documents
@@ -388,13 +390,13 @@ def test_rows_come_back(tmp_path: Path) -> None:
             stats.documents, stats.stale, stats.skipped, stats.chunks, stats.tokens, stats.gist_files, stats.gists
         )  # fmt: skip
         assert {"markdown": 1, "pdf": 1} == stats.kinds
-        assert gist_file(tmp_path).stat().st_size == stats.gist_bytes == reader.gist_rows()[0].size
+        assert gist_file(tmp_path).stat().st_size == stats.gist_bytes == reader.gists.rows()[0].size
         assert (IndexSettings(kv_cache_dtype="auto"), "docs", GISTS_BY) == (
             reader.settings,
-            reader.source,
-            reader.gist_fingerprint,
+            reader.config.source,
+            reader.config.gist_fingerprint,
         )
-        assert ([], [], []) == (reader.integrity(), reader.damaged_documents(), reader.unreferenced())
+        assert ([], [], []) == (reader.database.integrity(), damaged_documents(reader), unreferenced(reader))
 
 
 def test_ids_are_never_reused(tmp_path: Path) -> None:
@@ -410,14 +412,14 @@ def test_ids_are_never_reused(tmp_path: Path) -> None:
 
         assert [5] == [chunk.id for chunk in opened.chunks_of("a.md")]
         assert set() == opened.present([1, 2, 3, 4])
-        assert 2 * 5 == opened.last_vector_id()
+        assert 2 * 5 == opened.vectors.last_id()
 
 
 def test_failed_replacement_leaves_the_document(tmp_path: Path) -> None:
     """A document is replaced whole or not at all, and the transaction goes on."""
     make(tmp_path, "old")
     with Store.build(tmp_path) as opened:
-        opened.touch("a.md", size=9, mtime_ns=9)
+        opened.mark_seen("a.md", size=9, mtime_ns=9)
         twice = entries(["new"]) * 2  # the same ordinal twice
         with pytest.raises(IndexFolderError, match="UNIQUE"):
             opened.replace_document(document(), twice)
@@ -434,14 +436,6 @@ def test_renamed_document_keeps_its_chunks(tmp_path: Path) -> None:
 
         assert [(1, "b/c.md")] == [(chunk.id, chunk.path) for chunk in opened.chunks_of("b/c.md")]
         assert [] == opened.chunks_of("a.md")
-
-
-def test_vectors_of_a_chunk_can_be_taken_over(tmp_path: Path) -> None:
-    """A chunk's vectors are at hand when only its gist is made anew."""
-    make(tmp_path)
-    with Store.open(tmp_path) as reader:
-        assert (2, DIM) == reader.vectors_of(1).shape
-        assert (0, 0) == reader.vectors_of(99).shape
 
 
 @pytest.mark.parametrize(
@@ -517,7 +511,7 @@ def test_index_is_private(tmp_path: Path) -> None:
     """Folders are 0700 and files 0600, those of SQLite too."""
     with Store.build(tmp_path / "index") as opened:
         configure(opened)
-        opened.put_gist("0" * 64, cache())
+        opened.gists.put({"0" * 64: cache()})
         opened.replace_document(document(), entries(["hello"], key="0" * 64))
         paths = [tmp_path / "index", *(tmp_path / "index").rglob("*")]
         modes = {(path.is_dir(), oct(stat.S_IMODE(path.stat().st_mode))) for path in paths}
@@ -597,21 +591,22 @@ def test_settings_of_a_newer_version_are_refused(tmp_path: Path) -> None:
     """Settings that this version does not know are one line with the next step."""
     make(tmp_path)
     with Store.build(tmp_path) as opened:
-        opened._set_sealed("config", {**opened._config, "settings": '{"flavour": "sweet"}'})
+        opened.database.set_sealed("config", {**opened.config.values, "settings": '{"flavour": "sweet"}'})
 
     with Store.open(tmp_path) as reader, pytest.raises(IndexFolderError, match=r"another version .* upgrade gistrag"):
         _ = reader.settings
 
 
-@pytest.mark.parametrize("name", ["commits", "checked_ns", "patterns"])
-def test_damaged_setting_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("place", ["database.commits", "gists.checked_ns", "patterns"])
+def test_damaged_setting_is_named(tmp_path: Path, place: str) -> None:
     """A setting that is not what it should be is damage in index.db."""
     make(tmp_path)
+    name = place.rpartition(".")[2]
     with Store.build(tmp_path) as opened:
-        opened._set(name, "12x")
+        opened.database.set(name, "12x")
         with pytest.raises(IndexFolderError, match="is damaged"):
-            _ = getattr(opened, name)
-        opened._set(name, "")
+            attrgetter(place)(opened)
+        opened.database.set(name, "")
 
 
 def test_reader_on_a_full_disk(tmp_path: Path) -> None:
@@ -624,7 +619,7 @@ def test_reader_on_a_full_disk(tmp_path: Path) -> None:
             raise full
 
     with watched(Watch(tmp_path, before=refuse)), Store.open(tmp_path) as reader, reader.snapshot():
-        assert torch.equal(cache().kv, reader.load(key).kv)
+        assert torch.equal(cache().kv, reader.gists.load(key).kv)
 
 
 @pytest.mark.parametrize("content", [None, b""])
@@ -697,8 +692,8 @@ def test_schema_says_its_format(tmp_path: Path) -> None:
     """The numbers in the file are those the code compares."""
     make(tmp_path)
     with Store.open(tmp_path) as reader:
-        assert [(schema.FORMAT_VERSION,)] == reader._run("PRAGMA user_version")
-        assert [(schema.APPLICATION_ID,)] == reader._run("PRAGMA application_id")
+        assert [(schema.FORMAT_VERSION,)] == reader.database.execute("PRAGMA user_version")
+        assert [(schema.APPLICATION_ID,)] == reader.database.execute("PRAGMA application_id")
 
 
 def test_changed_letter_in_a_chunk_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -709,7 +704,7 @@ def test_changed_letter_in_a_chunk_is_left_out(tmp_path: Path, caplog: pytest.Lo
         rewrite(tmp_path / "index.db", data.replace(b"swordfish", letter + b"wordfish"))
         with Store.open(tmp_path) as reader:
             assert ["other"] == [chunk.text for chunk in reader.chunks([1, 2])]
-            assert ["a.md"] == reader.damaged_documents()
+            assert ["a.md"] == damaged_documents(reader)
     assert "damaged" in caplog.text
 
 
@@ -727,7 +722,7 @@ def test_full_disk_is_a_resource_error(tmp_path: Path) -> None:
     """When SQLite runs out of space the build stops and the last commit stands."""
     make(tmp_path, "old")
     with pytest.raises(ResourceError, match="no space"), Store.build(tmp_path) as opened:  # noqa: PT012  as above
-        opened._run("PRAGMA max_page_count = 1")
+        opened.database.execute("PRAGMA max_page_count = 1")
         opened.replace_document(document(), entries(["x" * 100_000]))
 
     with Store.open(tmp_path) as reader:
@@ -738,15 +733,15 @@ def test_deleted_means_gone(tmp_path: Path) -> None:
     """After remove, gc and close no byte of the text is left in any file, nor the gist."""
     make(tmp_path, "kept words")
     with Store.build(tmp_path) as opened:
-        key = opened.gist_key([9])
-        opened.put_gist(key, cache(seed=9))
+        key = opened.gists.key([9])
+        opened.gists.put({key: cache(seed=9)})
         secret = entries(["canary zanzibarquux " * 50], key=key, heading=("Zanzibarquux",))
         opened.replace_document(document("secret-name.md"), secret)
     assert b"zanzibarquux" in everything_in(tmp_path)
 
     with Store.build(tmp_path) as opened:
         opened.remove_document("secret-name.md")
-        assert 1 == opened.gc()
+        assert 1 == remove_unused(opened)
 
     left = everything_in(tmp_path).lower()
     assert [] == [word for word in (b"zanzibarquux", b"anzibarquu", b"secret-name") if word in left]
@@ -771,9 +766,9 @@ def test_gc_removes_leftovers_only(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / "gists" / "00" / "notes.md").write_text("mine")
     with Store.open(tmp_path) as reader:
-        assert sorted(strays) == reader.unreferenced()
+        assert sorted(strays) == unreferenced(reader)
     with Store.build(tmp_path) as opened:
-        assert 4 == opened.gc()
+        assert 4 == remove_unused(opened)
 
     assert not any(path.exists() for path in strays)
     assert gist_file(tmp_path).exists()
@@ -784,10 +779,10 @@ def test_check_time_is_kept(tmp_path: Path) -> None:
     """When the gists were last checked is known to the next build."""
     make(tmp_path)
     with Store.build(tmp_path) as opened:
-        assert 0 == opened.checked_ns
-        opened.set_checked()
+        assert 0 == opened.gists.checked_ns
+        opened.gists.set_checked()
     with Store.open(tmp_path) as reader:
-        assert 0 < reader.checked_ns <= time.time_ns()
+        assert 0 < reader.gists.checked_ns <= time.time_ns()
 
 
 # Builders and readers
@@ -802,8 +797,8 @@ with Store.build(Path(sys.argv[1]), command="gistrag build docs") as opened:
     configure(opened)
     opened.replace_document(document("first.md"), entries(["committed"]))
     opened.commit()
-    opened.put_gist(opened.gist_key([5]), cache(seed=5))
-    opened.replace_document(document("second.md"), entries(["lost"], key=opened.gist_key([5])))
+    opened.gists.put({opened.gists.key([5]): cache(seed=5)})
+    opened.replace_document(document("second.md"), entries(["lost"], key=opened.gists.key([5])))
     print("at work", flush=True)
     time.sleep(60)
 """
@@ -832,11 +827,11 @@ def test_killed_build_keeps_its_commit_and_its_gists(tmp_path: Path) -> None:
     with Store.open(tmp_path) as reader:
         assert ["first.md"] == [row.path for row in reader.documents()]
     with Store.build(tmp_path) as opened:
-        key = opened.gist_key([5])
+        key = opened.gists.key([5])
         with pytest.raises(GistNotFoundError):
-            opened.load(key)
-        assert opened.adopt(key)
-        assert torch.equal(cache(seed=5).kv, opened.load(key).kv)
+            opened.gists.load(key)
+        assert opened.gists.reuse(key)
+        assert torch.equal(cache(seed=5).kv, opened.gists.load(key).kv)
 
 
 def test_gist_is_on_disk_before_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -846,10 +841,10 @@ def test_gist_is_on_disk_before_its_row(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(files, name, recorded(name, steps))
     with Store.build(tmp_path) as opened:
         configure(opened)
-        opened._connection.set_trace_callback(lambda sql: steps.append("row") if "INTO gists" in sql else None)
+        opened.database._connection.set_trace_callback(lambda sql: steps.append("row") if "INTO gists" in sql else None)
         steps.clear()
-        opened.put_gist("0" * 64, cache())
-        opened._connection.set_trace_callback(None)
+        opened.gists.put({"0" * 64: cache()})
+        opened.database._connection.set_trace_callback(None)
 
     assert ["write_new", "rename", "sync_folder", "row"] == steps[-4:]
 
@@ -908,7 +903,7 @@ def test_reader_leaves_the_database_as_it_was(tmp_path: Path) -> None:
     key = make(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with Store.open(tmp_path) as reader, reader.snapshot():
-        reader.load(key)
+        reader.gists.load(key)
         reader.keyword_search(["hello"], 3)
         with pytest.raises(IndexFolderError, match="readonly"):
             reader.remove_document("a.md")
@@ -930,7 +925,7 @@ def test_database_is_called_immutable_only_where_nobody_writes(
     if shm:
         (tmp_path / "index.db-shm").write_bytes(b"")
 
-    assert expected == store._is_quiet(tmp_path)
+    assert expected == database.is_quiet_in(tmp_path)
 
 
 def test_read_only_folder_is_read_and_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -939,9 +934,9 @@ def test_read_only_folder_is_read_and_followed(tmp_path: Path, monkeypatch: pyte
     files_before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(os, "access", lambda *_: False)
     with Store.open(tmp_path) as reader:
-        assert reader._is_immutable
+        assert reader.database.is_immutable
         with reader.snapshot():
-            assert torch.equal(cache().kv, reader.load(key).kv)
+            assert torch.equal(cache().kv, reader.gists.load(key).kv)
         assert files_before == sorted(tmp_path.iterdir())
         with Store.build(tmp_path) as opened:
             opened.replace_document(document(), entries(["new"]))
@@ -956,4 +951,4 @@ def test_moved_index_is_read(tmp_path: Path) -> None:
     shutil.move(tmp_path / "one", moved)
 
     with Store.open(moved) as reader:
-        assert torch.equal(cache().kv, reader.load(key).kv)
+        assert torch.equal(cache().kv, reader.gists.load(key).kv)

@@ -13,9 +13,9 @@ import pytest
 from support import fake_compressor
 from support.fake_compressor import is_right, retrieved, write_documents
 
-from gistrag.cli.verify import check
 from gistrag.engine import Engine
 from gistrag.errors import CorruptGistError, FingerprintMismatchError, GistRAGError
+from gistrag.index.integrity import check
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
 from gistrag.rag import GistRAG
@@ -252,7 +252,7 @@ def test_harm_is_mended_by_the_build_that_verify_names(shelf: Shelf, kind: str, 
 def flipped_vector(data: bytes, index: Path) -> bytes:
     """Return index.db with a bit of a vector changed, which no row hash covers."""
     with Store.open(index) as store:
-        vector = store.vectors_of(1)[0].tobytes()
+        vector = store.vectors.rows().vectors[0].tobytes()
     place = data.index(vector[:16])
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
@@ -271,9 +271,9 @@ def swaps(shelf: Shelf, foreign: Path, count: int, randomness: Randomness) -> No
             other = randomness.choice([one for one in (*mine, *its) if one != path])
             path.write_bytes(other.read_bytes())
             with pytest.raises(CorruptGistError):
-                store.load(path.stem)
+                store.gists.load(path.stem)
             path.write_bytes(before)
-            assert store.load(path.stem)
+            assert store.gists.load(path.stem)
 
 
 @pytest.fixture(scope="module")

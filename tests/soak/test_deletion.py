@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import fake_compressor
+from support.small_index import vectors_of
 
 from gistrag.cli import gc
 from gistrag.engine import Engine
@@ -49,9 +50,9 @@ def bits_of(index: Path, path: str) -> list[bytes]:
     found = []
     with Store.open(index) as store:
         for chunk in store.chunks_of(path):
-            found.append(store.vectors_of(chunk.id)[0].tobytes()[:24])
+            found.append(vectors_of(store, chunk.id)[0].tobytes()[:24])
             if chunk.gist_key:
-                found += [store.load(chunk.gist_key).kv.numpy().tobytes()[:24], chunk.gist_key.encode()]
+                found += [store.gists.load(chunk.gist_key).kv.numpy().tobytes()[:24], chunk.gist_key.encode()]
     return found
 
 
@@ -102,7 +103,7 @@ def test_deleted_document_is_gone_after_gc_where_a_reader_was_in_the_way(
     (docs / "secret.txt").write_text("The quokka1zebu.")
     GistRAG.from_folder(docs, index=index, engine=engine, **SETTINGS).close()
     (docs / "secret.txt").unlink()
-    monkeypatch.setattr("gistrag.index.store.BUSY_S", 0.1)
+    monkeypatch.setattr("gistrag.index.database.BUSY_S", 0.1)
     with Store.open(index) as reader, reader.snapshot():
         assert 2 == len(reader.documents())
         GistRAG.from_folder(docs, index=index, engine=engine, **SETTINGS).close()

@@ -119,7 +119,7 @@ class Trial:
         self.committed, real = [], Store.commit
 
         def commit(store: Store) -> None:
-            if store._connection.in_transaction:
+            if store.database.in_transaction:
                 self.committed.append(state_of(store))
             real(store)
 

@@ -143,11 +143,15 @@ def _look_at_seals(index: Path) -> fake_compressor.Seen:
     """Return what a reader finds where the gists are real ones: their hashes and seals say whether they are whole."""
     with Store.open(index) as store, store.snapshot():
         state, wrong = fake_compressor.state_of(store), []
-        for row in store.gist_rows():
+        for row in store.gists.rows():
             try:
-                store.load(row.key)
+                store.gists.load(row.key)
                 decode(
-                    read(store.gist_path(row.key))[0], index, key=row.key, fingerprint=store._gists_by, check_seal=True
+                    read(store.gists.path(row.key))[0],
+                    index,
+                    key=row.key,
+                    fingerprint=store.config.gists_by,
+                    check_seal=True,
                 )
             except Exception as error:
                 wrong.append(str(error))

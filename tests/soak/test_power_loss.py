@@ -17,9 +17,9 @@ from support.fake_compressor import State, gist_of, ids_of, look_into, put, stat
 from support.io_trace import Operation, Watch, watched
 from support.tiny_models import tiny_model
 
-from gistrag.cli import backup
-from gistrag.index import schema
-from gistrag.index.retriever import write_snapshot
+from gistrag.index import backup, schema
+from gistrag.index.integrity import remove_unused
+from gistrag.index.retriever import write_vector_file
 from gistrag.index.store import Store
 from gistrag.rag import GistRAG
 from gistrag.storage import files
@@ -41,24 +41,24 @@ Ids = Callable[[str], Sequence[int]]
 def recorded(folder: Path) -> Iterator[Log]:
     """Give the log of all operations in *folder*, with the commits among them."""
     log: Log = []
-    real, real_copy = Store.commit, Store.copy_to
+    real, real_copy = Store.commit, backup.put_database
 
     def commit(self: Store) -> None:
         if self.folder != folder:
             real(self)
-        elif self._connection.in_transaction:
+        elif self.database.in_transaction:
             log.append(Commit(state_of(self), is_done=False))
             real(self)
             log.append(Commit(state_of(self), is_done=True))
 
-    def copy_to(self: Store, target: Path) -> None:
-        log.append(Commit(state_of(self), is_done=False))
-        real_copy(self, target)
-        log.append(Commit(state_of(self), is_done=True))
+    def put_database(store: Store, target: Path) -> None:
+        log.append(Commit(state_of(store), is_done=False))
+        real_copy(store, target)
+        log.append(Commit(state_of(store), is_done=True))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "commit", commit)
-        patch.setattr(Store, "copy_to", copy_to)
+        patch.setattr(backup, "put_database", put_database)
         with watched(Watch(folder, after=lambda operation: log.append(operation) if operation.changes else None)):
             yield log
 
@@ -71,12 +71,12 @@ def life_of_an_index(folder: Path) -> None:
         store.commit()
         put(store, "b.txt", ["the only one of b"])
     with Store.build(folder) as store:
-        store.put_gist(store.gist_key(ids_of("the first of a")), gist_of(ids_of("the first of a")))
+        store.gists.put({store.gists.key(ids_of("the first of a")): gist_of(ids_of("the first of a"))})
         put(store, "a.txt", ["the first of a", "the second of a, changed"])
         store.commit()
         store.remove_document("b.txt")
         put(store, "c.txt", ["the only one of c"])
-        store.gc()
+        remove_unused(store)
 
 
 def builds_of_a_folder(folder: Path) -> None:
@@ -97,8 +97,8 @@ def copies_of_an_index(folder: Path) -> None:
             if store.is_new:
                 fake_compressor.configure(store)
             put(store, "a.txt", texts)
-            write_snapshot(store)
-            store.gc()
+            write_vector_file(store)
+            remove_unused(store)
         copy_again(folder)
 
 
@@ -113,7 +113,7 @@ def build_again(folder: Path) -> None:
     with Store.build(folder) as store:
         if store.is_new:
             fake_compressor.configure(store)
-        store.gc()
+        remove_unused(store)
 
 
 def crashes(log: Log, moments: Iterable[int]) -> Iterator[tuple[str, Image, list[State | None]]]:

@@ -15,6 +15,7 @@ from support.process_pool import Nursery
 
 from gistrag.engine import Engine
 from gistrag.errors import IncompleteIndexError
+from gistrag.index.integrity import unreferenced
 from gistrag.rag import GistRAG
 
 SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
@@ -96,7 +97,7 @@ def test_what_is_left_needs_no_hands(tmp_path: Path, template: Path, engine: Eng
         assert 2 == len(rag.query("the crane", top_k=2, max_new_tokens=1).sources)
     with GistRAG.from_folder(docs, index=index, engine=engine) as rag:
         assert 0 == rag.query("the crane", top_k=9, max_new_tokens=1).usage.text_fallbacks
-        assert [] == rag.store.unreferenced()
+        assert [] == unreferenced(rag.store)
     seen = look_into(index, engine.model.encode_passage)
     assert ((), VERSIONS) == (seen.wrong, versions_in(seen.state or {}))
     assert (index / "gists" / "ab" / "notes.txt").exists() == (left == "strange files")

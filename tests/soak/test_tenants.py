@@ -78,7 +78,7 @@ def test_a_canary_is_in_one_folder_only(tenants: list[GistRAG]) -> None:
 
 def test_equal_documents_have_gists_of_their_own(tenants: list[GistRAG]) -> None:
     """The same text has another name in every index, so no file of one is a file of another."""
-    keys = [{row.key for row in rag.store.gist_rows()} for rag in tenants]
+    keys = [{row.key for row in rag.store.gists.rows()} for rag in tenants]
 
     assert sum(map(len, keys)) == len(set.union(*keys))
 
@@ -86,18 +86,18 @@ def test_equal_documents_have_gists_of_their_own(tenants: list[GistRAG]) -> None
 def test_gist_of_another_tenant_is_refused(tenants: list[GistRAG], tmp_path: Path) -> None:
     """A gist of equal text, made by the same engine, is refused under the names of another index."""
     one, two = tenants[:2]
-    mine, its = (next(row for row in rag.store.gist_rows()) for rag in (one, two))
-    path, aside = one.store.gist_path(mine.key), tmp_path / "aside"
+    mine, its = (next(row for row in rag.store.gists.rows()) for rag in (one, two))
+    path, aside = one.store.gists.path(mine.key), tmp_path / "aside"
     shutil.copy(path, aside)
-    shutil.copy(two.store.gist_path(its.key), path)
+    shutil.copy(two.store.gists.path(its.key), path)
     try:
         with pytest.raises(CorruptGistError):
-            one.store.load(mine.key)
+            one.store.gists.load(mine.key)
         with pytest.raises(GistNotFoundError):
-            one.store.load(its.key)
+            one.store.gists.load(its.key)
     finally:
         shutil.copy(aside, path)
-    assert isinstance(one.store.load(mine.key), GistCache)
+    assert isinstance(one.store.gists.load(mine.key), GistCache)
 
 
 def test_engine_keeps_nothing_of_a_tenant(tenants: list[GistRAG]) -> None:

@@ -97,9 +97,9 @@ def put(store: Store, path: str, texts: Sequence[str]) -> None:
     """Put a document of one chunk for each text as a build does: its gists, then its rows."""
     embedder, entries = HashEmbedder(), []
     for ordinal, text in enumerate(texts):
-        key = store.gist_key(ids_of(text))
-        if not store.adopt(key):
-            store.put_gist(key, gist_of(ids_of(text)))
+        key = store.gists.key(ids_of(text))
+        if not store.gists.reuse(key):
+            store.gists.put({key: gist_of(ids_of(text))})
         chunk = Chunk(
             ordinal=ordinal, start=0, end=len(text), text=text, heading=(), page=None, tokens=len(ids_of(text))
         )
@@ -145,7 +145,7 @@ def look_into(folder: Path, ids: Callable[[str], Sequence[int]] = ids_of) -> See
                     continue
                 expected = stored_gist_of(ids(chunk.text), store.settings.tokens_per_gist)
                 try:
-                    found = store.load(chunk.gist_key)
+                    found = store.gists.load(chunk.gist_key)
                 except Exception as error:
                     wrong.append(f"{path}: {type(error).__name__}: {error}")
                 else:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from support import fake_compressor
+from support.small_index import vectors_of
 
 from gistrag.index.schema import FORMAT_VERSION
 from gistrag.index.store import Store
@@ -41,19 +42,19 @@ def contents(index: Path) -> dict[str, Any]:
             "skipped": [[row.path, row.reason] for row in store.skipped()],
             "cranes": store.keyword_search(["cranes"], 3)[0][0],
             "settings": json.loads(store.settings.to_json()),
-            "fingerprints": [store.gist_fingerprint, store.embedder_fingerprint],
+            "fingerprints": [store.config.gist_fingerprint, store.config.embedder_fingerprint],
             "patterns": store.patterns,
         }
 
 
 def _chunk(store: Store, chunk: Any) -> dict[str, Any]:
-    cache = store.load(chunk.gist_key) if chunk.gist_key else None
+    cache = store.gists.load(chunk.gist_key) if chunk.gist_key else None
     return {
         "id": chunk.id,
         "place": [chunk.path, chunk.ordinal, chunk.start, chunk.end, list(chunk.heading), chunk.page],
         "text": chunk.text,
         "gist": cache and [hashlib.sha256(cache.kv.numpy().tobytes()).hexdigest(), cache.positions.tolist()],
-        "vectors": hashlib.sha256(store.vectors_of(chunk.id).tobytes()).hexdigest(),
+        "vectors": hashlib.sha256(vectors_of(store, chunk.id).tobytes()).hexdigest(),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gistrag.documents.chunking import Chunk
@@ -50,10 +51,16 @@ def make(folder: Path, *texts: str, kv_cache_dtype: str = "auto") -> str:
     """Make an index of one document with one gist, and return the gist's key."""
     with Store.build(folder) as opened:
         configure(opened, kv_cache_dtype=kv_cache_dtype)
-        key = opened.gist_key([1, 2, 3])
-        opened.put_gist(key, cache())
+        key = opened.gists.key([1, 2, 3])
+        opened.gists.put({key: cache()})
         opened.replace_document(document(), entries(texts or ["hello world"], key=key))
     return key
+
+
+def vectors_of(store: Store, chunk_id: int) -> npt.NDArray[np.float32]:
+    """Return the vectors of one chunk, ``(parts, dim)``."""
+    rows = store.vectors.rows()
+    return rows.vectors[rows.chunk_ids == chunk_id]
 
 
 def gist_file(folder: Path) -> Path:

@@ -209,7 +209,7 @@ def test_indented_chunk_below_a_heading(tmp_path: Path, engine: Engine) -> None:
         shown = [node.get_content(MetadataMode.LLM) for node in GistRetriever(rag).nodes()]
 
         assert [chunk.gist_key for chunk in chunks] == [
-            rag.store.gist_key(rag.model.encode_passage(one)) for one in shown
+            rag.store.gists.key(rag.model.encode_passage(one)) for one in shown
         ]
 
 
@@ -709,7 +709,7 @@ def test_pipeline_makes_nothing_twice(tmp_path: Path, engine: Engine, monkeypatc
     """Gists that are there are found, also by another compressor; texts too short for gists get none."""
     GistCompressor(tmp_path / "gists", engine=engine)([TextNode(text=TEA), TextNode(text="x"), TextNode(text="")])
     made = gist_files(tmp_path / "gists")
-    monkeypatch.setattr(Store, "put_gist", None)
+    monkeypatch.setattr("gistrag.kv.gist_file.encode", None)
 
     GistCompressor(tmp_path / "gists", engine=engine)([TextNode(text=TEA), TextNode(text=TEA)])
 
