@@ -12,8 +12,9 @@ from gistrag.engine import Engine
 from gistrag.errors import IndexFolderError, UsageError
 from gistrag.index.store import Store
 from gistrag.model.hub import adapter_name, find, find_adapter
-from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings, require_same
+from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings
 from gistrag.storage import files
+from gistrag.storage.fingerprint import require_same
 
 REBUILD = "run `gistrag build --rebuild` to make it again, or name another --index"
 FROM_ADAPTER = ("adapter", "placement", "tokens_per_gist")

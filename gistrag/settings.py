@@ -1,4 +1,4 @@
-"""The settings an index is made with, and fingerprints that keep files of different settings apart.
+"""The settings an index is made with, and those an adapter was trained with.
 
 An index is only ever read with the settings it was written with; they are saved inside it and inherited by
 whoever opens it. Nothing here is global, and nothing reads the environment.
@@ -6,14 +6,13 @@ whoever opens it. Nothing here is global, and nothing reads the environment.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageError
+from gistrag.errors import ModelNotFoundError, UsageError
 
 Placement = Literal["matched", "adaptive", "selected", "anchored", "learned"]
 MADE: tuple[Placement, ...] = ("anchored", "learned")
@@ -180,25 +179,3 @@ class IndexSettings:
         values: dict[str, Any] = json.loads(line)
         values.pop("min_quality", None)  # of version 0.1
         return cls(**{"kv_cache_dtype": "auto", **values})  # indexes made before it could be chosen
-
-
-def digest(parts: Mapping[str, str]) -> str:
-    """Return the hex sha256 that identifies *parts*, whatever their order.
-
-    >>> digest({"a": "1", "b": "2"}) == digest({"b": "2", "a": "1"})
-    True
-    """
-    return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()
-
-
-def require_same(stored: Mapping[str, str], current: Mapping[str, str], *, where: str, remedy: str) -> None:
-    """Return if two fingerprints agree.
-
-    Raises:
-        FingerprintMismatchError: names the first part that differs, both values, and *remedy*.
-    """
-    for name in sorted({*stored, *current}):
-        if stored.get(name) != current.get(name):
-            raise FingerprintMismatchError(
-                f"{where} was made with {name} {stored.get(name)!r}, this one has {current.get(name)!r}; {remedy}"
-            )

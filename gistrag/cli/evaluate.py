@@ -31,8 +31,9 @@ import typer
 from gistrag import __version__
 from gistrag.cli import command
 from gistrag.errors import FingerprintMismatchError, UsageError
-from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, HELD_OUT, KvCacheDtype, Placement, require_same
+from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, HELD_OUT, KvCacheDtype, Placement
 from gistrag.storage import files
+from gistrag.storage.fingerprint import require_same
 
 if TYPE_CHECKING:
     from gistrag.engine import Engine

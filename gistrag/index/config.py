@@ -11,7 +11,8 @@ from pathlib import Path
 
 from gistrag.errors import IndexFolderError, UsageError
 from gistrag.index.database import Database, nothing_built
-from gistrag.settings import IndexSettings, digest
+from gistrag.settings import IndexSettings
+from gistrag.storage.fingerprint import digest
 
 NAME = "config"
 

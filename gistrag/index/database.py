@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 from gistrag.errors import IncompleteIndexError, IndexFolderError, ResourceError
 from gistrag.index import schema
-from gistrag.settings import digest
 from gistrag.storage import files
+from gistrag.storage.fingerprint import digest
 
 BUSY_S = 5.0
 """How long SQLite waits for others, seconds; readers take milliseconds."""

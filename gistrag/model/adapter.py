@@ -32,7 +32,8 @@ from torch import Tensor
 
 from gistrag.errors import ModelNotFoundError
 from gistrag.model.hashing import folder_sha256
-from gistrag.settings import ADAPTER_FILE, AdapterSettings, require_same
+from gistrag.settings import ADAPTER_FILE, AdapterSettings
+from gistrag.storage.fingerprint import require_same
 
 
 def _compiled_when_called(function: Callable[..., Any] | None = None, **options: Any) -> Any:

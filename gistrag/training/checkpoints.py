@@ -36,8 +36,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gistrag.errors import DivergedError, FingerprintMismatchError, UsageError
-from gistrag.settings import require_same
 from gistrag.storage import files
+from gistrag.storage.fingerprint import require_same
 from gistrag.training.recipe import Recipe
 from gistrag.training.sampler import Batch
 from gistrag.training.trainer import Trainer
