@@ -46,6 +46,16 @@ class Chunk:
     page: int | None
     tokens: int
 
+    @property
+    def search_text(self) -> str:
+        """The text that is embedded: the chunk below its headings, which often name what it is about.
+
+        >>> chunk = Chunk(ordinal=0, start=0, end=3, text="One", heading=("Oil", "Gas"), page=None, tokens=1)
+        >>> chunk.search_text.splitlines()
+        ['Oil > Gas', 'One']
+        """
+        return "\n".join((" > ".join(self.heading), self.text)).strip()
+
 
 class Chunker:
     """Cuts documents into chunks of at most *chunk_tokens* tokens of *tokenizer*."""

@@ -171,7 +171,7 @@ class Corpus:
 
     def _put(self, path: str, chunks: Sequence[Chunk]) -> None:
         """Index the chunks of an article as one document."""
-        vectors = self._embedder.embed_documents([_searched(chunk) for chunk in chunks])
+        vectors = self._embedder.embed_documents([chunk.search_text for chunk in chunks])
         entries, start = [], 0
         for (ordinal, chunk), parts in zip(enumerate(chunks), vectors, strict=True):
             placed = replace(chunk, ordinal=ordinal, start=start, end=start + len(chunk.text))
@@ -229,10 +229,6 @@ class Corpus:
 
 def _document(path: str, text: str) -> Document:
     return Document(path=path, sha256="", size=len(text), mtime_ns=0, kind="text", text=text)
-
-
-def _searched(chunk: Chunk) -> str:
-    return "\n".join((" > ".join(chunk.heading), chunk.text)).strip()  # as `gistrag.index.builder` embeds it
 
 
 @contextmanager

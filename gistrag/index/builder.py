@@ -264,7 +264,7 @@ class Builder:
         finished: list[IndexedChunk] = []
         for batch in _batches(works, lengths=[len(work.ids) for work in works]):
             usable = self._compress(batch)
-            vectors = self._embedder.embed_documents([_searched(work.chunk) for work in batch])
+            vectors = self._embedder.embed_documents([work.chunk.search_text for work in batch])
             for work, parts in zip(batch, vectors, strict=True):
                 key = work.key if work.key in usable else None
                 finished.append(IndexedChunk(chunk=work.chunk, gist_key=key, vectors=parts))
@@ -331,11 +331,6 @@ def _patterns(given: Sequence[str]) -> list[str]:
 def _with_folders(path: str) -> list[str]:
     """Return a path and all folders it lies in."""
     return [path, *map(str, PurePosixPath(path).parents)]
-
-
-def _searched(chunk: Chunk) -> str:
-    """Return the text by which a chunk is found: under its heading path, which often names what it is about."""
-    return "\n".join((" > ".join(chunk.heading), chunk.text)).strip()
 
 
 def _batches(items: Sequence[_Item], *, lengths: Sequence[int]) -> Iterator[list[_Item]]:
