@@ -215,7 +215,7 @@ def test_examples_in_python(url: str, capsys: pytest.CaptureFixture[str]) -> Non
 
     told = capsys.readouterr().out
     assert "bees.md, Bees" in told
-    assert "slots stand for" in told
+    assert "gist tokens stand for" in told
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")

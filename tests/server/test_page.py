@@ -154,11 +154,11 @@ def test_ask(page: Any, say: Say) -> None:
     entry.locator(".sources").wait_for()
 
     assert "Where is the honey?" == entry.locator("h2").inner_text()
-    assert "In combs of wax." == entry.locator(".said").inner_text()
+    assert "In combs of wax." == entry.locator(".answer").inner_text()
     assert "false" == entry.get_attribute("aria-busy")
     assert ["bees.md, Bees", "mills.md, Mills"] == entry.locator(".place").all_inner_texts()
     assert ["gists", "gists"] == entry.locator(".how").all_inner_texts()
-    assert "gist slots stand for" in entry.locator(".cost").inner_text()
+    assert "of text" in entry.locator(".cost").inner_text()
     assert "to the first word" in entry.locator(".cost").inner_text()
 
     entry.locator(".sources a").first.click()
@@ -188,7 +188,7 @@ def test_modes_and_documents(page: Any, say: Say) -> None:
     )
     assert "only in mills.md" in entry.locator("h2").inner_text()
     assert "read as text" in entry.locator(".cost").inner_text()
-    page.get_by_role("button", name="Asking only mills.md").click()
+    page.get_by_role("button", name="Searching only in mills.md").click()
     assert page.locator("#scope").is_hidden()
 
 
@@ -199,14 +199,14 @@ def test_stop(page: Any, say: Say) -> None:
 
     for act in (lambda: page.get_by_role("button", name="Stop").click(), lambda: page.keyboard.press("Escape")):
         entry = ask(page, "How long?")
-        entry.locator(".said", has_text="on").wait_for()
+        entry.locator(".answer", has_text="on").wait_for()
         assert "true" == entry.get_attribute("aria-busy")
         act()
         entry.get_by_text("Stopped.").wait_for()
-        assert 0 < len(entry.locator(".said").inner_text()) < 300
+        assert 0 < len(entry.locator(".answer").inner_text()) < 300
 
     say("Again.")
-    ask(page, "And now?").locator(".said", has_text="Again.").wait_for()
+    ask(page, "And now?").locator(".answer", has_text="Again.").wait_for()
 
 
 def test_what_goes_wrong_is_said(browser: Any, address: str, say: Say) -> None:
@@ -217,15 +217,15 @@ def test_what_goes_wrong_is_said(browser: Any, address: str, say: Say) -> None:
         alarm.wait_for()
 
         assert "the model's context window has 1024" in alarm.inner_text()
-        ask(page, "Why?").locator(".said", has_text="Fine.").wait_for()
+        ask(page, "Why?").locator(".answer", has_text="Fine.").wait_for()
 
 
 def test_an_empty_index_says_what_to_do(page: Any) -> None:
     """Where there are no documents, the page says so, and so does an answer."""
     ready(page).get_by_label("Index").select_option("empty")
-    page.locator("#facts", has_text="no documents in this index yet").wait_for()
+    page.locator("#facts", has_text="This index has no documents yet").wait_for()
 
-    ask(page, "Anything?").locator(".said", has_text="There are no documents").wait_for()
+    ask(page, "Anything?").locator(".answer", has_text="There are no documents").wait_for()
     assert 0 == page.locator(".sources").count()
 
 
@@ -233,7 +233,7 @@ def test_an_index_that_does_not_open_says_so(browser: Any, address: str, say: Sa
     """After a question too; what was asked in the index before is gone."""
     say("Fine.")
     with opened(browser, address, tolerated="status of 429") as page:
-        ask(ready(page), "Why?").locator(".said", has_text="Fine.").wait_for()
+        ask(ready(page), "Why?").locator(".answer", has_text="Fine.").wait_for()
         page.route(
             "**/v1/documents?model=evil", lambda one: one.fulfill(status=429, json={"error": {"message": "full"}})
         )
@@ -249,11 +249,11 @@ def test_an_answer_stays_while_the_index_opens(page: Any, say: Say) -> None:
     page.route("**/v1/documents?model=evil", lambda one: held.append(one))
     ready(page).get_by_label("Index").select_option("evil")
     entry = ask(page, "Why?")
-    entry.locator(".said", has_text="Fine.").wait_for()
+    entry.locator(".answer", has_text="Fine.").wait_for()
     held[0].continue_()
     page.locator("#show-documents", has_text="1 document").wait_for()
 
-    assert "Fine." == entry.locator(".said").inner_text()
+    assert "Fine." == entry.locator(".answer").inner_text()
 
 
 def test_nothing_that_is_said_or_read_becomes_markup(page: Any, say: Say) -> None:
@@ -266,7 +266,7 @@ def test_nothing_that_is_said_or_read_becomes_markup(page: Any, say: Say) -> Non
     entry.locator(".sources a").click()
     page.get_by_role("dialog").wait_for()
 
-    assert EVIL == entry.locator(".said").inner_text() == entry.locator("h2").inner_text()
+    assert EVIL == entry.locator(".answer").inner_text() == entry.locator("h2").inner_text()
     assert EVIL == page.locator("#passage p").inner_text()
     assert 0 == page.locator("main img, dialog img, main script, dialog script").count()
     links = page.locator("main a").evaluate_all("(links) => links.map((one) => one.getAttribute('href'))")
@@ -287,7 +287,7 @@ def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: S
         page.get_by_role("textbox", name="API key").fill("alice-0123456789")
         page.get_by_role("button", name="Continue").click()
 
-        ask(ready(page), "May I?").locator(".said", has_text="Yes.").wait_for()
+        ask(ready(page), "May I?").locator(".answer", has_text="Yes.").wait_for()
         page.reload()
         ready(page)
         assert 0 == page.locator("#key[open]").count()
