@@ -22,22 +22,11 @@ from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
 from gistrag.index.vector_index import VectorIndex
 from gistrag.index.vector_store import VectorFile
+from gistrag.qa.stop_words import STOP_WORDS
 
 RANK_OFFSET = 60
 DEPTH_MIN = 50
 """A list goes this deep at least: a chunk that is 20th in both beats one that is first in one and not in the other."""
-
-# BM25 gives these next to nothing anyway, but a chunk that holds one would enter the list, and a rank is a rank.
-STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        a about an and are as at be been but by can could did do does for from had has have he her his how i if in
-        into is it its me my no not of on or our she so that the their them there these they this those to was we
-        were what when where which who whom whose why will with would you your
-        """,
-    )
-)
 
 
 class QuestionEmbedder(Protocol):

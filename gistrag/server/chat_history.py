@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gistrag.index.retriever import STOP_WORDS
+from gistrag.qa.stop_words import STOP_WORDS
 
 FOLLOW_UPS_MAX = 3
 
