@@ -39,7 +39,7 @@ app = command.application()
     epilog=command.examples(
         "gistrag synthesize docs/ -o qa.jsonl",
         "gistrag synthesize docs/ -o qa.jsonl --base-url http://localhost:8000/v1 --teacher my-model",
-        "gistrag synthesize docs/ -o probes.jsonl --kinds probe",
+        "gistrag synthesize docs/ -o planted.jsonl --kinds planted",
         "gistrag synthesize squad.jsonl.gz -o long.jsonl --kinds long --limit 500 --training-only",
     ),
 )
@@ -48,49 +48,50 @@ def synthesize(
         Path, typer.Argument(metavar="SOURCE", help="A folder of documents, or a file of contexts.", exists=True)
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="JSON lines; one that was begun is gone on with.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Output JSONL file; an existing one is resumed.")
     ],
     kinds: Annotated[
-        str, typer.Option(metavar="KINDS", help="Of detail, theme, inference, long and probe, with commas between.")
+        str,
+        typer.Option(metavar="KINDS", help="Some of detail, theme, inference, long and planted, separated by commas."),
     ] = "detail,theme,inference",
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="So many passages, drawn by the seed; else all.")
+        int | None, typer.Option(min=1, metavar="N", help="Most passages, drawn at random; default all.")
     ] = None,
     window: Annotated[
-        int, typer.Option(min=16, metavar="N", help="Most tokens of a passage of a document.")
+        int, typer.Option(min=16, metavar="N", help="Most tokens of a passage.")
     ] = IndexSettings.chunk_tokens,
     training_only: Annotated[
-        bool, typer.Option("--training-only", help="Leave out articles of a file that are held out for evaluation.")
+        bool, typer.Option("--training-only", help="Leave out the articles that are held out for evaluation.")
     ] = False,
     base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Of an OpenAI-compatible endpoint; else the base model writes.")
+        str | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible endpoint of the teacher; default: the base model writes."),
     ] = None,
-    teacher: Annotated[str | None, typer.Option(metavar="NAME", help="Model of the endpoint.")] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="NAME", help="Model name at the endpoint.")] = None,
     timeout_s: Annotated[
-        float, typer.Option("--timeout", min=0.1, metavar="S", help="For an answer of the endpoint.")
+        float, typer.Option("--timeout", min=0.1, metavar="S", help="Most seconds for one answer of the endpoint.")
     ] = 120.0,
-    retries: Annotated[int, typer.Option(min=0, metavar="N", help="Further attempts where one fails.")] = 4,
+    retries: Annotated[int, typer.Option(min=0, metavar="N", help="Further attempts after a failed request.")] = 4,
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
     ] = DEFAULT_MODEL,
-    quantize: Annotated[
-        Literal["none", "nf4"], typer.Option(help="Whether the base model is loaded in 4 bits.")
-    ] = "none",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of passages, phrasings and planted facts.")] = 0,
+    quantize: Annotated[Literal["none", "nf4"], typer.Option(help="nf4 loads the base model in 4 bits.")] = "none",
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of passages, wordings and planted facts.")] = 0,
     strict: Annotated[
-        bool, typer.Option("--strict", help="End with code 3 if a file was skipped or a request not answered.")
+        bool, typer.Option("--strict", help="Exit with code 3 if a file was skipped or a request got no answer.")
     ] = False,
     device: command.Device = None,
     as_json: command.Json = False,
     quiet: command.Quiet = False,
     debug: command.Debug = False,
 ) -> int:
-    """Write training questions about documents.
+    """Write training questions and answers about documents.
 
-    What a passage does not say is dropped, and what the base model knows without it. The same command goes on
-    where it stopped, and asks again what was not answered. The key of an endpoint is taken from
-    GISTRAG_TEACHER_KEY or OPENAI_API_KEY.
+    Answers that their passage does not support are dropped, and questions that the base model answers without the
+    passage. The same command resumes where it stopped, and repeats the requests that got no answer. The key of an
+    endpoint is taken from GISTRAG_TEACHER_KEY or OPENAI_API_KEY.
     """
+    from gistrag.qa.planted_facts import PLANTED
     from gistrag.training.generate import TASKS, Ledger, Synthesis, choose
 
     started_s = time.monotonic()
@@ -99,7 +100,7 @@ def synthesize(
     remote = _endpoint(base_url, teacher, timeout_s=timeout_s, retries=retries)
     with Ledger.opened(output) as ledger, _watching(is_quiet=quiet) as progress:
         passages, skipped = _passages(source, base, window=window, training_only=training_only)
-        writer = None if wanted == ["probe"] else remote or _local(base)
+        writer = None if wanted == [PLANTED] else remote or _local(base)
         judge = _local(base) if TASKS.keys() & wanted else None
         run = Synthesis(ledger, teacher=writer, judge=judge, seed=seed, progress=progress)
         report = run.run(choose(passages, limit, seed=seed), wanted)
@@ -113,21 +114,23 @@ def synthesize(
 
 
 def kinds_from(listed: str) -> list[str]:
-    """Return the kinds of a list with commas.
+    """Return the kinds of a list with commas, as records name them.
 
     Raises:
         UsageError: none, or one that does not exist.
 
-    >>> kinds_from("long, probe")
+    >>> kinds_from("long, planted")
     ['long', 'probe']
     """
+    from gistrag.qa.planted_facts import PLANTED
     from gistrag.training.generate import Kind
 
-    kinds = list(dict.fromkeys(kind.strip() for kind in listed.split(",") if kind.strip()))
-    unknown = [kind for kind in kinds if kind not in get_args(Kind)]
-    if unknown or not kinds:
-        raise UsageError(f"--kinds takes some of {', '.join(get_args(Kind))}, with commas between, got {listed!r}")
-    return kinds
+    names = {**{kind: kind for kind in get_args(Kind)}, "planted": PLANTED}
+    given = list(dict.fromkeys(kind.strip() for kind in listed.split(",") if kind.strip()))
+    if not given or not names.keys() >= set(given):
+        known = ", ".join(kind for kind in names if kind != PLANTED)
+        raise UsageError(f"--kinds takes some of {known}, separated by commas, got {listed!r}")
+    return list(dict.fromkeys(names[kind] for kind in given))
 
 
 def _load(name: str, quantize: Literal["none", "nf4"], device: str | None) -> GistModel:
@@ -145,17 +148,17 @@ def _local(base: Callable[[], GistModel]) -> Teacher:
 
 
 def _endpoint(base_url: str | None, name: str | None, *, timeout_s: float, retries: int) -> Teacher | None:
-    """Return the endpoint as a teacher, None where none is named.
+    """Return the endpoint as a teacher, None if none is named.
 
     Raises:
-        UsageError: only one of address and name, or no address.
+        UsageError: an address without a name or the reverse, an address that is none, or no openai package.
     """
     from gistrag.training.teacher import EndpointTeacher
 
     if base_url is None and name is None:
         return None
     if base_url is None or name is None:
-        raise UsageError("an endpoint needs both, --base-url and --teacher; without either the base model writes")
+        raise UsageError("--base-url and --teacher go together; leave both out and the base model writes")
     key = next((os.environ[variable] for variable in KEYS if os.environ.get(variable)), None)
     return EndpointTeacher(base_url, name, key=key, timeout_s=timeout_s, retries=retries)
 
@@ -169,12 +172,12 @@ def _passages(
         return passages_of_folder(source, base().text_tokenizer, window=window)
     passages, dropped = passages_of_file(source, training_only=training_only)
     if dropped:
-        command.say(f"{dropped:,} lines of {source} left out: not JSON, or without context, question or answer")
+        command.say(f"skipped {dropped:,} lines of {source}: not JSON, or without context, question or answer")
     return passages, []
 
 
 def summary(output: Path, report: Report, skipped: Sequence[Skipped], *, seconds: float) -> dict[str, Any]:
-    """Return what a run did."""
+    """Return the counts of a run for programs."""
     return {
         "output": str(output),
         "written": dict(sorted(report.written.items())),
@@ -186,7 +189,7 @@ def summary(output: Path, report: Report, skipped: Sequence[Skipped], *, seconds
 
 
 def lines(done: dict[str, Any]) -> list[str]:
-    """Return a summary for people."""
+    """Return the counts of a run for people."""
     told = [f"skipped {row['path']}: {row['reason']}" for row in done["skipped"][:REASONS_SHOWN]]
     if len(done["skipped"]) > REASONS_SHOWN:
         told.append(f"… and {len(done['skipped']) - REASONS_SHOWN:,} more files")
@@ -201,21 +204,21 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _require_answers(report: Report) -> None:
-    """Return if the teacher answered at all, or was not asked.
+    """Return if the teacher answered any request, or got none.
 
     Raises:
-        ResourceError: it was asked, and answered nothing.
+        ResourceError: it answered none of its requests.
     """
     unanswered = report.dropped["unanswered"]
     if unanswered and unanswered == report.dropped.total() and not report.written:
         raise ResourceError(
-            f"expected a teacher that answers, got no answer to any of {unanswered:,} requests; "
-            "bring it up, or check --base-url, and run the same command again"
+            f"the teacher answered none of {unanswered:,} requests; "
+            "start it, or check --base-url, and run the same command again"
         )
 
 
 class _Watch:
-    """Tells how many texts are done: a bar on a terminal, elsewhere a plain line now and then."""
+    """Shows how many texts are done: a bar on a terminal, elsewhere a line every `INTERVAL_S` seconds."""
 
     def __init__(self, bar: rich.progress.Progress) -> None:
         self._bar = bar
@@ -223,14 +226,14 @@ class _Watch:
         self._started_s = self._spoke_s = time.monotonic()
 
     def plan(self, *, chunks: int, tokens: int, gist_bytes: int) -> None:
-        """Say how many texts are ahead."""
+        """Print how many texts are to be written."""
         self._count = chunks
         self._started_s = self._spoke_s = time.monotonic()
         command.say(f"{chunks:,} texts to write")
         self._bar.add_task("", total=chunks)
 
     def advance(self, *, chunks: int, tokens: int) -> None:
-        """Move the bar, or print a line when it is time for one."""
+        """Move the bar, or print a line if one is due."""
         self._done += chunks
         now_s = time.monotonic()
         self._bar.advance(self._bar.task_ids[0], chunks)

@@ -103,7 +103,7 @@ def test_an_endpoint_that_is_down_ends_with_one_line(
     told = capsys.readouterr().err
 
     assert 5 == code
-    assert "expected a teacher that answers" in told.splitlines()[-1]
+    assert "the teacher answered none of 10 requests" in told.splitlines()[-1]
     assert "Traceback" not in told
     assert 0 == run(docs, serve(good))
     assert 10 == len(records(docs.parent / "qa.jsonl"))
@@ -148,7 +148,7 @@ def test_people_get_counts(
     """What is ahead, what was written by kind, what was dropped and why, and which files were skipped."""
     (docs / "broken.pdf").write_text("no pdf")
 
-    run(docs, serve(lambda number, body: good(number, body) if number else "nothing"), "--kinds", "detail,probe")
+    run(docs, serve(lambda number, body: good(number, body) if number else "nothing"), "--kinds", "detail,planted")
 
     told = capsys.readouterr()
     assert "20 texts to write" in told.err
@@ -160,7 +160,7 @@ def test_people_get_counts(
 
 def test_json_is_one_line(docs: Path, base: GistModel, capsys: pytest.CaptureFixture[str]) -> None:
     """For programs, nothing else on standard output; with --quiet nothing on standard error."""
-    code = run(docs, None, "--kinds", "probe", "--limit", "4", "--json", "--quiet")
+    code = run(docs, None, "--kinds", "planted", "--limit", "4", "--json", "--quiet")
 
     captured = capsys.readouterr()
     assert (0, "") == (code, captured.err)
@@ -176,7 +176,7 @@ def test_the_local_model_can_write(docs: Path, base: GistModel, capsys: pytest.C
     assert 4 == sum(done["dropped"].values()) + sum(done["written"].values())
 
 
-def test_a_file_of_contexts_needs_no_model_for_probes(
+def test_a_file_of_contexts_needs_no_model_for_planted_facts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing is loaded that is not needed."""
@@ -195,7 +195,7 @@ def test_a_file_of_contexts_needs_no_model_for_probes(
     [
         (("--kinds", "riddle"), "riddle"),
         (("--kinds", ","), "--kinds takes"),
-        (("--teacher", "tutor"), "--base-url and --teacher"),
+        (("--teacher", "tutor"), "--base-url and --teacher go together"),
         (("--base-url", "localhost:8000", "--teacher", "tutor"), "http://localhost:8000/v1"),
         (("-o", "missing/folder/qa.jsonl"), "cannot write"),
     ],
@@ -228,6 +228,6 @@ def test_progress_is_a_line_now_and_then(
     """Where nobody watches a terminal."""
     monkeypatch.setattr(synthesize, "INTERVAL_S", 0.0)
 
-    run(docs, None, "--kinds", "probe")
+    run(docs, None, "--kinds", "planted")
 
     assert "10 of 10 texts, 0 s left" in capsys.readouterr().err

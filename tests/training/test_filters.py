@@ -1,0 +1,193 @@
+"""Which of a teacher's texts are kept, and why the others are dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gistrag.training.filters import SeenQuestions, cohesion, is_known, pair_flaw, parse, polish, support
+
+TOWER = "The tower was built by Adela Novak in 1931. It is 80 metres high and stands on a hill above the harbour."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Q: Who built it?\nA: Adela Novak",
+        "q: Who built it?\n\na: Adela Novak",
+        "Sure! Here it is.\n\n**Question:** Who built it?\n**Answer:** Adela Novak",
+        "Question 1: Who built it? Answer: Adela Novak",
+        "- Q: Who built it?\n- A: Adela Novak\n\nQ: And when?\nA: 1931",
+        "Q: Who built it?\nA: Adela Novak\nA: Adela\nA: Novak",
+        'Of course:\n```json\n{"question": "Who built it?", "answer": "Adela Novak"}\n```',
+        '[{"question": "Who built it?", "answer": "Adela Novak"}, {"question": "When?", "answer": "1931"}]',
+    ],
+)
+def test_a_pair_is_found(text: str) -> None:
+    """In lines or JSON, with whatever stands around it; of several the first."""
+    assert ("Who built it?", "Adela Novak") == parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "I am sorry.", "Q: Who built it?", "A: Adela Novak", "Q:\nA: Adela", "Q: Who built it?\nA:",
+     '{"question": "Who built it?"}', '{"question": "Who built it?", "answer": ', "[]", "{}"],
+)  # fmt: skip
+def test_what_is_no_pair_is_none(text: str) -> None:
+    """Half a pair is none."""
+    assert parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("Adela Novak", 1.0),
+        ("the towers", 1.0),  # endings are forgiven
+        ("80 metres", 1.0),
+        ("81 metres", 0.0),
+        ("in 1931, by Novak", 1.0),
+        ("a castle", 0.0),
+        ("a tower and a castle", 0.5),
+        ("the hill where Tomas Brandt lived", 0.0),  # a name it does not hold
+        ("yes", 0.0),
+        ("It is.", 0.0),  # says nothing
+    ],
+)
+def test_support_is_the_share_of_words_held(answer: str, share: float) -> None:
+    """Content words count; a number or name that the passage lacks ends it."""
+    assert share == support(answer, TOWER)
+
+
+GOOD = "The tower was built by Adela Novak in 1931, and it stands on a hill above the harbour."
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "reason"),
+    [
+        (GOOD, GOOD, ""),
+        (f"{GOOD} It is 80 metres high.", f"{GOOD} It is 80 metres high.", ""),
+        (f"{GOOD} It is 90 metres high.", GOOD, "unsupported"),
+        (f"{GOOD} It was painted green by sailors from abroad.", GOOD, "unsupported"),
+        ("Adela Novak is 80 metres high and stands in the tower of the harbour of 1931.", "", "unsupported"),
+        (f"{GOOD} It is (80 metres high.", GOOD, "unfinished"),
+        (f'{GOOD} It is "80 metres high.', GOOD, "unfinished"),
+        (f"{GOOD} It stands there.", GOOD, "short"),
+        ("The tower that is so high is above the harbour, high on the hill.", "", "short"),
+        ("The passage does not say that the tower was built by Adela Novak in 1931.", "", "unsupported"),
+        (f"{GOOD} It is 80 metres high and it is 80 metres high.", GOOD, "repetitive"),
+        (f"{GOOD} {GOOD}", GOOD, "repetitive"),
+        (f"{GOOD} The tower was built by Adela", GOOD, "unfinished"),
+        ("It is 80 metres high.", "", "short"),
+        ("The tower was built by", "", "unfinished"),
+        ("The passage gives an overview of the information.", "", "short"),
+        (f"Passage: {GOOD}", "", "unsupported"),
+        ("", "", "short"),
+    ],
+)
+def test_a_long_answer_is_kept_as_far_as_it_is_good(text: str, kept: str, reason: str) -> None:
+    """Up to the first sentence that is unfinished, not held by the passage, or was said before."""
+    assert (kept, reason) == polish(text, TOWER)
+
+
+def test_a_heading_need_not_be_repeated() -> None:
+    """A passage says nothing of what stands above it, an answer may."""
+    text = "The Lighthouse of Varn was built by Adela Novak in 1931 and stands on a hill above the harbour."
+
+    assert ("", "unsupported") == polish(text, TOWER)
+    assert (text, "") == polish(text, TOWER, "Lighthouse of Varn")
+
+
+def test_words_put_together_anew_are_not_held() -> None:
+    """Neighbouring words must stand in one sentence of the passage, or in what it is about."""
+    text = "The tower is red. The mill by the river is old."
+
+    assert 1.0 == cohesion("The mill is an old one by a river.", text)
+    assert 0.5 == cohesion("The red mill is old.", text)
+    assert 0.0 == cohesion("An old tower", text)
+    assert 1.0 == cohesion("A red farm", text, "The farm")
+    assert 0.0 == cohesion("Old", text)
+
+
+def test_a_list_is_kept_item_by_item() -> None:
+    """With the line it begins with; a single item is no list."""
+    items = ["1. The tower was built by Adela Novak in 1931.", "2. It is 80 metres high.", "3. It stands on a"]
+    head = "The main points are:\n\n"
+
+    assert (head + "\n".join(items[:2]), "unfinished") == polish(head + "\n".join(items), TOWER)
+    assert ("", "unsupported") == polish(f"{head}1. {GOOD}\n2. It belongs to the Smiths of the harbour.", TOWER)
+    assert ("", "short") == polish("The main points are:", TOWER)
+
+
+def test_abbreviations_end_no_sentence() -> None:
+    """A text is not cut in the middle of a name."""
+    text = "Near St. John's, on a hill above the harbour, Adela Novak built a tower that is 80 metres high."
+
+    assert (text, "") == polish(text, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "answer", "flaw"),
+    [
+        ("detail", "Who built the tower?", "Adela Novak", ""),
+        ("detail", "Who built the tower?", "Tomas Brandt", "unsupported"),
+        ("detail", "Who does the passage name?", "Adela Novak", "unclear"),
+        ("detail", "Who built the tower?", "The answer is: Adela Novak", "unclear"),
+        ("theme", "What is the tower?", "A high one above the harbour.", ""),
+        ("theme", "What is the tower?", "A high one above the", "unfinished"),
+        ("theme", "What is the tower?", "The tower on the hill, the tower on the hill.", "repetitive"),
+        ("inference", "Why is it easy to see?", "It is high, and stands on a hill.", ""),
+        ("inference", "Why is it easy to see?", "Sailors painted every wall in bright colours.", "unsupported"),
+    ],
+)
+def test_flaws_of_a_pair(kind: str, question: str, answer: str, flaw: str) -> None:
+    """A question stands for itself; an answer is finished, says a thing once, and is held by the passage."""
+    assert flaw == pair_flaw(kind, question, answer, TOWER)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"), [("Adela Novak", True), ("It was the Adela Novak!", True), ("Adela", False), ("", False)]
+)
+def test_a_known_answer(said: str, known: bool) -> None:
+    """An answer counts as known when it is or holds the right one."""
+    assert known == is_known("detail", said, "Adela Novak")
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("A water mill uses the flow of a river to grind grain into flour.", True),
+        ("It is a mill by the river that grinds.", False),
+        ("I have no idea what the passage is about.", False),
+    ],
+)
+def test_a_known_sentence(said: str, known: bool) -> None:
+    """A sentence is known in other words too, if most of them are the same."""
+    assert known == is_known("theme", said, "A water mill uses the river's flow to grind grain into flour.")
+
+
+def asked(question: str, *, kind: str = "detail", context: str = "c", source: str = "s") -> dict[str, Any]:
+    """Return the part of a record that duplicates are told by."""
+    return {"question": question, "kind": kind, "context": context, "source": source}
+
+
+def test_the_same_question_is_asked_once() -> None:
+    """In the same words anywhere, or nearly the same about one source."""
+    questions = SeenQuestions()
+    first = "Who built the old tower above the harbour of the town?"
+
+    assert questions.is_new(asked(first))
+    assert not questions.is_new(asked("who built the old tower above the harbour of a town", source="t"))
+    assert not questions.is_new(asked("Who built the old tower above the harbour of that town?"))
+    assert questions.is_new(asked("Who built the old tower above the harbour of that town?", source="t"))
+    assert questions.is_new(asked("When was the tower built?"))
+
+
+def test_tasks_and_planted_facts_repeat_about_other_passages() -> None:
+    """Their few wordings are duplicates only about the same passage."""
+    questions = SeenQuestions()
+
+    for kind in ("long", "probe name"):
+        assert questions.is_new(asked("Give a short summary.", kind=kind, context=f"{kind} a"))
+        assert questions.is_new(asked("Give a short summary.", kind=kind, context=f"{kind} b"))
+        assert not questions.is_new(asked("Give a short summary.", kind=kind, context=f"{kind} a"))
