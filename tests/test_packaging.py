@@ -1,0 +1,152 @@
+"""What is published: the contents of the wheel and of the source archive, and the libraries they declare."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+
+import gistrag
+
+ROOT = Path(__file__).parents[1]
+SUFFIXES = {".py", ".typed", ".html", ".md", ".json", ".safetensors"}  # of files in gistrag/
+LICENSES = {"LICENSE", "LICENSE-CC-BY-SA-4.0.txt"}
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source archive, built from this checkout without a network."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True, capture_output=True
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(archives: Path) -> dict[str, str]:
+    """The names of the wheel's files; the text of its metadata."""
+    with ZipFile(next(archives.glob("*.whl"))) as archive:
+        return {name: archive.read(name).decode() if name.endswith("METADATA") else "" for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def sources(archives: Path) -> set[str]:
+    """The names of the files in the source archive, without its top folder."""
+    with tarfile.open(next(archives.glob("*.tar.gz"))) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+def project() -> dict[str, Any]:
+    """Return the [project] table of pyproject.toml."""
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return table
+
+
+def shipped() -> set[str]:
+    """Return the files of the package's folder, as a wheel names them."""
+    files = {path.relative_to(ROOT) for path in (ROOT / "gistrag").rglob("*") if path.is_file()}
+    return {path.as_posix() for path in files if "__pycache__" not in path.parts}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: dict[str, str]) -> None:
+    """A wheel holds every file of gistrag/ (rooms, page, adapter, py.typed) and its own metadata."""
+    files = {name for name in wheel if ".dist-info/" not in name}
+
+    assert files == shipped()
+    assert {Path(name).suffix for name in files} == SUFFIXES
+
+
+def test_the_wheel_carries_both_licenses(wheel: dict[str, str]) -> None:
+    """The code is under Apache-2.0, the weights under CC BY-SA 4.0: the expression names both, both texts are there."""
+    metadata = next(text for name, text in wheel.items() if name.endswith("/METADATA"))
+
+    assert {Path(name).name for name in wheel if ".dist-info/licenses/" in name} == LICENSES
+    assert "\nLicense-Expression: Apache-2.0 AND CC-BY-SA-4.0\n" in metadata
+    assert f"\nVersion: {gistrag.__version__}\n" in metadata
+
+
+def test_the_source_archive_holds_what_the_tests_need(sources: set[str]) -> None:
+    """Who unpacks the source archive can build, test and read the project."""
+    wanted = {
+        *("README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "constraints.txt", "mkdocs.yml", ".ci/run"),
+        *("tests/conftest.py", "tests/test_packaging.py", "tests/data/questions.jsonl", "docs/quickstart.md"),
+        *("integrations/langchain-gistrag/pyproject.toml", "notebooks/LOG.md", "index/README.md"),
+    }
+
+    assert wanted | LICENSES | shipped() <= sources
+
+
+def test_the_source_archive_holds_no_leftovers(sources: set[str]) -> None:
+    """Caches, built indexes and folders outside of the repository stay at home."""
+    top = {name.partition("/")[0] for name in sources}
+    caches = [name for name in sources if re.search(r"__pycache__|\.pyc$|_cache/|egg-info|checkpoints/", name)]
+
+    assert caches == []
+    assert {name for name in sources if name.startswith("index/")} <= {"index/README.md", "index/.gitignore"}
+    assert not top & {".venv", "shared", "build", "dist"}
+
+
+def third_party(folder: Path) -> set[str]:
+    """Return the libraries that the modules of *folder* import, at any depth of their source."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names) - {"gistrag", "__future__"}
+
+
+def declared(requirements: Iterable[str]) -> set[str]:
+    """Return the normalized names of *requirements*."""
+    return {re.split(r"[\s\[<>=!~;]", one)[0].lower().replace("_", "-") for one in requirements}
+
+
+@pytest.fixture(scope="module")
+def owners() -> Mapping[str, list[str]]:
+    """The distributions that bring a library, by the library's name."""
+    return packages_distributions()
+
+
+def test_every_import_is_declared(owners: Mapping[str, list[str]]) -> None:
+    """A library that gistrag/ imports is a dependency, or belongs to an extra which users can ask for."""
+    extras = {name: needs for name, needs in project()["optional-dependencies"].items() if name not in {"dev", "docs"}}
+    needs = declared([*project()["dependencies"], *(one for needs in extras.values() for one in needs)])
+    imported = third_party(ROOT / "gistrag")
+
+    undeclared = {library for library in imported if not declared(owners.get(library, [library])) & needs}
+
+    assert undeclared == set()
+
+
+@pytest.mark.parametrize(("room", "extra"), [("server", "server"), ("server", "mcp"), ("training", "synthesize")])
+def test_an_extra_brings_what_its_room_imports(room: str, extra: str, owners: Mapping[str, list[str]]) -> None:
+    """An extra adds no library that the modules of its room do not import."""
+    libraries = third_party(ROOT / "gistrag" / room)
+
+    unused = declared(project()["optional-dependencies"][extra]) - declared(
+        name for library in libraries for name in owners.get(library, [library])
+    )
+
+    assert unused == set()
+
+
+def test_every_upper_bound_has_its_reason() -> None:
+    """A version is bounded from above only where private parts of a library are used, and a comment says which."""
+    text = (ROOT / "pyproject.toml").read_text("utf-8").partition("[tool.hatch")[0]
+    bounded = [line for line in text.splitlines() if re.search(r'"[\w.-]+(\[\w+\])?[^"]*,<', line)]
+
+    assert bounded
+    assert [line for line in bounded if " # gistrag/" not in line] == []
