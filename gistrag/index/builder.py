@@ -1,4 +1,4 @@
-"""Bringing an index into step with its folder, doing only what changed.
+"""Syncing an index with its folder of documents: only what changed is computed again.
 
 ::
 
@@ -7,8 +7,8 @@
                   ├─ new or changed          load → chunk → compress + embed → commit
                   └─ gone                    remove
 
-Chunks are worked off in batches across documents. A batch's gists are on disk before its rows are committed, so a
-build that is killed loses at most one batch, and finds even those gists again by their key.
+Chunks are computed in batches across documents. A batch's gists are on the disk before its rows are committed, so a
+build that is killed loses at most one batch, and the next build reuses even the gists of that one.
 """
 
 from __future__ import annotations
@@ -52,10 +52,17 @@ class SyncReport:
     """What a build did: paths by what happened to them, and totals.
 
     Attributes:
-        renamed: ``old → new``, these are not among the other paths; unchanged: how many documents were left alone.
-        gists_made, gists_found: gist files computed now, and found from an earlier build or an equal chunk.
-        without_gist: chunks that are read as text, being too short or not finite.
-        tokens: source tokens compressed now; gist_bytes: written for them.
+        added, changed, removed: paths of documents.
+        renamed: ``old → new``; these paths are in no other list.
+        unchanged: how many documents were left alone.
+        skipped: files that are no documents.
+        chunks: how many were indexed now.
+        tokens: source tokens compressed now.
+        gists_made: gist files written now.
+        gists_found: gist files reused from an earlier build or an equal chunk.
+        without_gist: chunks that are read as text, because they are too short or their gists are not finite.
+        gist_bytes: bytes of keys and values written now.
+        seconds: how long the build took.
     """
 
     added: list[str] = field(default_factory=list)
@@ -75,7 +82,7 @@ class SyncReport:
 
 @dataclass(frozen=True)
 class _Work:
-    """One chunk to be indexed: its token ids as they stand in a prompt, and the key of its gist, None for no gist."""
+    """One chunk to index: its token ids as they stand in a prompt, and the key of its gist, None for no gist."""
 
     document: Document
     chunk: Chunk
@@ -85,7 +92,14 @@ class _Work:
 
 
 class Builder:
-    """Everything a sync needs: an index open for writing, and what computes.
+    """Syncs one index with its folder.
+
+    Args:
+        store: open for writing and configured.
+        model: makes the gists.
+        embedder: makes the vectors.
+        progress: receives what is planned and done.
+        verify: hash every gist file before it is trusted, and try again what was skipped before.
 
     Attributes:
         report: what was done so far.
@@ -109,16 +123,16 @@ class Builder:
     def sync(
         self, folder: str | Path, *, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
     ) -> SyncReport:
-        """Bring the index into step with *folder* and return what was done.
+        """Sync the index with *folder* and return what was done.
 
         Args:
             folder: of documents.
-            include: gitignore-style patterns; where there are any, only files they match. None for those of last time.
-            exclude: gitignore-style patterns of files to leave out. None for those of last time.
+            include: gitignore-style patterns; where there are any, only files they match. None: as last time.
+            exclude: gitignore-style patterns of files to leave out. None: as last time.
 
         Raises:
             UsageError: no such folder.
-            ResourceError: the disk is too small for the gists; nothing was begun.
+            ResourceError: the disk is too small for the gists; no gist was computed.
         """
         started_s = time.monotonic()
         given = {"include": include, "exclude": exclude}
@@ -127,7 +141,7 @@ class Builder:
         stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
         found, skipped = find(folder, **patterns, known=stamps)
         self._store.set_patterns(**patterns)
-        pending = self._settle(known, found, skipped)
+        pending = self._apply_unread(known, found, skipped)
         documents, unread = self._read(folder, pending, known)
         works = list(self._work(documents))
         self._plan(works)
@@ -137,24 +151,24 @@ class Builder:
         self.report.seconds = time.monotonic() - started_s
         return self.report
 
-    def _settle(
+    def _apply_unread(
         self, known: Mapping[str, DocumentRow], found: Sequence[FoundFile], skipped: Sequence[Skipped]
     ) -> list[FoundFile]:
-        """Deal with all that needs no reading and return the files that do."""
+        """Record what is clear without reading a file: gone, renamed, unchanged. Return the files to read."""
         unreadable = {row.path for row in skipped}
         hidden = {path for path in known if not unreadable.isdisjoint(_with_folders(path))}
         for path in sorted(hidden):
             self._store.mark_stale(path)
         seen = hidden.union(file.path for file in found)
         gone = {path: row for path, row in known.items() if path not in seen}
-        pending = [file for file in found if not self._is_settled(file, known, gone)]
+        pending = [file for file in found if not self._is_unchanged(file, known, gone)]
         for path in sorted(gone):
             self._store.remove_document(path)
             self.report.removed.append(path)
         return pending
 
-    def _is_settled(self, file: FoundFile, known: Mapping[str, DocumentRow], gone: dict[str, DocumentRow]) -> bool:
-        """Return whether the content of *file* is indexed already, under its path or one that is gone."""
+    def _is_unchanged(self, file: FoundFile, known: Mapping[str, DocumentRow], gone: dict[str, DocumentRow]) -> bool:
+        """Return whether the content of *file* is indexed already, under its path or under one that is gone."""
         row = known.get(file.path) or self._renamed(file, gone)
         if row is None or row.sha256 != file.sha256 or not self._is_current(row):
             return False
@@ -177,20 +191,19 @@ class Builder:
         return None
 
     def _is_current(self, row: DocumentRow) -> bool:
-        """Return whether nothing of a document has to be made again."""
+        """Return whether no part of a document has to be computed again."""
         return row.gists_current and row.vectors_current and row.id not in self._damaged
 
     @cached_property
     def _damaged(self) -> set[int]:
-        """Ids of documents with a chunk that is damaged, or a gist that is missing or not what was recorded.
+        """Ids of documents with a damaged chunk, or a gist that is missing or differs from its record.
 
-        All, where a build that verifies finds index.db changed: what is not hashed row by row is written anew.
+        When a build that verifies finds index.db changed, all documents: not every row has a hash of its own.
         """
         if self._verify and manifest.differences(self._store):
             return {row.id for row in self._store.documents()}
-        broken = {
-            row.key for row in self._store.gists.rows() if not self._is_sound(row)
-        } | self._store.gists.unrecorded()
+        gists = self._store.gists
+        broken = {row.key for row in gists.rows() if not self._is_sound(row)} | gists.unrecorded()
         damaged = set(damaged_documents(self._store))
         return {row.id for row in self._store.documents() if row.path in damaged or self._uses(row, broken)}
 
@@ -198,7 +211,7 @@ class Builder:
         return bool(keys) and any(chunk.gist_key in keys for chunk in self._store.chunks_of(row.path))
 
     def _is_sound(self, row: GistRow) -> bool:
-        """Return whether a gist file is as recorded; one not changed since the last build is taken at its size."""
+        """Return whether a gist file is as recorded; one that did not change since the last build is not read."""
         try:
             status = self._store.gists.path(row.key).stat()
             if status.st_size != row.size:
@@ -212,7 +225,7 @@ class Builder:
     def _read(
         self, folder: str | Path, pending: Sequence[FoundFile], known: Mapping[str, DocumentRow]
     ) -> tuple[list[tuple[Document, list[Chunk]]], list[Skipped]]:
-        """Return the documents that can be read, cut into chunks, and those that cannot."""
+        """Return the documents that can be read, with their chunks, and the files that cannot."""
         reasons = {(row.path, row.sha256): row.reason for row in self._store.skipped()}
         chunker = Chunker(self._model.text_tokenizer, chunk_tokens=self._settings.chunk_tokens)
         documents, unread = [], []
@@ -240,7 +253,11 @@ class Builder:
                 yield _Work(document, chunk, chunk is chunks[-1], ids, key)
 
     def _plan(self, works: Sequence[_Work]) -> None:
-        """Say what is ahead, and refuse work that the disk cannot hold."""
+        """Report what is ahead.
+
+        Raises:
+            ResourceError: the disk cannot hold it.
+        """
         lengths = {work.key: len(work.ids) for work in works if work.key}
         missing = [length for key, length in lengths.items() if not files.exists(self._store.gists.path(key))]
         counts = [gist_count(length, self._settings.tokens_per_gist) for length in missing]
@@ -254,7 +271,7 @@ class Builder:
             )
 
     def _stored_bytes(self, gists: int) -> int:
-        """Return the bytes of keys and values in the file of so many gists."""
+        """Return the bytes that keys and values of so many gist tokens take in a file."""
         model = self._model
         shape = (model.layers, 2, model.kv_heads, gists, model.head_dim)
         return stored_bytes(shape, self._settings.kv_cache_dtype, itemsize=model.dtype.itemsize)
@@ -278,20 +295,16 @@ class Builder:
     def _compress(self, batch: Sequence[_Work]) -> set[str]:
         """Make the gists of a batch that are not there yet and return the keys of all that are usable."""
         wanted = {work.key: work.ids for work in batch if work.key}
-        found = {key for key in wanted if self._store.gists.reuse(key)}
-        missing = {key: ids for key, ids in wanted.items() if key not in found}
-        caches = compress(self._model, list(missing.values()), self._settings.gists)
-        made = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
-        self._store.gists.put(made)
-        self.report.gists_found += len(found)
+        usable, made = _make_gists(self._store, self._model, wanted)
+        self.report.gists_found += len(usable) - len(made)
         self.report.gists_made += len(made)
-        self.report.gist_bytes += sum(self._stored_bytes(cache.gists) for cache in made.values())
-        self.report.tokens += sum(cache.source_tokens for cache in caches)
-        self.report.without_gist += sum(work.key not in found | made.keys() for work in batch)
-        return found | made.keys()
+        self.report.gist_bytes += sum(self._stored_bytes(cache.gists) for cache in made)
+        self.report.tokens += sum(cache.source_tokens for cache in made)
+        self.report.without_gist += sum(work.key not in usable for work in batch)
+        return usable
 
     def _finish(self) -> None:
-        """Commit what is left, bring the vector snapshot up to date, and remove what nothing refers to."""
+        """Commit what is left, write the vector file, and remove what nothing refers to."""
         self._store.set_skipped(self.report.skipped)
         self._store.gists.set_checked()
         self._store.commit()
@@ -302,24 +315,37 @@ class Builder:
 
 def compress_texts(store: Store, model: GistModel, texts: Sequence[str]) -> int:
     """Put the gists of texts that an open index does not hold yet, and return how many were made; commits by batch."""
-    settings, made = store.settings.gists, 0
     passages = [model.encode_passage(text) for text in texts]
-    usable = [ids for ids in passages if is_compressible(model, ids, settings)]
+    usable = [ids for ids in passages if is_compressible(model, ids, store.settings.gists)]
+    count = 0
     for batch in _batches(usable, lengths=[len(ids) for ids in usable]):
-        missing = {key: ids for ids in batch if not store.gists.reuse(key := store.gists.key(ids))}
-        caches = compress(model, list(missing.values()), settings)
-        finite = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
-        store.gists.put(finite)
+        _, made = _make_gists(store, model, {store.gists.key(ids): ids for ids in batch})
         store.commit()
-        made += len(finite)
-    return made
+        count += len(made)
+    return count
+
+
+def _make_gists(
+    store: Store, model: GistModel, wanted: Mapping[str, Sequence[int]]
+) -> tuple[set[str], list[GistCache]]:
+    """Put the gists that are not there yet, and return the keys of all that are usable and the caches made now.
+
+    Args:
+        wanted: token ids by the key of their gist.
+    """
+    found = {key for key in wanted if store.gists.reuse(key)}
+    missing = {key: ids for key, ids in wanted.items() if key not in found}
+    caches = compress(model, list(missing.values()), store.settings.gists)
+    made = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
+    store.gists.put(made)
+    return found | made.keys(), list(made.values())
 
 
 def _is_finite(cache: GistCache) -> bool:
-    """Return whether a gist can be used, and say so where it cannot."""
+    """Return whether all numbers of a gist are finite, and warn where they are not."""
     if cache.is_finite:
         return True
-    logger.warning("a gist is not finite; its chunk will be read as text")
+    logger.warning("a gist is not finite; its chunk is read as text")
     return False
 
 

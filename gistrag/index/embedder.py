@@ -1,7 +1,7 @@
-"""Texts to vectors, for finding chunks. The one door to sentence-transformers.
+"""Embeddings of texts, by which chunks are found. The only module that imports sentence-transformers.
 
-A sentence-embedding model reads a few hundred tokens and drops the rest without a word, so a longer text is
-cut into overlapping windows and gets one vector for each; a chunk is as near as its nearest window.
+A sentence-embedding model reads a few hundred tokens and silently drops the rest, so a longer text is cut into
+overlapping windows and gets one vector for each; the nearest window decides how near a chunk is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Embedder:
 
     @cached_property
     def window(self) -> int:
-        """Tokens of a text that it reads, its own first and last ones not counted."""
+        """Most tokens of a text that the model reads, without the special tokens at both ends."""
         return int(self._model.max_seq_length) - 2
 
     @cached_property
@@ -59,7 +59,7 @@ class Embedder:
         return {"embedder": folder_sha256(self.folder), "windows": f"overlap {OVERLAP_TOKENS}"}
 
     def embed_query(self, question: str) -> Vectors:
-        """Return the normalized vector of a question, ``(dim,)`` float32. It is cut where the model stops reading."""
+        """Return the normalized vector of a question, ``(dim,)`` float32; what exceeds `window` is cut off."""
         vector: Vectors = self._model.encode_query(question, normalize_embeddings=True, show_progress_bar=False)
         return vector.astype(np.float32, copy=False)
 

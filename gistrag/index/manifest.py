@@ -1,8 +1,8 @@
-"""What a finished build leaves beside the index: ``manifest.json``, for people and for `gistrag verify`.
+"""``manifest.json``, which a finished build writes beside the index for people and for `gistrag verify`.
 
-No answer is made from it. It holds the hash of index.db, which tells of a changed bit wherever it is, and the number of
-commits, which tells of an older index.db that was put in place of a newer one. A build that was stopped leaves the
-manifest of the one before; then there is nothing to compare.
+No answer depends on it. It holds the hash of index.db, which reveals any changed bit, and the number of commits, which
+reveals an older index.db in place of a newer one. A build that was stopped leaves the manifest of the one before it;
+then there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def write(store: Store) -> None:
 
 
 def differences(store: Store) -> list[str]:
-    """Return how index.db differs from what its manifest says, a line each; nothing where it does not or none says.
+    """Return how index.db differs from its manifest, a line each; nothing where it does not, or has no manifest.
 
-    To be called inside a snapshot, or by a builder that has not committed yet.
+    Call it inside a snapshot, or in a builder that has not committed yet.
     """
     try:
         manifest = json.loads(files.read(store.folder / NAME))

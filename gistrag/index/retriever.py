@@ -1,7 +1,7 @@
-"""Which chunks answer a question: by meaning, by words, and both together.
+"""Hybrid search: the chunks that answer a question, by vectors and by keywords.
 
-The two lists are joined by reciprocal rank fusion (Cormack et al. 2009): a chunk scores ``1 / (60 + rank)`` in each
-list it is in. Ranks need no common scale, which cosine and BM25 do not have.
+Reciprocal rank fusion (Cormack et al. 2009) merges the two lists: a chunk scores ``1 / (60 + rank)`` in each list it is
+in. Ranks need no common scale, which cosine and BM25 do not have.
 
 `VectorSearch` keeps the vectors of a store in memory: the faiss file as far as it goes, newer rows beside it.
 Nothing here loads a gist or answers anything.
@@ -26,7 +26,7 @@ from gistrag.qa.stop_words import STOP_WORDS
 
 RANK_OFFSET = 60
 DEPTH_MIN = 50
-"""A list goes this deep at least: a chunk that is 20th in both beats one that is first in one and not in the other."""
+"""Length of each list at least: a chunk that is 20th in both beats one that is first in one and absent in the other."""
 
 
 class QuestionEmbedder(Protocol):
@@ -36,8 +36,8 @@ class QuestionEmbedder(Protocol):
         """Return the vector of a question, ``(dim,)``, normalized."""
 
 
-class Reranker(Protocol):
-    """A slower, better judge of few chunks."""
+class TextScorer(Protocol):
+    """What a retriever needs of a reranker: slower than vectors, and a better judge of few chunks."""
 
     def rank(self, question: str, texts: Sequence[str], /) -> Sequence[float]:
         """Return how well each text answers *question*, higher is better."""
@@ -62,7 +62,7 @@ class Hit:
 class Retriever:
     """Finds the chunks of a store that may answer a question."""
 
-    def __init__(self, store: Store, embedder: QuestionEmbedder, *, reranker: Reranker | None = None) -> None:
+    def __init__(self, store: Store, embedder: QuestionEmbedder, *, reranker: TextScorer | None = None) -> None:
         self._store = store
         self._embedder = embedder
         self._reranker = reranker

@@ -124,7 +124,9 @@ def read_stamped(path: Path, *, bytes_max: int | None = None) -> tuple[bytes, St
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe of that name is not waited for
     try:
         status = os.fstat(descriptor)
-        if bytes_max is not None and status.st_size > bytes_max:  # a hole of a terabyte must not get into memory
+        if (
+            bytes_max is not None and status.st_size > bytes_max
+        ):  # a sparse file of a terabyte would not fit into memory
             raise OSError(errno.EFBIG, f"holds {status.st_size:,} bytes, at most {bytes_max:,} expected")
         pieces, offset = [], 0
         while piece := os.pread(descriptor, max(status.st_size - offset, 1), offset):
