@@ -30,7 +30,7 @@ FLOORS = (  # folders and the modules beside them, from the ground up
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     "accelerate": {"training.trainer"},
-    "docx": {"documents.readers"},
+    "docx": {"documents.formats.word"},
     "faiss": {"index.vector_index"},
     "fastapi": {"server.app"},
     "h11": {"server.http"},
@@ -42,7 +42,7 @@ DOORS = {
     "peft": {"model.adapter"},
     "prometheus_client": {"server.prometheus"},
     "pydantic": {"server.app", "server.protocol", "server.mcp"},
-    "pypdfium2": {"documents.readers"},
+    "pypdfium2": {"documents.formats.pdf"},
     "safetensors": {"kv.gist_file", "model.adapter", "training.checkpoints"},
     "semantic_text_splitter": {"documents.chunking"},
     "sentence_transformers": {"index.embedder"},

@@ -31,8 +31,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from gistrag.documents.markup import one_line
-from gistrag.documents.readers import Text, has_parser, read
+from gistrag.documents.readers import has_parser, read
+from gistrag.documents.text import Text, one_line
 from gistrag.errors import DocumentError, ResourceError
 
 MEMORY_BYTES = 2**30

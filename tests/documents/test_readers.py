@@ -11,8 +11,10 @@ import docx
 import pytest
 from support.make_files import make_docx, make_encrypted_pdf, make_pdf, with_part
 
-from gistrag.documents import markup, readers
-from gistrag.documents.readers import Text, has_parser, is_document, missing_reader, read
+from gistrag.documents import text as texts
+from gistrag.documents.formats import word
+from gistrag.documents.readers import has_parser, is_document, missing_reader, read
+from gistrag.documents.text import Text
 from gistrag.errors import DocumentError
 
 
@@ -79,7 +81,7 @@ def test_a_replacement_character_of_the_author_stays() -> None:
 
 def test_too_much_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text over the limit is refused with both numbers."""
-    monkeypatch.setattr(markup, "TEXT_CHARS_MAX", 3)
+    monkeypatch.setattr(texts, "TEXT_CHARS_MAX", 3)
 
     assert "holds 4 characters or more of text; the most is 3" == reason(b"four", "a.txt")
 
@@ -91,7 +93,7 @@ def test_too_much_text_is_refused_before_it_is_decoded(monkeypatch: pytest.Monke
         def decode(self, *_: object) -> str:
             raise AssertionError("decoded")
 
-    monkeypatch.setattr(markup, "TEXT_CHARS_MAX", 4)
+    monkeypatch.setattr(texts, "TEXT_CHARS_MAX", 4)
 
     assert "holds 5 characters or more of text; the most is 4" == reason(Undecoded("née🎉s".encode()), "a.txt")
 
@@ -347,7 +349,7 @@ def test_documents_that_cannot_be_read_have_a_reason(data: bytes, name: str, exp
 
 def test_a_zip_that_expands_too_far_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The expanded size counts even where the ratio is harmless."""
-    monkeypatch.setattr(readers, "ZIP_BYTES_MAX", 1000)
+    monkeypatch.setattr(word, "ZIP_BYTES_MAX", 1000)
 
     with pytest.raises(DocumentError, match=r"expands to [\d,]+ bytes; the most is 1,000"):
-        readers.read_docx(make_docx())
+        word.read_docx(make_docx())

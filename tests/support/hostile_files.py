@@ -27,7 +27,7 @@ from support.make_files import (
 
 from gistrag.documents.chunking import Chunk
 from gistrag.documents.discovery import Document
-from gistrag.documents.readers import Text
+from gistrag.documents.text import Text
 from gistrag.errors import DocumentError
 
 SEEDS = {
@@ -57,7 +57,7 @@ def judge(read: Callable[[], Text]) -> str:
 
 
 def require_sound(result: Text) -> None:
-    """Return if a text is what `gistrag.documents.readers.Text` promises."""
+    """Return if a text is what `gistrag.documents.text.Text` promises."""
     assert result.text.strip()
     assert not set("\0\r") & set(result.text)
     result.text.encode()

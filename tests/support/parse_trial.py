@@ -24,7 +24,7 @@ from gistrag.documents import parser_worker
 from gistrag.documents.chunking import Chunker
 from gistrag.documents.discovery import find, load
 from gistrag.documents.parser_worker import MEMORY_BYTES, Worker
-from gistrag.documents.readers import Text
+from gistrag.documents.text import Text
 from gistrag.errors import DocumentError
 
 CUT_CHARS_MAX = 20_000  # cutting is no part of the promise, and slow; what is longer is only read

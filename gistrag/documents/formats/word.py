@@ -1,0 +1,88 @@
+"""Word documents: headings, paragraphs, lists and tables. Without page headers, page footers and footnotes."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gistrag.documents.markup import Block, join, prose, table_blocks
+from gistrag.documents.text import Text, one_line
+from gistrag.errors import DocumentError
+
+ZIP_BYTES_MAX = 256 * 2**20
+ZIP_RATIO_MAX = 200
+
+
+def read_docx(data: bytes) -> Text:
+    """Return a Word document: headings as ``#`` lines, list items, tables as rows. XML entities are not expanded."""
+    _require_small_zip(data)
+    import docx
+
+    try:
+        document = docx.Document(io.BytesIO(data))
+    except (AttributeError, KeyError, ValueError):  # another file format in a zip archive
+        raise DocumentError("not a docx file: the archive holds no Word document") from None
+    styles = {
+        style.style_id: style.name or "" for style in document.styles
+    }  # looked up once: python-docx searches all styles for each paragraph
+    return Text(text=join(_docx_blocks(document, styles)), kind="docx")
+
+
+def _require_small_zip(data: bytes) -> None:
+    """Return if the archive is small when it is unpacked; zipfile never reads more than the declared size."""
+    if data.startswith(b"\xd0\xcf\x11\xe0"):
+        raise DocumentError("encrypted, or an old .doc file by another name; save it as docx without a password")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        raise DocumentError("not a docx file: it is no zip archive") from None
+    if any(entry.flag_bits & 1 for entry in entries):
+        raise DocumentError("encrypted; save it without a password")
+    expanded = sum(entry.file_size for entry in entries)
+    if expanded > ZIP_BYTES_MAX:
+        raise DocumentError(f"expands to {expanded:,} bytes; the most is {ZIP_BYTES_MAX:,}")
+    if expanded > ZIP_RATIO_MAX * len(data):
+        raise DocumentError(f"expands {expanded // len(data)} times; the most is {ZIP_RATIO_MAX}")
+
+
+def _docx_blocks(container: Any, styles: Mapping[str, str]) -> Iterator[Block]:
+    """Yield the blocks of a document or a table cell in reading order; *styles* are names of styles by their ids."""
+    from docx.table import Table
+
+    for item in container.iter_inner_content():
+        if isinstance(item, Table):
+            yield from table_blocks(list(_docx_rows(item, styles)))
+        elif text := item.text.strip():
+            yield _docx_paragraph(item, text, styles.get(item._p.style, ""))
+
+
+def _docx_paragraph(item: Any, text: str, style: str) -> Block:
+    if heading := re.fullmatch(r"Heading ([1-9])|Title", style):
+        return Block("#" * min(int(heading[1] or 1), 6) + " " + one_line(text))
+    if style.startswith("List") or item._p.xpath("./w:pPr/w:numPr"):
+        return Block("- " + text, "item")
+    return Block(prose(text))
+
+
+def _docx_rows(table: Any, styles: Mapping[str, str]) -> Iterator[list[str]]:
+    """Yield the text of the cells of each row; a cell appears once a row, whatever columns and rows it spans.
+
+    ``row.cells`` would take quadratic time: it goes back to the top of a merged column in every row.
+    """
+    from docx.table import _Cell
+
+    above: dict[int, str] = {}  # by the first column of a cell
+    for row in table.rows:
+        cells: dict[int, str] = {}
+        column = row.grid_cols_before
+        for cell in row._tr.tc_lst:
+            is_merged = cell.vMerge == "continue"
+            blocks = () if is_merged else _docx_blocks(_Cell(cell, table), styles)
+            cells[column] = above.get(column, "") if is_merged else " ".join(block.text for block in blocks)
+            column += cell.grid_span
+        yield list(cells.values())
+        above = cells

@@ -1,0 +1,82 @@
+"""The text of a document: what every reader returns, its limit on length, and how bytes become characters.
+
+No encoding is guessed: what is not UTF-8, or UTF-16 with a byte order mark, is refused rather than read wrongly.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from gistrag.errors import DocumentError
+
+Kind = Literal["markdown", "text", "code", "html", "notebook", "table", "json", "pdf", "docx"]
+
+TEXT_CHARS_MAX = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    r"""The text of a file.
+
+    Attributes:
+        text: never blank, no NUL, no unpaired surrogates, lines end in ``\n``, at most `TEXT_CHARS_MAX` characters.
+        kind: kind of the reader; decides how the text is cut into chunks.
+        pages: character offset at which each page begins; empty where the format has none.
+    """
+
+    text: str
+    kind: Kind
+    pages: tuple[int, ...] = ()
+
+
+def require_length(chars: int) -> None:
+    """Return if a document may have *chars* characters."""
+    if chars > TEXT_CHARS_MAX:
+        raise DocumentError(f"holds {chars:,} characters or more of text; the most is {TEXT_CHARS_MAX:,}")
+
+
+def clean(text: str) -> str:
+    """Return *text* without the control characters that parsers let through.
+
+    Raises:
+        DocumentError: an unpaired surrogate, which no file can store.
+    """
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffe\uffff]", "", text).replace("\r\n", "\n")
+    if re.search(r"[\ud800-\udfff]", text):
+        raise DocumentError("broken encoding: half of a surrogate pair")
+    return text.replace("\r", "\n")
+
+
+def one_line(text: str) -> str:
+    """Return *text* with each run of white space as one space."""
+    return " ".join(text.split())
+
+
+_CONTINUATION = bytes(range(0x80, 0xC0))  # UTF-8 bytes that continue a character
+
+
+def decode(data: bytes) -> str:
+    r"""Return *data* as text with ``\n`` line ends: UTF-8, or the encoding of a byte order mark.
+
+    Raises:
+        DocumentError: another encoding, or binary data. No byte is replaced by U+FFFD.
+    """
+    marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
+    if encoding != "utf-16" and b"\0" in data:
+        raise DocumentError(f"binary: a zero byte at offset {data.index(0):,}")
+    if encoding != "utf-16":  # counted before decoding, which takes up to four bytes a character
+        require_length(len(data.translate(None, _CONTINUATION)))
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DocumentError(
+            f"not {encoding.removesuffix('-sig').upper()} text at byte {error.start:,} ({error.reason}); "
+            "save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise DocumentError(f"binary: a zero character at offset {text.index(chr(0)):,}")
+    require_length(len(text))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
