@@ -28,7 +28,6 @@ from gistrag.index.gist_store import GistStore
 from gistrag.index.schema import StoredChunk
 from gistrag.kv.cache import GistCache, Memory
 from gistrag.rag import NO_PASSAGES, GistRAG
-from gistrag.server.deadline import Timed
 from gistrag.settings import GistSettings
 
 BOOK = {
@@ -340,14 +339,6 @@ def test_stream_works_at_the_first_next(rag: GistRAG, memories: list[tuple[list[
 
     assert len(pieces) > 1
     assert "".join(pieces).strip() == stream.answer.text == rag.query("honey", max_new_tokens=20).text
-
-
-def test_what_is_cut_for_time_says_so() -> None:
-    """By its own clock, however long whoever takes the pieces does something else between them."""
-    hurried, patient = Timed(iter("ab"), 0.0), Timed(iter("ab"), 60.0)
-
-    assert (["a"], True) == (list(hurried), hurried.is_cut)
-    assert (["a", "b"], False) == (list(patient), patient.is_cut)
 
 
 def test_closed_stream_computes_nothing(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:

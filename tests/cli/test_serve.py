@@ -1,4 +1,4 @@
-"""The command `gistrag serve`: what it refuses before loading anything, and how it runs and ends."""
+"""The command `gistrag serve`: what it refuses before it loads a model, and how it runs and ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_others_need_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that others can reach is refused without keys; a file or the environment gives them."""
+    """An address that other machines can reach requires keys, from a file or the environment."""
     with pytest.raises(UsageError, match=r"because other machines can reach 0\.0\.0\.0; give a file with --key-file"):
         serve.access_for("0.0.0.0", ["manual"], names=(), key_file=None)
 
@@ -37,52 +37,54 @@ def test_others_need_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(serve.KEY, KEY[::-1])
     access = serve.access_for("0.0.0.0", ["manual", "notes"], names=("Docs.Example.org",), key_file=path)
 
-    assert {digest(KEY): {"manual"}, digest(KEY[::-1]): {"manual", "notes"}} == access.keys
-    assert {"localhost", "127.0.0.1", "[::1]", "0.0.0.0", "docs.example.org"} == access.hosts
+    assert access.keys == {digest(KEY): {"manual"}, digest(KEY[::-1]): {"manual", "notes"}}
+    assert access.hosts == {"localhost", "127.0.0.1", "[::1]", "0.0.0.0", "docs.example.org"}
 
 
 def test_this_machine_needs_none() -> None:
-    """On the loopback address anybody on the machine may ask."""
+    """On a loopback address no client needs a key."""
     access = serve.access_for("::1", ["manual"], names=(), key_file=None)
 
-    assert ({}, {"manual"}) == (access.keys, access.indexes)
+    assert access.keys == {}
+    assert access.indexes == {"manual"}
 
 
 @pytest.mark.parametrize("verb", [serve, mcp])
 def test_without_an_index_there_is_no_server(
     verb: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder without an index ends the command with one line and its exit code."""
+    """Without an index the command ends with one line and exit code 4."""
     monkeypatch.chdir(tmp_path)
 
-    assert 4 == verb.main(["--port", "0"] if verb is serve else [])  # type: ignore[attr-defined]
+    assert verb.main(["--port", "0"] if verb is serve else []) == 4  # type: ignore[attr-defined]
     assert "gistrag build" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """A port that somebody listens at is refused before anything is loaded."""
+    """A port in use is refused before a model is loaded."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-        assert 2 == serve.main(["--port", str(port)])
+        assert serve.main(["--port", str(port)]) == 2
     assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where FastAPI or the MCP SDK is missing, the error says what to install."""
+    """If FastAPI or the MCP SDK is missing, the error says what to install."""
     for name in ("http", "mcp"):
         monkeypatch.delattr(gistrag.server, name, raising=False)
         monkeypatch.setitem(sys.modules, f"gistrag.server.{name}", None)
 
-    assert (2, 2) == (serve.main([]), mcp.main([]))
-    told = capsys.readouterr().err
-    assert "pip install 'gistrag[server]'" in told
-    assert "pip install 'gistrag[mcp]'" in told
+    assert serve.main([]) == 2
+    assert mcp.main([]) == 2
+    output = capsys.readouterr().err
+    assert "pip install 'gistrag[server]'" in output
+    assert "pip install 'gistrag[mcp]'" in output
 
 
 @pytest.mark.model
 def test_the_command_serves_and_ends(tmp_path: Path) -> None:
-    """With the real models: it says where it is, answers, and ends well when told to."""
+    """With the real models: the command prints its address, answers, and ends at SIGTERM with code 0."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "port.md").write_text("The harbour of Anlaby has three cranes.", "utf-8")
     run = [sys.executable, "-m", "gistrag"]
@@ -91,12 +93,12 @@ def test_the_command_serves_and_ends(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
         try:
             assert running.stderr is not None
-            told = next(line for line in running.stderr if line.startswith("serving"))
-            url = re.findall(r"http://\S+:\d+", told)[0]
+            line = next(line for line in running.stderr if line.startswith("serving"))
+            url = re.findall(r"http://\S+:\d+", line)[0]
             body = b'{"model": "index", "max_tokens": 8, "messages": [{"role": "user", "content": "How many cranes?"}]}'
 
-            assert 200 == exchange(url, request("POST", "/v1/chat/completions", body))
+            assert exchange(url, request("POST", "/v1/chat/completions", body)) == 200
             running.send_signal(signal.SIGTERM)
-            assert 0 == running.wait(timeout=60)
+            assert running.wait(timeout=60) == 0
         finally:
             running.kill()  # the end of the block would wait for a server that nobody stops

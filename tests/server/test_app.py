@@ -1,4 +1,4 @@
-"""The server as its clients see it: over a real socket, with OpenAI's own client where that is who talks."""
+"""The server as its clients see it: over a real socket, with OpenAI's own client where one would use it."""
 
 from __future__ import annotations
 
@@ -15,220 +15,187 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.live_server import build, connect, exchange, request, serving
+from support.live_server import CHAT, HONEY, STREAMED, connect, error, request, serving
 
 from gistrag.answering import stream as answer_stream
 from gistrag.engine import Engine
 from gistrag.model.gist_model import GistModel, Reading
 from gistrag.rag import GistRAG
-from gistrag.server import app, auth, http
+from gistrag.server import app
 from gistrag.server.auth import digest
 
 httpx = pytest.importorskip("httpx2")
 openai = pytest.importorskip("openai")
-
-HONEY = {"model": "manual", "messages": [{"role": "user", "content": "Where is the honey?"}], "max_tokens": 6}
-STREAMED = {**HONEY, "stream": True}
-CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Path:
-    """An index of two documents."""
-    return build(tmp_path_factory.mktemp("manual"), engine)
-
-
-@pytest.fixture(scope="module")
-def url(index: Path, engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server of that index and an empty one."""
-    empty = build(tmp_path_factory.mktemp("empty"), engine, {})
-    with serving({"manual": index, "empty": empty}, engine, metrics=True) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> Iterator[Any]:
-    """A plain HTTP client."""
-    with httpx.Client(base_url=url, timeout=60) as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("no_early_end")
 
 
 @pytest.fixture
 def ai(url: str) -> Iterator[Any]:
-    """OpenAI's client, which must need no second try."""
+    """OpenAI's client, without retries."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as opened:
         yield opened
 
 
-@pytest.fixture(autouse=True)
-def no_early_end(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers of a random model go on until they are cut."""
-    monkeypatch.setitem(model.__dict__, "stop_ids", frozenset())
-
-
 def events(body: str) -> list[dict[str, Any]]:
-    """Return the events of a stream that are JSON; it must end as OpenAI's streams do."""
+    """Return the JSON events of a stream, which must end as OpenAI's streams do."""
     lines = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
-    assert "[DONE]" == lines[-1]
+    assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
-
-
-def error(response: Any) -> tuple[int, str]:
-    """Return status and code of an error, which must have the form of OpenAI's API."""
-    told = response.json()["error"]
-    assert {"message", "type", "param", "code"} == told.keys()
-    assert "/tmp" not in told["message"]
-    return response.status_code, told["code"]
 
 
 # Asking
 
 
 def test_an_answer_in_one_piece(client: Any, index: Path, engine: Engine) -> None:
-    """The answer is that of the library, with its sources, what it took and why it ended."""
+    """The answer equals the library's, with its sources, usage, timings and finish reason."""
     with GistRAG.open(index, engine=engine) as rag:
         expected = rag.query("Where is the honey?", max_new_tokens=6)
 
-    told = client.post(CHAT, json=HONEY).json()
+    reply = client.post(CHAT, json=HONEY).json()
 
-    (choice,) = told["choices"]
-    assert (expected.text, "assistant", "length") == (
-        choice["message"]["content"],
-        choice["message"]["role"],
-        choice["finish_reason"],
-    )
-    assert [source.place for source in expected.sources] == [one["place"] for one in told["gistrag"]["sources"]]
-    assert expected.usage.gist_slots == told["usage"]["gist_slots"] == told["gistrag"]["usage"]["gist_slots"]
-    assert told["usage"]["total_tokens"] == told["usage"]["prompt_tokens"] + 6
-    assert 0 < told["gistrag"]["timings"]["ttft_s"] <= told["gistrag"]["timings"]["total_s"]
+    (choice,) = reply["choices"]
+    assert choice["message"]["content"] == expected.text
+    assert choice["message"]["role"] == "assistant"
+    assert choice["finish_reason"] == "length"
+    assert [one["place"] for one in reply["gistrag"]["sources"]] == [source.place for source in expected.sources]
+    assert reply["usage"]["gist_slots"] == reply["gistrag"]["usage"]["gist_slots"] == expected.usage.gist_slots
+    assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + 6
+    assert 0 < reply["gistrag"]["timings"]["ttft_s"] <= reply["gistrag"]["timings"]["total_s"]
 
 
 def test_a_streamed_answer_is_the_same(client: Any) -> None:
-    """Pieces add up to the answer in one piece; sources come first, costs and usage last."""
+    """The pieces add up to the whole answer; the sources come first, the usage last."""
     whole = client.post(CHAT, json=HONEY).json()
 
     response = client.post(CHAT, json={**STREAMED, "stream_options": {"include_usage": True}})
 
-    assert "no" == response.headers["x-accel-buffering"]  # or a proxy would hold them back
+    assert response.headers["x-accel-buffering"] == "no"  # or a proxy would delay the events
 
-    assert "text/event-stream; charset=utf-8" == response.headers["content-type"]
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     first, *pieces, last, usage = events(response.text)
-    said = "".join(piece["choices"][0]["delta"]["content"] for piece in pieces)
-    assert whole["choices"][0]["message"]["content"] == said.strip()
-    assert {"role": "assistant", "content": ""} == first["choices"][0]["delta"]
-    assert whole["gistrag"]["sources"] == first["gistrag"]["sources"] == last["gistrag"]["sources"]
-    assert ({}, "length") == (last["choices"][0]["delta"], last["choices"][0]["finish_reason"])
-    assert ([], whole["usage"]) == (usage["choices"], usage["usage"])
-    assert 1 == len({event["id"] for event in (first, *pieces, last, usage)})
+    text = "".join(piece["choices"][0]["delta"]["content"] for piece in pieces)
+    assert text.strip() == whole["choices"][0]["message"]["content"]
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert first["gistrag"]["sources"] == last["gistrag"]["sources"] == whole["gistrag"]["sources"]
+    assert last["choices"][0]["delta"] == {}
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert usage["choices"] == []
+    assert usage["usage"] == whole["usage"]
+    assert len({event["id"] for event in (first, *pieces, last, usage)}) == 1
 
 
 def test_openai_client(ai: Any) -> None:
-    """OpenAI's own client lists models, asks, streams and counts without knowing whom it talks to."""
-    assert ["manual", "empty"] == [model.id for model in ai.models.list()]
-    assert "manual" == ai.models.retrieve("manual").id
+    """OpenAI's own client lists models, asks, streams and reads the usage."""
+    assert [model.id for model in ai.models.list()] == ["manual", "empty"]
+    assert ai.models.retrieve("manual").id == "manual"
 
     whole = ai.chat.completions.create(**HONEY, extra_body={"gistrag": {"mode": "hybrid", "top_k": 1}})
     pieces = list(ai.chat.completions.create(**STREAMED, stream_options={"include_usage": True}))
 
-    assert ("length", 6) == (whole.choices[0].finish_reason, whole.usage.completion_tokens)
-    assert ["bees.md"] == [source["path"] for source in whole.gistrag["sources"]]
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage.completion_tokens == 6
+    assert [source["path"] for source in whole.gistrag["sources"]] == ["bees.md"]
     assert whole.gistrag["usage"]["text_tokens"] > 0
-    assert 6 == pieces[-1].usage.completion_tokens
+    assert pieces[-1].usage.completion_tokens == 6
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-4'"):
         ai.chat.completions.create(**{**HONEY, "model": "gpt-4"})
 
 
-def test_a_conversation_asks_its_last_question(client: Any) -> None:
-    """Earlier turns do not answer; a follow-up brings the question it leans on."""
+def test_a_chat_history_asks_its_last_question(client: Any) -> None:
+    """Earlier messages change no answer; a follow-up question brings the one it refers back to."""
     turns = [{"role": "user", "content": "Where is the mill?"}, {"role": "assistant", "content": "By the river."}]
 
     def best(question: str) -> str:
         messages = [{"role": "system", "content": "Be kind."}, *turns, {"role": "user", "content": question}]
-        told = client.post(CHAT, json={**HONEY, "messages": messages, "gistrag": {"top_k": 1}}).json()
-        return told["gistrag"]["sources"][0]["path"]
+        reply = client.post(CHAT, json={**HONEY, "messages": messages, "gistrag": {"top_k": 1}}).json()
+        return reply["gistrag"]["sources"][0]["path"]
 
-    assert "bees.md" == best("Where do bees keep honey?")
-    assert "mills.md" == best("And what does it do?")
+    assert best("Where do bees keep honey?") == "bees.md"
+    assert best("And what does it do?") == "mills.md"
 
 
 def test_footnotes_stops_and_scope(client: Any) -> None:
-    """Sources on request below the answer; an answer ends before a stop; one document may be asked alone."""
+    """Footnotes name the sources, an answer ends before a stop, and a scope restricts the search to one document."""
     whole = client.post(CHAT, json=HONEY).json()["choices"][0]["message"]["content"]
     noted = client.post(CHAT, json={**HONEY, "gistrag": {"footnotes": True, "scope": "mills.md"}}).json()
     cut = client.post(CHAT, json={**HONEY, "stop": [whole[3]]}).json()["choices"][0]["message"]["content"]
 
     assert noted["choices"][0]["message"]["content"].endswith("\n\n[1] mills.md, Mills")
-    assert whole[: whole.index(whole[3])].strip() == cut
+    assert cut == whole[: whole.index(whole[3])].strip()
 
 
 def test_an_empty_index_says_so(client: Any) -> None:
-    """An index without documents answers, with no source."""
-    told = client.post(CHAT, json={**HONEY, "model": "empty"}).json()
+    """An index without documents answers that it has none, without a source."""
+    reply = client.post(CHAT, json={**HONEY, "model": "empty"}).json()
 
-    assert "There are no documents in this index." == told["choices"][0]["message"]["content"]
-    assert ("stop", []) == (told["choices"][0]["finish_reason"], told["gistrag"]["sources"])
+    assert reply["choices"][0]["message"]["content"] == "There are no documents in this index."
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert reply["gistrag"]["sources"] == []
 
 
 def test_retrieve_documents_and_passages(client: Any) -> None:
-    """Passages are found, listed by document and read whole, without generating anything."""
+    """Passages can be found, documents listed, and passages read in full; nothing is generated."""
     (hit,) = client.post("/v1/retrieve", json={"model": "manual", "query": "honey", "top_k": 1}).json()["data"]
     listed = client.get("/v1/documents", params={"model": "manual"}).json()
     passage = client.get(f"/v1/passages/{hit['chunk_id']}", params={"model": "manual"}).json()
 
-    assert ("bees.md", ["Bees"]) == (hit["path"], hit["heading"])
-    assert ["bees.md", "mills.md"] == [row["path"] for row in listed["data"]]
-    assert (2, listed["status"]["chunks"]) == (
-        listed["status"]["documents"],
-        sum(row["chunks"] for row in listed["data"]),
-    )
+    assert hit["path"] == "bees.md"
+    assert hit["heading"] == ["Bees"]
+    assert [row["path"] for row in listed["data"]] == ["bees.md", "mills.md"]
+    assert listed["status"]["documents"] == 2
+    assert listed["status"]["chunks"] == sum(row["chunks"] for row in listed["data"])
     assert hit["text"] == passage["text"]
-    assert (None, None) == (passage["previous"], passage["next"])
+    assert passage["previous"] is None
+    assert passage["next"] is None
 
 
 def test_health_and_counters(client: Any) -> None:
-    """Whoever watches sees that the server lives and what it did, but no question."""
+    """Monitoring sees that the server runs and what it did, but no question."""
     before = client.get("/metrics").text
     client.post(CHAT, json=HONEY)
     after = client.get("/metrics").text
 
     name = 'gistrag_answer_tokens_total{index="manual"} '
-    assert 6 == sum(
-        sign * float(text.partition(name)[2].partition("\n")[0] or 0) for sign, text in ((-1, before), (1, after))
+    assert (
+        sum(sign * float(text.partition(name)[2].partition("\n")[0] or 0) for sign, text in ((-1, before), (1, after)))
+        == 6
     )
     assert "honey" not in after
-    assert ("ok", 0) == (client.get("/healthz").json()["status"], client.get("/healthz").json()["waiting"])
+    assert client.get("/healthz").json()["status"] == "ok"
+    assert client.get("/healthz").json()["waiting"] == 0
 
 
 # The manual
 
 
 def blocks(language: str) -> list[str]:
-    """Return the examples of the manual's page that are in a language, meant for a server at its usual address."""
+    """Return the examples in one language on the manual's page."""
     page = Path(__file__).parents[2] / "docs" / "server.md"
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def test_examples_in_python(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The examples run as they stand, with the address put in."""
+    """The Python examples run as they are, with another address."""
     for block in blocks("python"):
         exec(block.replace("http://127.0.0.1:8000", url), {})
 
-    told = capsys.readouterr().out
-    assert "bees.md, Bees" in told
-    assert "gist tokens stand for" in told
+    reply = capsys.readouterr().out
+    assert "bees.md, Bees" in reply
+    assert "gist tokens stand for" in reply
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
 def test_examples_with_curl(url: str) -> None:
-    """So do those with curl, each with an answer that is no error."""
+    """The curl examples run as they are, without an error."""
     (block,) = (block for block in blocks("bash") if block.startswith("curl"))
     script = f'set -e\ncurl() {{ command curl -sS --fail-with-body "$@"; }}\n{block}'
 
     ran = subprocess.run(["bash", "-c", script.replace("http://127.0.0.1:8000", url)], capture_output=True, text=True)
 
-    assert (0, "") == (ran.returncode, ran.stderr)
-    for told in ('"id":"manual"', '"chat.completion"', '"bees.md"', '"passage"', '"status":"ok"'):
-        assert told in ran.stdout
+    assert ran.returncode == 0
+    assert ran.stderr == ""
+    for reply in ('"id":"manual"', '"chat.completion"', '"bees.md"', '"passage"', '"status":"ok"'):
+        assert reply in ran.stdout
 
 
 # What is refused
@@ -248,9 +215,9 @@ def test_examples_with_curl(url: str) -> None:
     ],
 )  # fmt: skip
 def test_bad_requests(client: Any, change: dict[str, Any], expected: tuple[int, str]) -> None:
-    """What makes no sense is refused with a code, streamed or not, and no folder is named."""
-    assert expected == error(client.post(CHAT, json={**HONEY, **change}))
-    assert expected == error(client.post(CHAT, json={**STREAMED, **change}))
+    """A bad value is refused with a code, streamed or not, and no folder is named."""
+    assert error(client.post(CHAT, json={**HONEY, **change})) == expected
+    assert error(client.post(CHAT, json={**STREAMED, **change})) == expected
 
 
 @pytest.mark.parametrize(
@@ -266,24 +233,26 @@ def test_bad_requests(client: Any, change: dict[str, Any], expected: tuple[int, 
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "Input should be a valid string"),
     ],
 )
-def test_what_is_misshapen_is_named(client: Any, change: dict[str, Any], where: str, what: str) -> None:
-    """By the names a client knows, not by those of the program."""
-    told = client.post(CHAT, json={**HONEY, **change}).json()["error"]
+def test_a_field_of_the_wrong_type_is_named(client: Any, change: dict[str, Any], where: str, what: str) -> None:
+    """The error names the field as the client wrote it."""
+    reply = client.post(CHAT, json={**HONEY, **change}).json()["error"]
 
-    assert (where, f"{where}: {what}") == (told["param"], told["message"])
+    assert reply["param"] == where
+    assert reply["message"] == f"{where}: {what}"
 
 
-def test_what_is_no_json_has_no_place(client: Any) -> None:
-    """The message says what was expected."""
-    told = client.post(CHAT, content=b'{"model": ', headers={"Content-Type": "application/json"}).json()["error"]
+def test_a_body_that_is_not_json_names_no_field(client: Any) -> None:
+    """The message says that JSON was expected."""
+    reply = client.post(CHAT, content=b'{"model": ', headers={"Content-Type": "application/json"}).json()["error"]
 
-    assert (None, "body: expected JSON, Expecting value") == (told["param"], told["message"])
+    assert reply["param"] is None
+    assert reply["message"] == "body: expected JSON, Expecting value"
 
 
 @pytest.mark.parametrize("given", [{"max_completion_tokens": None}, {"max_completion_tokens": 6, "max_tokens": 9}])
 def test_the_longest_answer_has_two_names(client: Any, given: dict[str, Any]) -> None:
-    """A client may send both: null is as good as nothing, and the newer name counts."""
-    assert 6 == client.post(CHAT, json={**HONEY, **given}).json()["usage"]["completion_tokens"]
+    """A client may send both names: null counts as absent, and the newer name wins."""
+    assert client.post(CHAT, json={**HONEY, **given}).json()["usage"]["completion_tokens"] == 6
 
 
 @pytest.mark.parametrize(
@@ -301,57 +270,14 @@ def test_the_longest_answer_has_two_names(client: Any, given: dict[str, Any]) ->
     ],
 )
 def test_bad_paths(client: Any, method: str, path: str, expected: tuple[int, str]) -> None:
-    """What is not there, or not meant that way, is said in the same form."""
-    assert expected == error(client.request(method, path))
+    """A wrong path or method gets an error in the same form."""
+    assert error(client.request(method, path)) == expected
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (request("GET", "/", Host="evil.example"), 421),
-        (request("GET", "/healthz", Host="localhost.evil.example:80"), 421),
-        (request("GET", "/v1/models", Origin="http://evil.example"), 403),
-        (request("POST", CHAT, b"{}", Origin="null"), 403),
-        (request("POST", CHAT, b"{}", Content_Type="text/plain"), 415),
-        (request("POST", CHAT, b"{}", Content_Type=""), 415),
-        (request("POST", CHAT, b"{}", Content_Type="application/x-www-form-urlencoded"), 415),
-        (request("POST", CHAT, Content_Length=str(2**21)), 413),
-        (request("POST", CHAT, b"ffffff\r\n" + b" " * 0xFFFFFF, Content_Length="", Transfer_Encoding="chunked"), 413),
-        (request("GET", "/", X_Long="a" * 20_000), 431),
-        (request("GET", "/?" + "a" * 20_000), 431),
-        (request("POST", CHAT, b'{"model": '), 400),
-        (request("POST", CHAT, b"[" * 100_000), 400),
-        (request("POST", CHAT, b"\xff\xfe"), 400),
-        (b"hello\r\n\r\n", 400),
-        (request("GET", "/healthz", Origin="http://localhost"), 200),
-        (request("GET", "/healthz", Host="[::1]:8000"), 200),
-    ],
-)  # fmt: skip
-def test_the_door(url: str, data: bytes, expected: int) -> None:
-    """Who comes by another name, from another origin, with something else than JSON or with too much, is sent away."""
-    assert expected == exchange(url, data)
-
-
-def test_errors_are_in_one_form(url: str, client: Any) -> None:
-    """Even what is no HTTP at all is answered in the form of OpenAI's errors."""
-    with connect(url) as raw:
-        raw.sendall(b"hello\r\n\r\n")
-        answer = b"".join(iter(lambda: raw.recv(65536), b""))
-
-    assert "invalid_http" == json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"]
-    with connect(url) as raw:  # a head that comes in parts
-        raw.sendall(b"GET / HTTP/1.1\r\nX-Long: ")
-        for _ in range(5):
-            time.sleep(0.01)
-            raw.sendall(b"a" * 4000)
-        assert b"HTTP/1.1 431" == raw.recv(12)
-    assert (421, "unknown_host") == error(client.get("/", headers={"Host": "evil.example"}))
-
-
-def test_an_error_nobody_foresaw_tells_nothing(
+def test_an_internal_error_reveals_nothing(
     client: Any, model: GistModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bug in the server is a 500 without a trace, and an event in a stream that had begun."""
+    """An unexpected error is a 500 without details, or an event in a stream that has begun."""
 
     def broken(*given: object, **options: object) -> Iterator[int]:
         yield from model.encode("so far")
@@ -360,9 +286,9 @@ def test_an_error_nobody_foresaw_tells_nothing(
     monkeypatch.setattr(answer_stream, "generate", broken)
     whole, streamed = client.post(CHAT, json=HONEY), client.post(CHAT, json=STREAMED)
 
-    assert (500, "internal_error") == error(whole)
-    assert "close" == whole.headers["connection"]
-    assert "internal_error" == json.loads(streamed.text.split("\n\n")[-2].removeprefix("data: "))["error"]["code"]
+    assert error(whole) == (500, "internal_error")
+    assert whole.headers["connection"] == "close"
+    assert json.loads(streamed.text.split("\n\n")[-2].removeprefix("data: "))["error"]["code"] == "internal_error"
     assert "secret" not in whole.text + streamed.text
     assert "secret" in caplog.text
 
@@ -371,23 +297,24 @@ def test_an_error_nobody_foresaw_tells_nothing(
 
 
 def test_keys_open_their_indexes(index: Path, engine: Engine) -> None:
-    """A key sees its indexes and no others; without one only the page and the health are there."""
+    """A key opens its indexes and no others; without a key only the page and the health check answer."""
     keys = {digest("alice"): frozenset({"manual"}), digest("bob"): frozenset({"manual", "notes"})}
     with serving({"manual": index, "notes": index}, engine, access={"keys": keys}, metrics=True) as url:
 
         def get(path: str, key: str = "") -> Any:
             return httpx.get(url + path, headers={"Authorization": f"Bearer {key}"} if key else {})
 
-        assert [200, 200, 401, 401] == [get(path).status_code for path in ("/", "/healthz", "/v1/models", "/metrics")]
-        assert (401, "invalid_api_key") == error(get("/v1/models", "mallory"))
-        assert [["manual"], ["manual", "notes"]] == [
-            [one["id"] for one in get("/v1/models", key).json()["data"]] for key in ("alice", "bob")
+        assert [get(path).status_code for path in ("/", "/healthz", "/v1/models", "/metrics")] == [200, 200, 401, 401]
+        assert error(get("/v1/models", "mallory")) == (401, "invalid_api_key")
+        assert [[one["id"] for one in get("/v1/models", key).json()["data"]] for key in ("alice", "bob")] == [
+            ["manual"],
+            ["manual", "notes"],
         ]
-        assert (404, "model_not_found") == error(get("/v1/documents?model=notes", "alice"))
-        assert 200 == get("/v1/documents", "alice").status_code
-        assert [(404, "not_found"), 200] == [error(get("/metrics", "alice")), get("/metrics", "bob").status_code]
+        assert error(get("/v1/documents?model=notes", "alice")) == (404, "model_not_found")
+        assert get("/v1/documents", "alice").status_code == 200
+        assert [error(get("/metrics", "alice")), get("/metrics", "bob").status_code] == [(404, "not_found"), 200]
         with openai.OpenAI(base_url=f"{url}/v1", api_key="alice", max_retries=0) as ai:
-            assert 6 == ai.chat.completions.create(**HONEY).usage.completion_tokens
+            assert ai.chat.completions.create(**HONEY).usage.completion_tokens == 6
             with pytest.raises(openai.NotFoundError):
                 ai.chat.completions.create(**{**HONEY, "model": "notes"})
 
@@ -396,38 +323,38 @@ def test_keys_open_their_indexes(index: Path, engine: Engine) -> None:
 
 
 def test_answers_at_the_same_time_do_not_mix(url: str, client: Any) -> None:
-    """Twenty questions from four clients at once get, each, the very answer they get alone."""
+    """Twenty questions from four clients at once get the same answers as one by one."""
     asked = [f"{word} number {number}?" for number in range(10) for word in ("honey", "mill")]
     bodies = [
         {**HONEY, "messages": [{"role": "user", "content": question}], "max_tokens": 4 + number % 5}
         for number, question in enumerate(asked)
     ]
 
-    def told(body: dict[str, Any]) -> tuple[str, list[str]]:
+    def reply(body: dict[str, Any]) -> tuple[str, list[str]]:
         response = httpx.post(url + CHAT, json=body, timeout=60).json()
         return response["choices"][0]["message"]["content"], [one["path"] for one in response["gistrag"]["sources"]]
 
-    alone = [told(body) for body in bodies]
+    alone = [reply(body) for body in bodies]
     with ThreadPoolExecutor(4) as clients:
-        beside = list(clients.map(told, bodies))
+        beside = list(clients.map(reply, bodies))
 
-    assert alone == beside
+    assert beside == alone
 
 
 def test_openai_client_in_a_row_and_at_once(url: str) -> None:
-    """Twenty requests one after the other and four times five at once, without an error or a second try."""
+    """Twenty requests in a row and twenty from four clients at once succeed without a retry."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as ai:
 
-        def said(_: int) -> int:
+        def tokens(_: int) -> int:
             return ai.chat.completions.create(**HONEY).usage.completion_tokens
 
-        assert [6] * 20 == [said(number) for number in range(20)]
+        assert [tokens(number) for number in range(20)] == [6] * 20
         with ThreadPoolExecutor(4) as clients:
-            assert [6] * 20 == list(clients.map(said, range(20)))
+            assert list(clients.map(tokens, range(20))) == [6] * 20
 
 
 def test_a_full_queue_is_429(index: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is answered, sixteen wait, the next is told to try again; then all are answered."""
+    """One request is active, sixteen wait, the next gets 429; then all others are answered."""
     gate = threading.Event()
 
     def blocked(*given: object, **options: object) -> Iterator[int]:
@@ -444,17 +371,19 @@ def test_a_full_queue_is_429(index: Path, engine: Engine, monkeypatch: pytest.Mo
         refused = httpx.post(url + CHAT, json=HONEY)
 
         gate.set()
-        assert (429, "queue_full") == error(refused)
-        assert "2" == refused.headers["retry-after"]
-        assert {200} == {one.result().status_code for one in waiting}
+        assert error(refused) == (429, "queue_full")
+        assert refused.headers["retry-after"] == "2"
+        assert {one.result().status_code for one in waiting} == {200}
 
 
-# Clients that go, or never come to the point
+# Clients that disconnect, or are slow
 
 
 @pytest.mark.parametrize("body", [STREAMED, HONEY])
-def test_a_client_that_goes_frees_the_worker(url: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a client hangs up, no more is computed for it."""
+def test_a_client_that_disconnects_frees_its_place(
+    url: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a client disconnects, its answer is not computed any further."""
     made: list[float] = []
     feed = Reading.feed
 
@@ -474,64 +403,26 @@ def test_a_client_that_goes_frees_the_worker(url: str, body: dict[str, Any], mon
     assert len(made) < 350
 
 
-def test_slow_requests_are_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head or a body that does not come is not waited for, also on a connection that was used before."""
-    monkeypatch.setattr(http, "REQUEST_S", 0.5)
-    health = request("GET", "/healthz", Content_Length="", Content_Type="")
-    begun = [[b""], [b"GET / HT"], [request("POST", CHAT, b"{", Content_Length="100")], [health, b"GET /"]]
-
-    for parts in begun:
-        with connect(url, timeout_s=30) as raw:
-            for data in parts:
-                raw.sendall(data)
-                left = raw.recv(65536)
-            while left:
-                left = raw.recv(65536)
-
-    assert 200 == exchange(url, health)
-
-
 def test_an_answer_that_takes_too_long_is_cut(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its time an answer ends with what there is."""
+    """At the time limit an answer ends with what it has."""
     monkeypatch.setattr(app, "GENERATION_S", 0.0)
 
-    told = client.post(CHAT, json={**HONEY, "max_tokens": 500}).json()
+    reply = client.post(CHAT, json={**HONEY, "max_tokens": 500}).json()
 
-    assert "length" == told["choices"][0]["finish_reason"]
-    assert told["usage"]["completion_tokens"] < 10
-
-
-def test_a_reader_that_does_not_read_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exchange that takes for ever is ended, with whatever was said."""
-    monkeypatch.setattr(auth, "EXCHANGE_S", 0.3)
-    monkeypatch.setattr(answer_stream, "generate", slowly)
-
-    with connect(url, timeout_s=30) as raw:
-        raw.sendall(request("POST", CHAT, json.dumps(STREAMED).encode()))
-        received = b""
-        while data := raw.recv(65536):
-            received += data
-
-    assert b"[DONE]" not in received
+    assert reply["choices"][0]["finish_reason"] == "length"
+    assert reply["usage"]["completion_tokens"] < 10
 
 
-def slowly(*given: object, **options: object) -> Iterator[int]:
-    """Say a letter ten times a second."""
-    for letter in b"a" * 20:
-        time.sleep(0.1)
-        yield letter
-
-
-# What is written down
+# The log
 
 
 @pytest.mark.parametrize("wanted", [False, True])
 def test_questions_are_logged_only_when_asked(
     index: Path, engine: Engine, caplog: pytest.LogCaptureFixture, wanted: bool
 ) -> None:
-    """The log has a line for each answer, and the question only where that was wished for."""
+    """The log has a line for each answer, and the question only with `log_questions`."""
     with serving({"manual": index}, engine, log_questions=wanted) as url, caplog.at_level(logging.INFO, "gistrag"):
         httpx.post(url + CHAT, json=HONEY, timeout=60)
 
     assert "manual: 6 tokens, first after" in caplog.text
-    assert wanted == ("Where is the honey?" in caplog.text)
+    assert ("Where is the honey?" in caplog.text) == wanted

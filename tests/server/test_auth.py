@@ -1,4 +1,4 @@
-"""Keys: which there are, and what each one opens."""
+"""API keys, and the indexes that each one opens."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ INDEXES = ("manual", "notes")
 
 
 def test_a_key_opens_its_indexes_and_no_others() -> None:
-    """Comments and empty lines are passed over; * is everything."""
+    """Comments and empty lines are ignored; * opens all indexes."""
     keys = read_keys(f"# who\n\n{ALICE} manual  # the first\n{BOB} *\n", INDEXES, where="here")
 
     access = Access(indexes=frozenset(INDEXES), keys=keys)
-    assert {"manual"} == access.opened_by(f"Bearer {ALICE}")
-    assert {"manual", "notes"} == access.opened_by(f"bearer  {BOB} ")
+    assert access.opened_by(f"Bearer {ALICE}") == {"manual"}
+    assert access.opened_by(f"bearer  {BOB} ") == {"manual", "notes"}
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", f"Basic {ALICE}", ALICE, "Bearer nonsense", "Bearer \xff"])
 def test_without_a_key_nothing_opens(header: str) -> None:
-    """What is not exactly one of the keys is refused."""
+    """A header without one of the keys is refused."""
     access = Access(indexes=frozenset(INDEXES), keys=read_keys(f"{ALICE} *", INDEXES, where="here"))
 
     with pytest.raises(APIError) as refused:
         access.opened_by(header)
-    assert (401, "invalid_api_key") == (refused.value.status, refused.value.code)
+    assert refused.value.status == 401
+    assert refused.value.code == "invalid_api_key"
 
 
 def test_without_keys_everything_opens() -> None:
-    """A server that asks for no keys is not put off by one."""
-    assert {"manual"} == Access(indexes=frozenset({"manual"})).opened_by("Bearer whatever")
+    """A server without keys ignores the header."""
+    assert Access(indexes=frozenset({"manual"})).opened_by("Bearer whatever") == {"manual"}
 
 
 @pytest.mark.parametrize(
@@ -48,14 +49,14 @@ def test_without_keys_everything_opens() -> None:
     ],
 )
 def test_key_files_that_are_wrong(text: str, message: str) -> None:
-    """A line that makes no sense is named, and its key is not repeated."""
+    """The error names the line, but not the key."""
     with pytest.raises(UsageError, match=message) as refused:
         read_keys(text, INDEXES, where="here")
     assert ALICE not in str(refused.value)
 
 
 def test_a_key_file_is_private(tmp_path: Path) -> None:
-    """A file that everybody can read is refused, as is one without keys or none at all."""
+    """A missing file, one that everybody can read, and one without keys are refused."""
     path = tmp_path / "keys.txt"
     with pytest.raises(UsageError, match=r"expected a key file at .*, found FileNotFoundError"):
         key_file(path, INDEXES)
@@ -65,7 +66,7 @@ def test_a_key_file_is_private(tmp_path: Path) -> None:
         key_file(path, INDEXES)
     path.chmod(0o600)
 
-    assert {digest(ALICE): frozenset({"notes"})} == key_file(path, INDEXES)
+    assert key_file(path, INDEXES) == {digest(ALICE): frozenset({"notes"})}
     path.write_text("# nobody yet\n", "utf-8")
     with pytest.raises(UsageError, match="expected a line with a key and its indexes"):
         key_file(path, INDEXES)

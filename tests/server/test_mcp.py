@@ -1,4 +1,4 @@
-"""The tools an agent gets, through the SDK's own client."""
+"""The tools of an agent, through the SDK's own client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mcp import Client
 
 from gistrag.server import mcp
 
-# a server for a subprocess: as `gistrag mcp`, with a tiny model in place of a real one
+# `gistrag mcp` in a subprocess, with a tiny model in place of a real one
 TINY_SERVER = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -51,12 +51,12 @@ def registry(index: Path, engine: Engine) -> Iterator[dict[str, GistRAG]]:
 
 
 def tiny_server(index: Path) -> str:
-    """Return the program of such a server."""
+    """Return the source of that program."""
     return TINY_SERVER.format(tests=str(Path(__file__).parents[1]), index=index)
 
 
 def talk(server: Any, script: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
-    """Run a conversation with a server."""
+    """Run a script with a client that is connected to a server."""
 
     async def connected() -> None:
         async with Client(server) as client:
@@ -66,11 +66,11 @@ def talk(server: Any, script: Callable[[Client], Coroutine[Any, Any, None]]) -> 
 
 
 def test_the_tools(registry: dict[str, GistRAG]) -> None:
-    """Four tools that only read, each with a description of itself and of what it takes."""
+    """Four read-only tools, each with a description of itself and of its parameters."""
 
     async def script(client: Client) -> None:
         listed = (await client.list_tools()).tools
-        assert ["search", "ask", "list_documents", "status"] == [tool.name for tool in listed]
+        assert [tool.name for tool in listed] == ["search", "ask", "list_documents", "status"]
         for tool in listed:
             assert tool.annotations is not None
             assert tool.annotations.read_only_hint
@@ -81,25 +81,26 @@ def test_the_tools(registry: dict[str, GistRAG]) -> None:
 
 
 def test_search_ask_and_status(registry: dict[str, GistRAG]) -> None:
-    """An agent finds, asks and looks around, by the names of indexes and documents."""
+    """An agent searches, asks and lists, by the names of indexes and documents."""
 
     async def script(client: Client) -> None:
         async def call(name: str, **given: Any) -> Any:
-            told = await client.call_tool(name, given)
-            assert not told.is_error, told.content
-            return told.structured_content
+            reply = await client.call_tool(name, given)
+            assert not reply.is_error, reply.content
+            return reply.structured_content
 
         found = await call("search", question="Where is the honey?", index="manual", top_k=1)
         answer = await call("ask", question="honey", index="notes", document="mills.md", max_tokens=4, mode="text")
         documents = await call("list_documents", index="manual")
         status = await call("status")
 
-        assert ["bees.md"] == [passage["path"] for passage in found["passages"]]
+        assert [passage["path"] for passage in found["passages"]] == ["bees.md"]
         assert "combs of wax" in found["passages"][0]["text"]
-        assert (["mills.md"], 4) == ([one["path"] for one in answer["sources"]], answer["usage"]["answer_tokens"])
+        assert [one["path"] for one in answer["sources"]] == ["mills.md"]
+        assert answer["usage"]["answer_tokens"] == 4
         assert answer["is_cut"]
-        assert ["bees.md", "mills.md"] == [row["path"] for row in documents["documents"]]
-        assert {"manual": 2, "notes": 2} == {name: one["documents"] for name, one in status["indexes"].items()}
+        assert [row["path"] for row in documents["documents"]] == ["bees.md", "mills.md"]
+        assert {name: one["documents"] for name, one in status["indexes"].items()} == {"manual": 2, "notes": 2}
 
     talk(mcp.server(registry), script)
 
@@ -119,35 +120,35 @@ def test_search_ask_and_status(registry: dict[str, GistRAG]) -> None:
 def test_what_goes_wrong_is_told(
     registry: dict[str, GistRAG], tmp_path: Path, name: str, given: dict[str, Any], message: str
 ) -> None:
-    """A call that makes no sense is an error an agent can read, and names no folder."""
+    """A bad call is an error that an agent can read, and that names no folder."""
 
     async def script(client: Client) -> None:
-        told = str(await failure(client, name, given))
-        assert message in told
-        assert str(tmp_path) not in told
+        reply = str(await failure(client, name, given))
+        assert message in reply
+        assert str(tmp_path) not in reply
 
     talk(mcp.server(registry), script)
 
 
 async def failure(client: Client, name: str, given: dict[str, Any]) -> Any:
-    """Return how a call fails."""
+    """Return the error of a call."""
     try:
-        told = await client.call_tool(name, given)
+        reply = await client.call_tool(name, given)
     except Exception as error:
         return error
-    assert told.is_error
-    return told.content[0]
+    assert reply.is_error
+    return reply.content[0]
 
 
-def test_an_answer_that_is_called_off_ends(registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the next token, and then the index is free for others."""
-    said = []
+def test_a_cancelled_answer_ends(registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled answer ends at the next token, and frees the index for others."""
+    pieces: list[str] = []
     next_of = Stream.__next__
 
     def slowly(stream: Stream) -> str:
-        said.append(next_of(stream))
+        pieces.append(next_of(stream))
         time.sleep(0.02)
-        return said[-1]
+        return pieces[-1]
 
     monkeypatch.setattr(Stream, "__next__", slowly)
 
@@ -155,37 +156,38 @@ def test_an_answer_that_is_called_off_ends(registry: dict[str, GistRAG], monkeyp
         asking = asyncio.create_task(
             client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
         )
-        while not said:
+        while not pieces:
             await asyncio.sleep(0.01)
         asking.cancel()
         found = await client.call_tool("search", {"question": "honey", "index": "manual"})
         assert not found.is_error
 
     talk(mcp.server(registry), script)
-    assert len(said) < 50
+    assert len(pieces) < 50
 
 
 def test_an_answer_that_ends_is_whole(registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the model itself ended is not cut."""
+    """An answer that the model ends itself is not cut."""
     monkeypatch.setattr(Stream, "_answer", lambda stream: iter(["wax", "."]))
 
     async def script(client: Client) -> None:
-        told = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
-        assert told.structured_content is not None
-        assert ("wax.", False) == (told.structured_content["answer"], told.structured_content["is_cut"])
+        reply = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
+        assert reply.structured_content is not None
+        assert reply.structured_content["answer"] == "wax."
+        assert not reply.structured_content["is_cut"]
 
     talk(mcp.server(registry), script)
 
 
 def test_an_answer_that_takes_too_long_is_cut(registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent gets what there is by then, and is told that it is not all."""
+    """At the time limit an agent gets an incomplete answer with `is_cut`."""
     monkeypatch.setattr(mcp, "ANSWER_S", 0.0)
 
     async def script(client: Client) -> None:
-        told = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
-        assert told.structured_content is not None
-        assert 10 > told.structured_content["usage"]["answer_tokens"]
-        assert told.structured_content["is_cut"]
+        reply = await client.call_tool("ask", {"question": "honey", "index": "manual", "max_tokens": 500})
+        assert reply.structured_content is not None
+        assert reply.structured_content["usage"]["answer_tokens"] < 10
+        assert reply.structured_content["is_cut"]
 
     talk(mcp.server(registry), script)
 
@@ -193,7 +195,7 @@ def test_an_answer_that_takes_too_long_is_cut(registry: dict[str, GistRAG], monk
 def test_an_index_that_cannot_be_read_hides_no_other(
     registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`status` says of each how it is."""
+    """`status` reports an unreadable index beside the others."""
 
     def status(rag: GistRAG) -> Record:
         if rag is registry["notes"]:
@@ -203,16 +205,16 @@ def test_an_index_that_cannot_be_read_hides_no_other(
     monkeypatch.setattr(mcp, "status_record", status)
 
     async def script(client: Client) -> None:
-        told = (await client.call_tool("status", {})).structured_content
-        assert told is not None
-        assert 2 == told["indexes"]["manual"]["documents"]
-        assert {"error": "notes is damaged"} == told["indexes"]["notes"]
+        reply = (await client.call_tool("status", {})).structured_content
+        assert reply is not None
+        assert reply["indexes"]["manual"]["documents"] == 2
+        assert reply["indexes"]["notes"] == {"error": "notes is damaged"}
 
     talk(mcp.server(registry), script)
 
 
 def test_over_standard_input_and_output(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The manual's example starts the command and talks to it; here with a tiny model in place of the real one."""
+    """The manual's example starts the command and calls its tools, with a tiny model in place of the real one."""
     page = (Path(__file__).parents[2] / "docs" / "mcp.md").read_text("utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     command = 'command="gistrag", args=["mcp", "--index", "manual=index/"]'
@@ -220,6 +222,6 @@ def test_over_standard_input_and_output(index: Path, capsys: pytest.CaptureFixtu
 
     exec(block.replace(command, f"command={sys.executable!r}, args=['-c', {tiny_server(index)!r}]"), {})
 
-    told = capsys.readouterr().out
-    assert "search - Return the passages" in told
-    assert "bees.md ['Bees']" in told
+    reply = capsys.readouterr().out
+    assert "search - Return the passages" in reply
+    assert "bees.md ['Bees']" in reply

@@ -1,4 +1,4 @@
-"""The page in a real browser: asking, stopping, what goes wrong, and that it talks to nobody else.
+"""The page in a real browser: asking, stopping, errors, and that it connects to nothing else.
 
 Needs playwright (from the extra `dev`) and a Chromium, looked for under its usual names or at GISTRAG_BROWSER.
 """
@@ -53,14 +53,14 @@ CONTRAST = """() => {
     .filter((one) => one.checkVisibility() && one.textContent.trim() && !one.children.length && contrast(one) < 4.5)
     .map((one) => `${one.tagName} ${one.className} ${one.textContent}`);
 }"""
-"""What has less than 4.5 times the light of its ground, or the other way round (WCAG AA)."""
+"""Finds text with a contrast below 4.5 (WCAG AA)."""
 
 Say = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[str]:
-    """The address of a server of three indexes: two documents, none, and one that means harm."""
+    """The address of a server of three indexes: two documents, none, and a malicious one."""
     made = {
         "manual": build(tmp_path_factory.mktemp("manual"), engine),
         "empty": build(tmp_path_factory.mktemp("empty"), engine, {}),
@@ -81,17 +81,17 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    """The page, open; in the end it must have asked nobody else and complained of nothing."""
+    """The open page; in the end it must have sent no request elsewhere and logged no warning."""
     with opened(browser, address) as shown:
         yield shown
 
 
 @contextmanager
 def opened(browser: Any, address: str, *, tolerated: str = "never", **options: Any) -> Iterator[Any]:
-    """Give the page at an address; a request to others, a script error or a complaint on the console is a failure.
+    """Yield the page at an address; a request elsewhere, a script error or a warning on the console is a failure.
 
     Args:
-        tolerated: part of a complaint that belongs to the test.
+        tolerated: part of a warning that the test expects.
         options: of the browser's context, such as its width.
     """
     wrong: list[str] = []
@@ -115,12 +115,12 @@ def opened(browser: Any, address: str, *, tolerated: str = "never", **options: A
         yield page
     finally:
         context.close()
-    assert [] == wrong
+    assert wrong == []
 
 
 @pytest.fixture
 def say(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> Say:
-    """Let the model say a text, a letter at a time."""
+    """Let the model generate a given text, a letter at a time."""
 
     def be_told(text: str, *, pause_s: float = 0.0) -> None:
         def letters(*given: object, **options: object) -> Iterator[int]:
@@ -134,7 +134,7 @@ def say(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> Say:
 
 
 def ask(page: Any, question: str) -> Any:
-    """Ask as people do, and return the entry of the answer."""
+    """Type a question, press Enter, and return the element of the answer."""
     page.get_by_label("Question", exact=True).fill(question)
     page.keyboard.press("Enter")
     return page.locator("article").last
@@ -147,17 +147,17 @@ def ready(page: Any) -> Any:
 
 
 def test_ask(page: Any, say: Say) -> None:
-    """An answer comes with sources, what it took, and the passages behind it a click away."""
+    """An answer shows its sources and costs, and a click shows a passage."""
     say("In combs of wax.")
 
     entry = ask(ready(page), "Where is the honey?")
     entry.locator(".sources").wait_for()
 
-    assert "Where is the honey?" == entry.locator("h2").inner_text()
-    assert "In combs of wax." == entry.locator(".answer").inner_text()
-    assert "false" == entry.get_attribute("aria-busy")
-    assert ["bees.md, Bees", "mills.md, Mills"] == entry.locator(".place").all_inner_texts()
-    assert ["gists", "gists"] == entry.locator(".how").all_inner_texts()
+    assert entry.locator("h2").inner_text() == "Where is the honey?"
+    assert entry.locator(".answer").inner_text() == "In combs of wax."
+    assert entry.get_attribute("aria-busy") == "false"
+    assert entry.locator(".place").all_inner_texts() == ["bees.md, Bees", "mills.md, Mills"]
+    assert entry.locator(".how").all_inner_texts() == ["gists", "gists"]
     assert "of text" in entry.locator(".cost").inner_text()
     assert "to the first word" in entry.locator(".cost").inner_text()
 
@@ -168,11 +168,11 @@ def test_ask(page: Any, say: Say) -> None:
     assert "#passage/manual/" in page.url
     page.keyboard.press("Escape")
     passage.wait_for(state="hidden")
-    page.wait_for_url(lambda url: "#" not in url)  # the page forbids the eval of other ways to wait
+    page.wait_for_url(lambda url: "#" not in url)  # other ways to wait use eval, which the page forbids
 
 
 def test_modes_and_documents(page: Any, say: Say) -> None:
-    """How passages are read, and which document is asked, is chosen on the page and holds for the question."""
+    """The page chooses the mode and the document of a question."""
     say("It grinds.")
     ready(page).get_by_role("radio", name="Text").check()
     page.get_by_role("button", name="2 documents").click()
@@ -182,10 +182,8 @@ def test_modes_and_documents(page: Any, say: Say) -> None:
     entry = ask(page, "What does it do?")
     entry.locator(".sources").wait_for()
 
-    assert (["mills.md, Mills"], ["text"]) == (
-        entry.locator(".place").all_inner_texts(),
-        entry.locator(".how").all_inner_texts(),
-    )
+    assert entry.locator(".place").all_inner_texts() == ["mills.md, Mills"]
+    assert entry.locator(".how").all_inner_texts() == ["text"]
     assert "only in mills.md" in entry.locator("h2").inner_text()
     assert "read as text" in entry.locator(".cost").inner_text()
     page.get_by_role("button", name="Searching only in mills.md").click()
@@ -193,14 +191,14 @@ def test_modes_and_documents(page: Any, say: Say) -> None:
 
 
 def test_stop(page: Any, say: Say) -> None:
-    """An answer is seen as it comes, and can be stopped with the button or with Escape."""
+    """An answer appears while it is generated; the button and Escape stop it."""
     say("on and on and on " * 20, pause_s=0.02)
     ready(page)
 
     for act in (lambda: page.get_by_role("button", name="Stop").click(), lambda: page.keyboard.press("Escape")):
         entry = ask(page, "How long?")
         entry.locator(".answer", has_text="on").wait_for()
-        assert "true" == entry.get_attribute("aria-busy")
+        assert entry.get_attribute("aria-busy") == "true"
         act()
         entry.get_by_text("Stopped.").wait_for()
         assert 0 < len(entry.locator(".answer").inner_text()) < 300
@@ -209,8 +207,8 @@ def test_stop(page: Any, say: Say) -> None:
     ask(page, "And now?").locator(".answer", has_text="Again.").wait_for()
 
 
-def test_what_goes_wrong_is_said(browser: Any, address: str, say: Say) -> None:
-    """An error is told in the place of the answer, and the next question is answered."""
+def test_an_error_is_shown(browser: Any, address: str, say: Say) -> None:
+    """An error appears in place of the answer, and the next question is answered."""
     say("Fine.")
     with opened(browser, address, tolerated="status of 400") as page:
         alarm = ask(ready(page), "why " * 500).get_by_role("alert")
@@ -221,16 +219,16 @@ def test_what_goes_wrong_is_said(browser: Any, address: str, say: Say) -> None:
 
 
 def test_an_empty_index_says_what_to_do(page: Any) -> None:
-    """Where there are no documents, the page says so, and so does an answer."""
+    """Without documents, the page says so, and so does an answer."""
     ready(page).get_by_label("Index").select_option("empty")
     page.locator("#facts", has_text="This index has no documents yet").wait_for()
 
     ask(page, "Anything?").locator(".answer", has_text="There are no documents").wait_for()
-    assert 0 == page.locator(".sources").count()
+    assert page.locator(".sources").count() == 0
 
 
 def test_an_index_that_does_not_open_says_so(browser: Any, address: str, say: Say) -> None:
-    """After a question too; what was asked in the index before is gone."""
+    """An index that cannot be opened shows its error, and the questions to the index before are gone."""
     say("Fine.")
     with opened(browser, address, tolerated="status of 429") as page:
         ask(ready(page), "Why?").locator(".answer", has_text="Fine.").wait_for()
@@ -239,11 +237,11 @@ def test_an_index_that_does_not_open_says_so(browser: Any, address: str, say: Sa
         )
         page.get_by_label("Index").select_option("evil")
         page.get_by_role("alert").filter(has_text="full").wait_for()
-        assert 0 == page.locator("article").count()
+        assert page.locator("article").count() == 0
 
 
 def test_an_answer_stays_while_the_index_opens(page: Any, say: Say) -> None:
-    """A question may be asked before the list of documents has come."""
+    """A question may be asked before the list of documents arrives."""
     say("Fine.")
     held: list[Any] = []
     page.route("**/v1/documents?model=evil", lambda one: held.append(one))
@@ -253,11 +251,11 @@ def test_an_answer_stays_while_the_index_opens(page: Any, say: Say) -> None:
     held[0].continue_()
     page.locator("#show-documents", has_text="1 document").wait_for()
 
-    assert "Fine." == entry.locator(".answer").inner_text()
+    assert entry.locator(".answer").inner_text() == "Fine."
 
 
-def test_nothing_that_is_said_or_read_becomes_markup(page: Any, say: Say) -> None:
-    """Images, links and scripts in answers and documents stay the text they are; no other host is asked."""
+def test_no_text_becomes_markup(page: Any, say: Say) -> None:
+    """Images, links and scripts in answers and documents stay text; no other host gets a request."""
     say(EVIL)
     ready(page).get_by_label("Index").select_option("evil")
     page.locator("#facts", has_text="1 document in").wait_for()
@@ -267,14 +265,14 @@ def test_nothing_that_is_said_or_read_becomes_markup(page: Any, say: Say) -> Non
     page.get_by_role("dialog").wait_for()
 
     assert EVIL == entry.locator(".answer").inner_text() == entry.locator("h2").inner_text()
-    assert EVIL == page.locator("#passage p").inner_text()
-    assert 0 == page.locator("main img, dialog img, main script, dialog script").count()
+    assert page.locator("#passage p").inner_text() == EVIL
+    assert page.locator("main img, dialog img, main script, dialog script").count() == 0
     links = page.locator("main a").evaluate_all("(links) => links.map((one) => one.getAttribute('href'))")
     assert all(link.startswith("#passage/") for link in links)
 
 
 def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
-    """Where the server wants a key, the page asks for it and keeps it for the tab."""
+    """If the server requires a key, the page asks for it and keeps it for the tab."""
     say("Yes.")
     keys = {digest("alice-0123456789"): frozenset({"manual"})}
     with (
@@ -290,11 +288,11 @@ def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: S
         ask(ready(page), "May I?").locator(".answer", has_text="Yes.").wait_for()
         page.reload()
         ready(page)
-        assert 0 == page.locator("#key[open]").count()
+        assert page.locator("#key[open]").count() == 0
 
 
 def test_with_the_keyboard_alone(page: Any, say: Say) -> None:
-    """Everything is in reach of Tab, in the order it stands on the page, and has a name to be read out."""
+    """Tab reaches every control in page order, and each has a name for screen readers."""
     say("Yes.")
     ask(ready(page), "Can it?").locator(".sources").wait_for()
 
@@ -305,21 +303,21 @@ def test_with_the_keyboard_alone(page: Any, say: Say) -> None:
         names.append(page.evaluate("() => [document.activeElement].map((one) => one.id || one.value || one.hash)[0]"))
 
     passages = ["#passage/manual/1", "#passage/manual/2"]
-    assert ["index", "show-documents", *passages, "question", "gist", "act"] == names
+    assert names == ["index", "show-documents", *passages, "question", "gist", "act"]
     unnamed = page.locator("button, input, select, textarea, a").evaluate_all(
         "(all) => all.filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels?.length)).length"
     )
-    assert 0 == unnamed
+    assert unnamed == 0
     assert "Yes." in page.locator("[role=status]").inner_text()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (1280, "dark")])
 def test_it_fits(browser: Any, address: str, say: Say, width: int, scheme: str) -> None:
-    """Nothing is wider than the screen, on a phone or a desk, and text stands out from its ground in light and dark."""
+    """Nothing is wider than the screen, on a phone or a desktop, and text has enough contrast in light and dark."""
     say("a" * 200 + " and words")
     with opened(browser, address, viewport={"width": width, "height": 700}, color_scheme=scheme) as page:
         ask(ready(page), "b" * 100).locator(".sources").wait_for()
 
-        assert width == page.evaluate("() => document.documentElement.scrollWidth")
+        assert page.evaluate("() => document.documentElement.scrollWidth") == width
         low = page.evaluate(CONTRAST)
-        assert [] == low
+        assert low == []

@@ -1,4 +1,4 @@
-"""Counters in Prometheus' own format."""
+"""Metrics in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gistrag.server.prometheus import Metrics
 
 
 def test_answers_are_counted() -> None:
-    """Tokens, slots and seconds add up by index, and who waits is told as it is."""
+    """Tokens, slots and seconds add up for each index, and the queue length is current."""
     metrics = Metrics()
     usage = Usage(gist_slots=10, source_tokens=40, answer_tokens=5, text_fallbacks=1)
 
@@ -33,7 +33,7 @@ def test_answers_are_counted() -> None:
 
 
 def test_servers_do_not_share_counters() -> None:
-    """Two servers in one process count apart."""
+    """Two servers in one process count separately."""
     first, second = Metrics(), Metrics()
 
     first.count("manual", Answer("a"), "stop")

@@ -1,4 +1,4 @@
-"""The wire format: what may be asked, and how an answer is cut and counted."""
+"""The wire format: requests, and how an answer is cut and counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ASKED = {"model": "manual", "messages": [{"role": "user", "content": "How long?"
 
 
 def test_a_request_becomes_options() -> None:
-    """OpenAI's settings and ours end up in the options of an answer; settings of other servers are passed over."""
+    """OpenAI's settings and gistrag's become options of an answer; unknown settings are ignored."""
     body = ChatRequest.model_validate(
         {**ASKED, "max_tokens": 12, "temperature": 0.5, "seed": 3, "top_p": 0.9, "tools": [], "user": "somebody",
          "gistrag": {"mode": "hybrid", "top_k": 5, "scope": "a.md", "filters": {"kind": "pdf"}}}
@@ -23,12 +23,12 @@ def test_a_request_becomes_options() -> None:
     expected = Options(
         top_k=5, mode="hybrid", scope="a.md", filters={"kind": "pdf"}, max_new_tokens=12, temperature=0.5, seed=3
     )
-    assert expected == body.options
+    assert body.options == expected
     assert Options() == ChatRequest.model_validate(ASKED).options
 
 
 def test_content_may_come_in_parts() -> None:
-    """A message in parts of text is read as its lines, and messages of others are not the user's."""
+    """The parts of a message become its lines, and only messages of the user count as questions."""
     parts = [{"type": "text", "text": "How long"}, {"type": "text", "text": "is it?"}]
     messages = [
         {"role": "system", "content": "Be kind."},
@@ -37,7 +37,7 @@ def test_content_may_come_in_parts() -> None:
         {"role": "user", "content": "  "},
     ]
 
-    assert ["How long\nis it?"] == ChatRequest.model_validate({**ASKED, "messages": messages}).questions
+    assert ChatRequest.model_validate({**ASKED, "messages": messages}).questions == ["How long\nis it?"]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_content_may_come_in_parts() -> None:
         {"model": "a" * 201},
     ],
 )
-def test_what_cannot_be_done_is_refused(wrong: dict[str, Any]) -> None:
-    """A value out of range, or a promise that cannot be kept, is no request."""
+def test_unsupported_requests_are_refused(wrong: dict[str, Any]) -> None:
+    """A value out of range, or a setting gistrag cannot follow, makes a request invalid."""
     with pytest.raises(ValidationError):
         ChatRequest.model_validate({**ASKED, **wrong})
 
@@ -87,26 +87,30 @@ def test_what_cannot_be_done_is_refused(wrong: dict[str, Any]) -> None:
     ],
 )
 def test_stops(pieces: list[str], stops: list[str], expected: str) -> None:
-    """An answer ends before the first stop, wherever the pieces are cut; blanks before it are dropped."""
-    assert expected == "".join(cut(iter(pieces), stops))
+    """An answer ends before the first stop, wherever the pieces are cut; leading white space is dropped."""
+    assert "".join(cut(iter(pieces), stops)) == expected
 
 
 def test_usage_counts_gists_as_cached() -> None:
-    """What a client is told adds up, and says how much text the gists stand for."""
-    told = usage(
+    """The token counts add up, and include the text that the gists stand for."""
+    counts = usage(
         Answer("a", usage=Usage(gist_slots=10, source_tokens=40, text_tokens=5, question_tokens=3, answer_tokens=2))
     )
 
-    assert (18, 2, 20) == (told["prompt_tokens"], told["completion_tokens"], told["total_tokens"])
-    assert (10, 10, 40) == (told["prompt_tokens_details"]["cached_tokens"], told["gist_slots"], told["source_tokens"])
+    assert counts["prompt_tokens"] == 18
+    assert counts["completion_tokens"] == 2
+    assert counts["total_tokens"] == 20
+    assert counts["prompt_tokens_details"]["cached_tokens"] == 10
+    assert counts["gist_slots"] == 10
+    assert counts["source_tokens"] == 40
 
 
 def test_footnotes_name_the_sources() -> None:
-    """Sources stand below an answer, numbered; an answer without any has none."""
+    """Footnotes number the sources; an answer without sources has none."""
     source = Source("a.md", None, ("Top", "Sub"), 0, 9, 1.0, "words", 1, False)
 
-    assert "\n\n[1] a.md, Top > Sub\n[2] a.md, Top > Sub" == footnotes(Answer("a", (source, source)))
-    assert "" == footnotes(Answer("a"))
+    assert footnotes(Answer("a", (source, source))) == "\n\n[1] a.md, Top > Sub\n[2] a.md, Top > Sub"
+    assert footnotes(Answer("a")) == ""
 
 
 @pytest.mark.parametrize(
@@ -118,4 +122,4 @@ def test_errors_have_the_form_of_the_api(status: int, kind: str) -> None:
     """An error has message, type, param and code, and nothing else."""
     body = APIError(status, "some_code", "what is wrong", param="model").body()
 
-    assert {"error": {"message": "what is wrong", "type": kind, "param": "model", "code": "some_code"}} == body
+    assert body == {"error": {"message": "what is wrong", "type": kind, "param": "model", "code": "some_code"}}

@@ -1,4 +1,4 @@
-"""Names of indexes, and indexes that share their models."""
+"""Names of indexes, and indexes that share models."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gistrag.server import registry
         (["two words=one"], "got 'two words=one'"),
     ],
 )
-def test_names_that_are_none(given: list[str], message: str) -> None:
-    """A name that could be a path, or that stands twice, is refused."""
+def test_bad_names_are_refused(given: list[str], message: str) -> None:
+    """A name that could be a path, or that is used twice, is refused."""
     with pytest.raises(UsageError, match=message):
         registry.named(given)
 
@@ -32,7 +32,7 @@ def test_names_that_are_none(given: list[str], message: str) -> None:
 def test_all_indexes_share_the_models_of_the_first(
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The models are loaded once, and an index made with others is refused by name."""
+    """The models are loaded once; an index that was made with other models is refused."""
     folders = {name: build(tmp_path / name, engine) for name in ("a", "b")}
     loaded: list[object] = []
 
@@ -43,9 +43,9 @@ def test_all_indexes_share_the_models_of_the_first(
     monkeypatch.setattr(Engine, "load", load)
 
     with registry.opened(folders) as rags:
-        assert ["a", "b"] == list(rags)
-        assert {id(engine)} == {id(rag.engine) for rag in rags.values()}
-    assert 1 == len(loaded)
+        assert list(rags) == ["a", "b"]
+        assert {id(rag.engine) for rag in rags.values()} == {id(engine)}
+    assert len(loaded) == 1
 
     folders["c"] = build(tmp_path / "c", Engine(engine.model, HashEmbedder("another")))
     with pytest.raises(FingerprintMismatchError, match="was made with embedder 'another', this one has 'hash'"):
@@ -53,13 +53,13 @@ def test_all_indexes_share_the_models_of_the_first(
 
 
 def test_records_hold_no_folder(tmp_path: Path, engine: Engine) -> None:
-    """What programs are told of an index does not say where it lies."""
+    """The records about an index do not contain the path of its folder."""
     with GistRAG.open(build(tmp_path, engine), engine=engine) as rag:
-        told = [
+        records = [
             registry.status_record(rag),
             registry.document_records(rag),
             registry.hit_record(rag.retrieve("honey")[0]),
         ]
 
-    assert "bees.md" in str(told)
-    assert str(tmp_path) not in str(told)
+    assert "bees.md" in str(records)
+    assert str(tmp_path) not in str(records)

@@ -17,6 +17,9 @@ from gistrag.server import http
 from gistrag.server.app import ServerConfig, application
 from gistrag.server.auth import Access
 
+CHAT = "/v1/chat/completions"
+HONEY = {"model": "manual", "messages": [{"role": "user", "content": "Where is the honey?"}], "max_tokens": 6}
+STREAMED = {**HONEY, "stream": True}
 TEXTS = {
     "bees.md": "# Bees\n\nBees gather nectar in spring.\n\n## Honey\n\nHoney is kept in combs of wax for winter.\n",
     "mills.md": "# Mills\n\nThe mill stands by the river and grinds the wheat of the whole valley.\n",
@@ -96,3 +99,11 @@ def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     given |= {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [f"{name}: {value}" for name, value in given.items() if value]
     return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1") + body
+
+
+def error(response: Any) -> tuple[int, str]:
+    """Return status and code of an error, which must have the form of OpenAI's API."""
+    body = response.json()["error"]
+    assert body.keys() == {"message", "type", "param", "code"}
+    assert "/tmp" not in body["message"]
+    return response.status_code, body["code"]
