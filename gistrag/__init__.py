@@ -5,14 +5,12 @@
 >>> print(rag.query("How many bytes does a slot take?"))    # doctest: +SKIP
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+import typing as _typing
 
 from gistrag.errors import GistRAGError
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from gistrag.answering.answer import Answer, Options, Source, Timings, Usage
     from gistrag.answering.stream import Stream
     from gistrag.engine import Engine
@@ -59,11 +57,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     """Import a public name on first use, so that `import gistrag` loads no tensor library (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'gistrag' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(_importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -3,19 +3,20 @@
 ::
 
     GistRAGError
-    ├─ DocumentError(ValueError)            a file that cannot be read or cut
-    ├─ IndexFolderError                     an index folder that cannot be used as asked
-    │  ├─ IncompleteIndexError              nothing was committed yet
-    │  ├─ FingerprintMismatchError          made by another model, adapter, rate or embedder
-    │  └─ IndexLockedError                  another builder holds it
-    ├─ GistNotFoundError(LookupError)       no gist file where one is recorded
-    ├─ CorruptGistError(ValueError)         hash, shape or dtype disagree
-    ├─ ModelNotFoundError(LookupError)      prints the exact command that brings the model
-    ├─ UnsupportedModelError(ValueError)    an architecture whose RoPE or cache is not verified
-    ├─ ContextOverflowError(ValueError)     both numbers: what was asked and what fits
-    ├─ DivergedError                        a training whose loss grows at any learning rate
-    ├─ ResourceError                        disk or memory does not suffice
-    └─ UsageError(ValueError)               a question or setting that makes no sense
+    ├─ DocumentError(ValueError)                a file that cannot be read or split into chunks
+    │  └─ UnreadableError                       a file that could not be read this time
+    ├─ IndexFolderError                         an index folder that cannot be used as asked
+    │  ├─ IncompleteIndexError                  nothing was committed yet
+    │  ├─ FingerprintMismatchError(ValueError)  made by another model, adapter, rate or embedder
+    │  └─ IndexLockedError                      another builder holds it
+    ├─ GistNotFoundError(LookupError)           no gist file where one is recorded
+    ├─ CorruptGistError(ValueError)             hash, shape or dtype disagree
+    ├─ ModelNotFoundError(LookupError)          prints the exact command that brings the model
+    ├─ UnsupportedModelError(ValueError)        an architecture whose RoPE or cache is not verified
+    ├─ ContextOverflowError(ValueError)         both numbers: what was asked and what fits
+    ├─ DivergedError                            a training whose loss grows at any learning rate
+    ├─ ResourceError                            disk or memory does not suffice
+    └─ UsageError(ValueError)                   a question or setting that makes no sense
 
 A message says what was expected, what was found, where, and the next step.
 Commands catch `GistRAGError`, print its one line and return its ``exit_code``.
@@ -35,7 +36,7 @@ class UsageError(GistRAGError, ValueError):
 
 
 class DocumentError(GistRAGError, ValueError):
-    """A file that cannot be read or cut into chunks."""
+    """A file that cannot be read or split into chunks."""
 
 
 class UnreadableError(DocumentError):

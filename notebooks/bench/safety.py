@@ -26,17 +26,15 @@ from typing import Any
 
 import torch
 
-from gistrag import GistRAG
+from gistrag import Engine, GistRAG, IndexSettings
 from gistrag.cli.bench import machine
 from gistrag.documents import discovery, parser_worker, readers
-from gistrag.engine import Engine
 from gistrag.index import gist_store, schema, store
 from gistrag.index.database import Database
 from gistrag.index.gist_store import GistStore
 from gistrag.index.store import Store
 from gistrag.kv import gist_file
 from gistrag.kv.cache import GistCache
-from gistrag.settings import IndexSettings
 from gistrag.storage import files
 
 GISTS, GIST_BYTES = 8, 400_000
