@@ -35,7 +35,7 @@ from gistrag.configure import (
     require_source,
     source_folder,
 )
-from gistrag.documents.discovery import require_patterns
+from gistrag.documents.patterns import require_patterns
 from gistrag.engine import Engine
 from gistrag.errors import UsageError
 from gistrag.index.builder import Builder, SyncReport, compress_texts

@@ -38,7 +38,7 @@ DOORS = {
     "matplotlib": {"evaluation.report", "training.checkpoints"},
     "mcp": {"server.mcp"},
     "openai": {"training.teacher"},
-    "pathspec": {"documents.discovery"},
+    "pathspec": {"documents.patterns"},
     "peft": {"model.adapter"},
     "prometheus_client": {"server.prometheus"},
     "pydantic": {"server.app", "server.protocol", "server.mcp"},

@@ -13,31 +13,24 @@ import hashlib
 import os
 import re
 import stat
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pathspec import GitIgnoreSpec
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+from typing import TypeVar
 
 from gistrag.documents.parser_worker import guarded_read
+from gistrag.documents.patterns import Ignores, compiled, is_ignored, parse_gitignore
 from gistrag.documents.readers import FILE_BYTES_MAX, is_document, missing_reader
 from gistrag.errors import DocumentError, UnreadableError, UsageError
 
 INDEX_FILE = "index.db"  # a folder that holds one is an index, not documents
 PATH_CHARS_MAX = 4096
-IGNORE_LINES_MAX = 10_000
-IGNORE_BYTES_MAX = 2**20
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK_BYTES = 2**20
 _Value = TypeVar("_Value")
-_Ignores = tuple[tuple[str, GitIgnoreSpec], ...]
-"""Folders with a .gitignore, from the top down; a path begins with the name of its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,24 +94,14 @@ def find(
         known: path → (size, mtime_ns, sha256) of an earlier run; a file that still has both is not read again.
 
     Raises:
-        UsageError: *folder* is missing, no folder, an index, unreadable or with an overlong .gitignore; or a pattern
-            is malformed.
+        UsageError: *folder* is missing, not a folder, an index, unreadable, or its .gitignore is beyond the limits; or
+            a pattern is malformed or beyond the limits.
     """
     root = Path(folder)
     _require_folder(root)
     search = _Search(root=root, include=tuple(include), exclude=tuple(exclude), known=known or {})
     search.walk()
     return sorted(search.found, key=lambda one: one.path), sorted(search.skipped, key=lambda one: one.path)
-
-
-def require_patterns(include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
-    """Return if `find` could go by these patterns, of which one string is one; to be asked before anything is made.
-
-    Raises:
-        UsageError: says which option, and what is wrong with it.
-    """
-    for option, patterns in (("include", include), ("exclude", exclude)):
-        _spec(option, [patterns] if isinstance(patterns, str) else patterns or ())
 
 
 def load(folder: str | Path, file: FoundFile) -> Document:
@@ -170,12 +153,12 @@ class _Search:
     skipped: list[Skipped] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.included = _spec("include", self.include)
-        self.excluded = _spec("exclude", self.exclude)
+        self.included = compiled("include", self.include)
+        self.excluded = compiled("exclude", self.exclude)
 
     def walk(self) -> None:
         """Visit every folder, each with the .gitignore files above it."""
-        folders: list[tuple[str, _Ignores]] = [("", ())]
+        folders: list[tuple[str, Ignores]] = [("", ())]
         while folders:
             path, ignores = folders.pop()
             try:
@@ -186,22 +169,22 @@ class _Search:
                     raise UsageError(f"cannot search {self.root} for documents: {error}; mend that first") from None
                 self.skip(path.rstrip("/"), str(error))
 
-    def enter(self, folder: int, path: str, ignores: _Ignores) -> list[tuple[str, _Ignores]]:
+    def enter(self, folder: int, path: str, ignores: Ignores) -> list[tuple[str, Ignores]]:
         """Take the files of the open *folder* and return the folders in it; *path* is "" or ends with a slash."""
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         names = {entry.name for entry in entries}
         if path and INDEX_FILE in names:
             return []
         if ".gitignore" in names:
-            ignores = (*ignores, (path, _gitignore(folder)))
+            ignores = (*ignores, (path, parse_gitignore(_gitignore(folder))))
         return [(inner, ignores) for inner in self.visit(folder, path, entries, ignores)]
 
-    def visit(self, folder: int, path: str, entries: Iterable[os.DirEntry[str]], ignores: _Ignores) -> Iterator[str]:
+    def visit(self, folder: int, path: str, entries: Iterable[os.DirEntry[str]], ignores: Ignores) -> Iterator[str]:
         """Take the files among *entries*, yield the folders."""
         for entry in entries:
             is_folder = entry.is_dir(follow_symlinks=False)
             inner = path + entry.name + "/" * is_folder
-            if entry.name.startswith(".") or self.excluded.match_file(inner) or _is_ignored(inner, ignores):
+            if entry.name.startswith(".") or self.excluded.match_file(inner) or is_ignored(inner, ignores):
                 continue
             if not _is_utf8(entry.name):
                 self.skip(inner, "its name is not UTF-8; rename it")
@@ -259,73 +242,12 @@ def _is_utf8(name: str) -> bool:
     return not re.search("[\ud800-\udfff]", name)
 
 
-def _spec(option: str, patterns: Sequence[str]) -> GitIgnoreSpec:
+def _gitignore(folder: int) -> bytes:
+    """Return the bytes of a folder's .gitignore, none if it cannot be read."""
     try:
-        return GitIgnoreSpec.from_lines(patterns)
-    except (ValueError, re.error) as error:
-        raise UsageError(f"{option} expects gitignore-style patterns, got {list(patterns)}: {error}") from None
-
-
-def _gitignore(folder: int) -> GitIgnoreSpec:
-    """Return the rules of a folder's .gitignore; a line that is no pattern counts for nothing, as in git.
-
-    Raises:
-        DocumentError: rules that would take too long to apply; to go on without them could let in what they keep out.
-    """
-    try:
-        data, _ = _settled(folder, ".gitignore", _read_all)
+        return _settled(folder, ".gitignore", _read_all)[0]
     except DocumentError:
-        return GitIgnoreSpec.from_lines([])
-    if len(data) > IGNORE_BYTES_MAX or data.count(b"\n") > IGNORE_LINES_MAX:
-        most = f"{IGNORE_LINES_MAX:,} lines or {IGNORE_BYTES_MAX:,} bytes"
-        raise DocumentError(f"its .gitignore holds {len(data):,} bytes; the most is {most}")
-    lines = data.decode("utf-8", "surrogateescape").splitlines()
-    return GitIgnoreSpec([pattern for line in lines for pattern in _compiled(line)])
-
-
-def _compiled(line: str) -> Sequence[GitIgnoreSpecPattern]:
-    """Return the pattern of a line of a .gitignore, or nothing where it is none."""
-    with suppress(ValueError, re.error), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # a bracket inside brackets means nothing special here
-        return GitIgnoreSpec.from_lines([line], _Steady).patterns
-    return ()
-
-
-class _Steady(GitIgnoreSpecPattern):
-    """A pattern of a .gitignore, matched from left to right without ever going back.
-
-    What stands between two wildcards is taken where it first fits. To go back could find nothing that this misses, and
-    takes time to the power of the wildcards: a pattern of six and a long name would keep a build busy for ever.
-    """
-
-    @classmethod
-    def pattern_to_regex(cls, pattern: Any) -> Any:
-        """Return the regular expression of the library, rewritten, and whether it ignores what it matches."""
-        regex, ignores = super().pattern_to_regex(pattern)
-        return regex and _steady(regex), ignores
-
-
-_ANY_FOLDERS = "(?:/.+)?"  # how the library writes ``**`` between two names, and below, ``*`` and ``**`` in front
-_STAR = re.compile(r"\[\^/\]\*((?:(?!\[\^/\]\*)(?:\\.|\[\^?\]?[^]]*\]|[^\\\[/(]))*+)(?=\[\^/\]\*)", re.DOTALL)
-_ANY_FOLDERS_FIRST = re.compile(r"\^\(\?:\.\+/\)\?(.*)", re.DOTALL)
-
-
-def _steady(regex: str) -> str:
-    """Return *regex* with all but the last ``*`` of a name, and all but the last ``**``, final where they match."""
-    *blocks, last = _STAR.sub(r"(?>[^/]*?\1)", regex).split(_ANY_FOLDERS)
-    if not blocks:
-        return last
-    first = _ANY_FOLDERS_FIRST.sub(r"^(?>(?:.+?/)??\1(?=/))", blocks[0])
-    return "".join((first, *(f"(?>(?:/.+?)??{block}(?=/))" for block in blocks[1:]), _ANY_FOLDERS, last))
-
-
-def _is_ignored(path: str, ignores: _Ignores) -> bool:
-    """Return what the deepest .gitignore with an opinion says about *path*."""
-    for folder, spec in reversed(ignores):
-        verdict = spec.check_file(path.removeprefix(folder)).include
-        if verdict is not None:
-            return verdict
-    return False
+        return b""
 
 
 @contextmanager
