@@ -84,7 +84,7 @@ def test_python_names_what_exists(page: Path) -> None:
     """Every Python example compiles, and its imports, attributes and arguments are those of the library."""
     trees = [ast.parse(block) for block in fences(page, "python")]
 
-    assert [] == [name for tree in trees for name in wrong_names(tree)]
+    assert [name for tree in trees for name in wrong_names(tree)] == []
 
 
 @page
@@ -92,7 +92,7 @@ def test_sentences_name_attributes_that_exist(page: Path) -> None:
     """`answer.usage.…` and the like in a sentence exist."""
     found = [re.match(rf"(?:{'|'.join(VALUES)}|GistRAG)(?:\.[a-z]\w*)+(?!\w)", span) for span in spans(page)]
 
-    assert [] == [name for match in found if match for name in wrong_names(ast.parse(match[0]))]
+    assert [name for match in found if match for name in wrong_names(ast.parse(match[0]))] == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_sentences_name_attributes_that_exist(page: Path) -> None:
 )  # fmt: skip
 def test_wrong_python_is_found(wrong: str) -> None:
     """A name that does not exist is noticed, so the tests above mean something."""
-    assert 1 == len(list(wrong_names(ast.parse(wrong))))
+    assert len(list(wrong_names(ast.parse(wrong)))) == 1
 
 
 # Command lines
@@ -169,19 +169,21 @@ def test_sentences_name_options_that_exist(page: Path) -> None:
 def test_every_option_is_described(verb: str) -> None:
     """The page of the command line names every option of a command, in its section or among the shared ones."""
     sections = (ROOT / "docs" / "command-line.md").read_text("utf-8").split("\n## ")
-    told = "".join(one for one in sections if one.startswith((f"gistrag {verb}\n", "Options that the commands share")))
+    described = "".join(
+        one for one in sections if one.startswith((f"gistrag {verb}\n", "Options that the commands share"))
+    )
 
-    assert set() == options_of(verb) - set(re.findall(r"`(--[a-z-]+)", told)) - {"--help"}
+    assert options_of(verb) - set(re.findall(r"`(--[a-z-]+)", described)) - {"--help"} == set()
 
 
 @pytest.mark.parametrize("verb", sorted(PROGRAM.commands))
 def test_every_command_explains_itself(verb: str) -> None:
     """The help of a command says what it does, what every option means, and ends with examples of its own."""
-    told = PROGRAM.commands[verb]
+    entry = PROGRAM.commands[verb]
 
-    assert told.help
-    assert [] == [parameter.name for parameter in told.params if not parameter.help]
-    assert f"gistrag {verb}" in (told.epilog or "")
+    assert entry.help
+    assert [parameter.name for parameter in entry.params if not parameter.help] == []
+    assert f"gistrag {verb}" in (entry.epilog or "")
 
 
 # Exit codes
@@ -200,7 +202,7 @@ def test_exit_codes_are_listed() -> None:
     found = [int(code) for code in re.findall(r"^\| (\d+) ", table, re.MULTILINE)]
 
     by_design = {0, 1, build.PARTIAL, command.INTERRUPTED, command.READER_GONE}
-    assert sorted(by_design | {kind.exit_code for kind in all_errors()}) == found
+    assert found == sorted(by_design | {kind.exit_code for kind in all_errors()})
 
 
 def test_every_error_has_a_section() -> None:
@@ -208,7 +210,7 @@ def test_every_error_has_a_section() -> None:
     text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     found = set(re.findall(r"^## (\w+Error), exit code (\d+)$", text, re.MULTILINE))
 
-    assert {(kind.__name__, str(kind.exit_code)) for kind in all_errors()} == found
+    assert found == {(kind.__name__, str(kind.exit_code)) for kind in all_errors()}
 
 
 # Links, the tree, the questions
@@ -219,14 +221,14 @@ def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link is to a file that exists."""
     links = re.findall(r"\]\(([^)\s#]+)", FENCE.sub("", page.read_text("utf-8")))
 
-    assert [] == [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
 def test_every_page_is_in_the_contents() -> None:
     """The first page of the manual links to all others."""
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text("utf-8")))
 
-    assert {path.name for path in MANUAL} - {"index.md"} == linked
+    assert linked == {path.name for path in MANUAL} - {"index.md"}
 
 
 def test_the_glossary_is_in_alphabetical_order() -> None:
@@ -267,7 +269,7 @@ def test_questions_have_their_answer_in_the_manual() -> None:
 
     assert len({one["question"] for one in asked}) == len(asked) >= 100
     texts = {path.name: " ".join(path.read_text("utf-8").lower().split()) for path in MANUAL}
-    assert [] == [one for one in asked if one["answers"][0].lower() not in texts[one["document"]]]
+    assert [one for one in asked if one["answers"][0].lower() not in texts[one["document"]]] == []
 
 
 # Figures
