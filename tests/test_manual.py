@@ -24,10 +24,8 @@ from support.live_server import serving
 from support.pages import PAGES, PROGRAM, ROOT, fences, parse
 from support.tiny_models import HashEmbedder, tiny_model
 
-from gistrag import rag
+from gistrag import Engine, GistRAG, configure
 from gistrag.cli import main
-from gistrag.engine import Engine
-from gistrag.rag import GistRAG
 
 ELSEWHERE = {"llama-index", "langchain", "server", "mcp"}  # run by other tests, see above
 REAL = {"export"}  # needs the real model, in Python
@@ -73,9 +71,9 @@ def place(built: Path, wide: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A folder to follow the manual in, with a tiny model under any name."""
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rag.Engine, "load", lambda *given, **options: wide)
-    monkeypatch.setattr(rag, "find", lambda name: SimpleNamespace(path=Path(name)))
-    monkeypatch.setattr(rag, "find_adapter", lambda name, model: None)
+    monkeypatch.setattr(Engine, "load", lambda *given, **options: wide)
+    monkeypatch.setattr(configure, "find", lambda name: SimpleNamespace(path=Path(name)))
+    monkeypatch.setattr(configure, "find_adapter", lambda name, model: None)
     return tmp_path
 
 
