@@ -106,9 +106,15 @@ class GistRAG:
             device: where to load them, such as ``cpu`` or ``cuda:0``.
             reranker: a cross-encoder that sorts the hits: hub id or folder.
             progress: receives the progress of the build; by default a bar where standard error is a terminal.
-            model, embedder, adapter, placement, tokens_per_gist, chunk_tokens, quantize, kv_cache_dtype: see
-                `IndexSettings`. None inherits the value of the index. A new index takes ``adapter="auto"``, the
-                adapter shipped for its model, and the settings that adapter was trained for.
+            model: base model, as all below a field of `IndexSettings`; None inherits the value of the index.
+            embedder: hub id, folder or catalog name.
+            adapter: folder or name of an adapter, ``"none"`` or ``"auto"``: the one shipped for the model. A new index
+                takes ``"auto"``, and of placement and rate those that the adapter was trained for.
+            placement: where gists come from.
+            tokens_per_gist: source tokens that one gist token stands for.
+            chunk_tokens: longest chunk.
+            quantize: ``"nf4"`` loads the base model in 4 bits.
+            kv_cache_dtype: numbers in gist files, ``"int8"`` or ``"auto"``, those of the model.
 
         Raises:
             UsageError: no such folder, a setting out of range, or a malformed pattern; nothing was made.
