@@ -190,13 +190,13 @@ def summary(output: Path, report: Report, skipped: Sequence[Skipped], *, seconds
 
 def lines(done: dict[str, Any]) -> list[str]:
     """Return the counts of a run for people."""
-    told = [f"skipped {row['path']}: {row['reason']}" for row in done["skipped"][:REASONS_SHOWN]]
+    shown = [f"skipped {row['path']}: {row['reason']}" for row in done["skipped"][:REASONS_SHOWN]]
     if len(done["skipped"]) > REASONS_SHOWN:
-        told.append(f"… and {len(done['skipped']) - REASONS_SHOWN:,} more files")
+        shown.append(f"… and {len(done['skipped']) - REASONS_SHOWN:,} more files")
     if done["done_before"]:
-        told.append(f"done before: {done['done_before']:,}")
-    told += [f"dropped: {_counts(done['dropped'])}"] if done["dropped"] else []
-    return [*told, f"{done['output']}: {_counts(done['written']) or 'nothing'} written in {done['seconds']:.1f} s"]
+        shown.append(f"done before: {done['done_before']:,}")
+    shown += [f"dropped: {_counts(done['dropped'])}"] if done["dropped"] else []
+    return [*shown, f"{done['output']}: {_counts(done['written']) or 'nothing'} written in {done['seconds']:.1f} s"]
 
 
 def _counts(counts: dict[str, int]) -> str:

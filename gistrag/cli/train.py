@@ -1,4 +1,4 @@
-"""`gistrag train`: make an adapter from questions about contexts."""
+"""`gistrag train`: questions about contexts → an adapter."""
 
 from __future__ import annotations
 
@@ -41,40 +41,42 @@ app = command.application()
 )
 def train(
     data: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Question records or SQuAD, as JSON lines; .gz too.")
+        list[Path], typer.Argument(metavar="FILE...", help="Question records or SQuAD in JSONL, also .gz.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the run; one that is there goes on.")
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Run folder; resumed if it exists.")
     ] = Path("run"),
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="smollm2, 24gb, or a recipe.json.")] = "smollm2",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="smollm2, 24gb, or the recipe.json of a run.")
+    ] = "smollm2",
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
     ] = DEFAULT_MODEL,
     adapter: Annotated[
-        str, typer.Option(metavar="ADAPTER", help="Start from this one: folder, shipped name, or none.")
+        str, typer.Option(metavar="ADAPTER", help="Adapter to start from: folder, name, auto or none.")
     ] = "none",
     quantize: Annotated[
-        Literal["none", "nf4"], typer.Option(help="nf4 loads the base in 4 bits, for QLoRA on a GPU.")
+        Literal["none", "nf4"], typer.Option(help="nf4 loads the base model in 4 bits (QLoRA).")
     ] = "none",
-    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Batches to learn from.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Optimizer steps.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, metavar="M", help="Stop after that; the same command goes on.")
+        float | None, typer.Option(min=0, metavar="M", help="Stop after M minutes; the same command resumes.")
     ] = None,
     rate: Annotated[float | None, typer.Option(metavar="LR", help="Learning rate of the adapter.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the adapter.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, metavar="N", help="Rank of the adapter.")] = None,
     placement: Annotated[Placement | None, typer.Option(help="Where gists come from.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Random seed.")] = None,
     held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of the articles, kept for validation.")
+        float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Share of the articles kept for validation.")
     ] = HELD_OUT,
     device: command.Device = None,
     as_json: command.Json = False,
     quiet: command.Quiet = False,
     debug: command.Debug = False,
 ) -> int:
-    """Train the adapter that makes and reads gists; the base model stays as it is.
+    """Train an adapter that answers from gists; the base model stays as it is.
 
-    A run can be interrupted at any moment: the same command goes on from its last checkpoint.
+    A run can be interrupted at any moment: the same command resumes at its last checkpoint.
     """
     given: dict[str, Any] = {
         "steps": steps, "rate": rate, "rank": rank, "placement": placement, "seed": seed,
@@ -114,15 +116,15 @@ def find_recipe(name: str) -> Recipe:
 
 
 def _contexts(paths: Sequence[Path], held_out: float) -> tuple[list[Context], list[Context]]:
-    """Return the contexts to learn from and those to validate with, and say how many lines could not be used."""
+    """Return the contexts to learn from and those to validate with, and print how many lines were skipped."""
     contexts: list[Context] = []
     for path in paths:
         found, dropped = read_contexts(path)
         contexts += found
         if dropped:
-            command.say(f"{path}: {dropped:,} lines left out, without context, question or answer")
+            command.say(f"skipped {dropped:,} lines of {path}: not JSON, or without context, question or answer")
     if count := unsupported(contexts):
-        command.say(f"{count:,} answers do not stand in their context; they are learned all the same")
+        command.say(f"{count:,} answers are not in their context; they are used all the same")
     learned, validation = split_by_article(gathered(contexts), held_out=held_out)
     questions = sum(len(context.tasks) for context in learned)
     command.say(f"{questions:,} questions about {len(learned):,} contexts, {len(validation):,} contexts held out")
@@ -138,10 +140,10 @@ def _data_sha256(paths: Sequence[Path]) -> str:
 def _load(
     model: str, adapter: str, quantize: Any, device: str | None, recipe: Recipe, rank: int | None
 ) -> tuple[GistModel, Recipe]:
-    """Return the model with the adapter to train, and the recipe with that one's rank.
+    """Return the model with the adapter to train, and the recipe with the rank of that adapter.
 
     Raises:
-        UsageError: the adapter it is to start from has no such rank, or no learned gists.
+        UsageError: the adapter to start from has another rank, or no learned gists.
     """
     from gistrag.model.gist_model import GistModel
     from gistrag.model.hub import find, find_adapter
@@ -153,11 +155,11 @@ def _load(
     if loaded.adapter is not None:
         has = loaded.adapter.rank
         if rank not in (None, has):
-            raise UsageError(f"{adapter} has rank {has}, so it cannot go on with {rank}; leave --rank out")
+            raise UsageError(f"{adapter} has rank {has}, but --rank {rank} was requested; leave --rank out")
         if recipe.placement == "learned" != loaded.adapter.settings.placement:
             raise UsageError(f"{adapter} has no learned gists; start with --adapter none, or name another --placement")
         recipe = replace(recipe, rank=has)
-    dials: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "placement": recipe.placement,
         "index_placement": recipe.placement,
         "rates": tuple(sorted(recipe.mixture.rates)),
@@ -165,14 +167,14 @@ def _load(
     }
     if loaded.adapter is None:
         gists = -(-recipe.mixture.chunk_tokens // min(recipe.mixture.rates))
-        loaded.new_adapter(rank=recipe.rank, gists=gists, seed=recipe.seed, **dials)
+        loaded.new_adapter(rank=recipe.rank, gists=gists, seed=recipe.seed, **settings)
     else:
-        loaded.adapter.settings = replace(loaded.adapter.settings, **dials)
+        loaded.adapter.settings = replace(loaded.adapter.settings, **settings)
     return loaded, recipe
 
 
 def _note_held_out(model: GistModel, share: float) -> None:
-    """Let the adapter know which articles it never saw: of one that was trained before, not then either."""
+    """Record the share of articles that the adapter never saw, in an earlier training included."""
     if model.adapter is not None:
         before = model.adapter.settings.held_out if model.adapter.folder else share
         model.adapter.settings = replace(model.adapter.settings, held_out=min(before, share))
@@ -191,7 +193,7 @@ def _run(
     from gistrag.training.trainer import Trainer
 
     if not learned:
-        raise UsageError("expected contexts to learn from, all were held out; lower --held-out")
+        raise UsageError("expected contexts to learn from, but all were held out; lower --held-out")
     sampler = Sampler(model, learned, recipe.mixture, seed=recipe.seed)
     start = model.adapter.identity if model.adapter else ""
     made_with = {**made_with, "base": model.weights, "adapter": start or "none"}
@@ -199,7 +201,7 @@ def _run(
 
 
 def _validation(model: GistModel, held: Sequence[Context], recipe: Recipe) -> dict[str, list[Batch]]:
-    """Return the same few batches of held-out contexts as text and at each rate, always three chunks a row."""
+    """Return a few batches of held-out contexts, as text and as gists of each rate; they are always the same."""
     from gistrag.training.sampler import Sampler
 
     if not held:
@@ -217,7 +219,7 @@ def _validation(model: GistModel, held: Sequence[Context], recipe: Recipe) -> di
 
 
 def _train(run: Run, minutes: float | None, *, as_json: bool) -> dict[str, Any]:
-    """Train until the recipe's end or the time is up, and return what was done."""
+    """Train until the recipe ends or the time is up, and return the figures of the run."""
     from gistrag.training.checkpoints import draw
 
     began_s = time.monotonic()
@@ -243,7 +245,7 @@ def _train(run: Run, minutes: float | None, *, as_json: bool) -> dict[str, Any]:
 
 
 def _line(record: dict[str, Any], total: int, tokens_per_s: float) -> str:
-    """Return a step in one line for people."""
+    """Return the line that people see of a step."""
     left_s = (total - record["step"]) * record["tokens"] / tokens_per_s
     line = f"step {record['step']:,} of {total:,}: loss {record['answer']:.2f}, {tokens_per_s:,.0f} tokens/s, "
     held_out = [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("validation ")]

@@ -1,17 +1,17 @@
-"""A training run in a folder: it may be stopped at any moment, and goes on exactly where it was.
+"""A training run in a folder: it may be killed at any moment, and resumes exactly where it was.
 
 ::
 
     run/
-      recipe.json               what decides the result
-      made_with.json            base, data and adapter it began with: a run goes on with the same ones only
+      recipe.json               settings of the run
+      made_with.json            base model, data and first adapter; a run resumes with the same ones only
       log.jsonl                 a line per step, validation and event
-      checkpoint-000120/        adapter, optimizer and place in the data; state.json is written last, so a checkpoint
-                                that has one is whole
-      adapter/                  the adapter of the last checkpoint, ready to be used with --adapter
+      checkpoint-000120/        adapter, optimizer and position in the data; state.json is written last, so a
+                                checkpoint with a state.json is complete
+      adapter/                  the adapter of the last checkpoint, for --adapter
       curve.png                 losses against steps, where matplotlib is installed
 
-A batch whose gradient is not finite is skipped; a run that diverges goes back to its last good state, at half the
+A batch whose gradient is not finite is skipped. A run that diverges returns to its last good state, at half the
 learning rate.
 """
 
@@ -26,7 +26,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gistrag.errors import DivergedError, FingerprintMismatchError, UsageError
-from gistrag.storage import files
+from gistrag.storage import files, jsonl
 from gistrag.storage.fingerprint import require_same
 from gistrag.training.recipe import Recipe
 from gistrag.training.sampler import Batch
@@ -54,7 +54,7 @@ MOST_SLOWDOWNS = 6
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state of a trainer to go back to."""
+    """A state of a trainer to return to."""
 
     tensors: dict[str, Tensor]
     step: int
@@ -63,13 +63,13 @@ class Snapshot:
 
 
 class Run:
-    """A trainer whose work is kept in a folder.
+    """A trainer with a folder for its checkpoints.
 
     Args:
-        folder: of the run, made where it is missing.
-        trainer: that does the steps.
-        validation: batches, by the name their loss is logged under.
-        made_with: what else than the recipe decides the result.
+        folder: made if it is missing.
+        trainer: does the steps.
+        validation: batches by the name under which their loss is logged.
+        made_with: what decides the result besides the recipe.
 
     Raises:
         UsageError: the folder holds another run.
@@ -92,10 +92,10 @@ class Run:
         for checkpoint in reversed(checkpoints(folder)):
             try:
                 _load(checkpoint, trainer)
-            except UsageError:  # whole, but of another base
+            except UsageError:  # complete, but of another base model
                 raise
             except (OSError, ValueError, KeyError, SafetensorError) as error:
-                logger.warning("%s cannot be read (%s); going on from the one before", checkpoint, error)
+                logger.warning("%s cannot be read (%s); resuming from the checkpoint before it", checkpoint, error)
                 continue
             break
         self._forget_later_steps()
@@ -125,10 +125,15 @@ class Run:
     def steps(
         self, *, save_every_s: float = 120.0, validate_every: int = 200, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[dict[str, Any]]:
-        """Yield what each step did, until the recipe's last one or until *stop* says so; then save.
+        """Yield the figures of each step until the recipe ends or *stop* returns True, then save.
+
+        Args:
+            save_every_s: seconds between checkpoints.
+            validate_every: steps between validations.
+            stop: asked before each step.
 
         Raises:
-            ResourceError: the disk is full; the checkpoint before stays whole.
+            ResourceError: the disk is full; the last checkpoint stays complete.
             DivergedError: the loss grows at any learning rate.
         """
         saved_s = time.monotonic()
@@ -146,32 +151,32 @@ class Run:
 
     def _step(self) -> dict[str, Any]:
         began_s = time.perf_counter()
-        told = self._trainer.advance()
+        figures = self._trainer.advance()
         took_s = time.perf_counter() - began_s
-        record: dict[str, Any] = {"step": self._trainer.step, **told, "seconds": took_s}
-        if event := self._event(told):
+        record: dict[str, Any] = {"step": self._trainer.step, **figures, "seconds": took_s}
+        if event := self._event(figures):
             record["event"] = event
         return {name: round(value, 5) if isinstance(value, float) else value for name, value in record.items()}
 
-    def _event(self, told: Mapping[str, float]) -> str | None:
-        """Return what to say of a step that went wrong, after doing what mends it; None of one that did not."""
-        if not math.isfinite(told["norm"]):  # one batch can be to blame; several in a row, the weights
+    def _event(self, figures: Mapping[str, float]) -> str | None:
+        """Recover from a step that went wrong and return what happened, None for a good step."""
+        if not math.isfinite(figures["norm"]):  # one such batch may be odd; several in a row mean bad weights
             self._skipped += 1
             return self._take_back() if self._skipped > MOST_SKIPPED else "skipped, its gradient is not finite"
         self._skipped = 0
-        self._recent.append(told["answer"])
+        self._recent.append(figures["answer"])
         self._good = replace(self._good, loss=min(self._good.loss, self._recent_loss()))
         return self._take_back() if self._has_spiked() else None
 
     def _recent_loss(self) -> float:
-        """Return the mean loss of the last few steps, infinite while there are too few to say."""
+        """Return the mean loss of the last `SPIKE_STEPS` steps, infinite before there are so many."""
         return sum(self._recent) / SPIKE_STEPS if len(self._recent) == SPIKE_STEPS else math.inf
 
     def _has_spiked(self) -> bool:
         return self._good.loss + SPIKE_NATS < self._recent_loss() < math.inf
 
     def _take_back(self) -> str:
-        """Go back to the last good state at half the rate, and return what to say of it."""
+        """Return to the last good state at half the learning rate, and return what happened."""
         good = self._good
         slowdown = self._trainer.slowdown / 2
         if slowdown < 0.5**MOST_SLOWDOWNS:
@@ -179,12 +184,12 @@ class Run:
                 f"the loss grew again at step {self._trainer.step} although the learning rate was halved "
                 f"{MOST_SLOWDOWNS} times; start again with a smaller one (--rate)"
             )
-        told = f"diverged at step {self._trainer.step}, back to {good.step} at {slowdown:g} of the learning rate"
+        event = f"diverged at step {self._trainer.step}, back to {good.step} at {slowdown:g} of the learning rate"
         self._trainer.restore(good.tensors, step=good.step, slowdown=slowdown)
         self._recent.clear()
         self._skipped = 0
-        logger.warning(told)
-        return told
+        logger.warning(event)
+        return event
 
     def _validate(self) -> dict[str, float]:
         return {f"validation {name}": self._trainer.measure(batches) for name, batches in self._validation.items()}
@@ -195,13 +200,13 @@ class Run:
                 file.write(json.dumps(record) + "\n")
 
     def _forget_later_steps(self) -> None:
-        """Take out of the log what was done after the checkpoint, as it is done again."""
+        """Remove the steps after the checkpoint from the log; they are repeated."""
         if self._trainer.is_main:
             kept = [record for record in read_log(self.folder) if record["step"] <= self._trainer.step]
-            files.write_atomic(self.folder / LOG, "".join(json.dumps(record) + "\n" for record in kept).encode())
+            files.write_atomic(self.folder / LOG, jsonl.encode(kept))
 
     def save(self) -> None:
-        """Write a checkpoint of this step, and remember it as one to go back to."""
+        """Write a checkpoint of this step, and keep the state as one to return to."""
         if self._trainer.is_main:
             self._write()
         if len(self._recent) == SPIKE_STEPS:
@@ -209,7 +214,7 @@ class Run:
 
     def _write(self) -> None:
         target = self.folder / f"checkpoint-{self._trainer.step:06d}"
-        with files.explained("write", target), _told_by_the_system():
+        with files.explained("write", target), _system_errors():
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir()
             self._trainer.adapter.save(target / ADAPTER)
@@ -220,7 +225,7 @@ class Run:
             _replace(target / ADAPTER, self.folder / ADAPTER)
         here = [path for path in checkpoints(self.folder) if path.name <= target.name]
         for path in {*checkpoints(self.folder)}.difference(here[-KEPT_CHECKPOINTS:]):
-            shutil.rmtree(path, ignore_errors=True)  # old, or of steps that were taken back or cannot be read
+            shutil.rmtree(path, ignore_errors=True)  # old, unreadable, or of steps that were undone
 
     def _snapshot(self, loss: float) -> Snapshot:
         trainer = self._trainer
@@ -229,19 +234,14 @@ class Run:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints of a run, oldest first."""
+    """Return the complete checkpoints of a run, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(path for path in found if (path / STATE).is_file())
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log; a last line that was cut off is left out."""
-    records = []
-    with suppress(FileNotFoundError):
-        for line in (folder / LOG).read_text("utf-8").splitlines():
-            with suppress(ValueError):
-                records.append(json.loads(line))
-    return records
+    """Return the lines of a run's log without a last line that was cut off."""
+    return jsonl.read(folder / LOG)
 
 
 def _load(checkpoint: Path, trainer: Trainer) -> None:
@@ -260,12 +260,12 @@ def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
     if path.exists() and (other := recipe.differs(Recipe.from_json(path.read_text("utf-8")))):
         raise UsageError(
             f"{folder} holds a run of another recipe ({', '.join(other)} differ); name another --output, or give the "
-            "same settings to go on with it"
+            "same settings to resume it"
         )
 
 
 def _require_same_start(folder: Path, made_with: Mapping[str, str]) -> None:
-    """Return if there is no run in *folder* yet, or one that began with the same.
+    """Return if there is no run in *folder* yet, or one that was made with the same.
 
     Raises:
         UsageError: names what differs.
@@ -277,13 +277,13 @@ def _require_same_start(folder: Path, made_with: Mapping[str, str]) -> None:
         return
     except (ValueError, AttributeError) as error:  # a mismatch is a ValueError too
         is_damaged = not isinstance(error, FingerprintMismatchError)
-        told = f"{folder / MADE_WITH} is damaged; name another --output" if is_damaged else str(error)
-        raise UsageError(told) from error
+        message = f"{folder / MADE_WITH} is damaged; name another --output" if is_damaged else str(error)
+        raise UsageError(message) from error
 
 
 @contextmanager
-def _told_by_the_system() -> Iterator[None]:
-    """Turn what safetensors makes of an error of the system back into one."""
+def _system_errors() -> Iterator[None]:
+    """Turn the error that safetensors raises for an error of the system back into that error."""
     try:
         yield
     except SafetensorError as error:
@@ -292,7 +292,7 @@ def _told_by_the_system() -> Iterator[None]:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Put a copy of folder *source* where *target* is."""
+    """Replace folder *target* by a copy of *source*."""
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(source, fresh)

@@ -272,7 +272,7 @@ class Synthesis:
         teacher: writes; None where only facts are planted.
         judge: answers without the document; a question it answers right is dropped. None where all are kept.
         seed: of wordings and planted facts; the same seed makes the same requests.
-        progress: told of every batch.
+        progress: is called after every batch.
 
     Attributes:
         report: counts so far.

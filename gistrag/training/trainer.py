@@ -27,6 +27,7 @@ from torch.nn import functional
 from gistrag.compression.placements import TextPass
 from gistrag.errors import UsageError
 from gistrag.kv.cache import GistCache, Memory, concatenate, side_by_side
+from gistrag.model.batching import batches_by_length
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import MADE, AdapterSettings, Placement
 from gistrag.training.recipe import GRADIENT_NORM, VECTOR_RATE, LossWeights, Recipe
@@ -155,21 +156,17 @@ class TrainingStep:
                 torch.autograd.backward([made for made, _ in wanted], [gradient for _, gradient in wanted])
         return self.losses
 
-    def _groups(self, size: int) -> Iterator[Sequence[Row]]:
-        """Yield rows a few at a time, similar memories together; fewer where those are long."""
-        group: list[Row] = []
-        for row in sorted(self._batch.rows, key=lambda row: (self._slots(row), len(row.ids))):
-            if group and (len(group) == size or self._slots(row) * (len(group) + 1) > size * SLOTS_OF_A_ROW):
-                yield group
-                group = []
-            group.append(row)
-        if group:
-            yield group
+    def _groups(self, size: int) -> Iterator[list[Row]]:
+        """Yield rows in batches of at most *size*, similar memories together; fewer where memories are long."""
+        rows = sorted(self._batch.rows, key=lambda row: len(row.ids))
+        slots = [self._slots(row) for row in rows]
+        for numbers in batches_by_length(slots, budget=size * SLOTS_OF_A_ROW, rows_max=size):
+            yield [rows[number] for number in numbers]
 
     def _slots(self, row: Row) -> int:
-        """Return the slots of a row's memory, but for the prefix."""
-        given = ((self._uncompressed if number in row.as_text else self._gists)[number] for number in row.chunks)
-        return sum(cache.kv.shape[3] for cache in given)
+        """Return the slots of a row's memory, without those of the prefix."""
+        caches = ((self._uncompressed if number in row.as_text else self._gists)[number] for number in row.chunks)
+        return sum(cache.kv.shape[3] for cache in caches)
 
     def _label_counts(self) -> tuple[int, int]:
         """Return how many answer tokens and continuation tokens there are in all rows, at least 1 each."""

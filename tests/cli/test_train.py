@@ -73,7 +73,7 @@ def test_a_run_leaves_an_adapter_that_loads(
 
     shown = capsys.readouterr()
     assert 0 == code, shown.err
-    assert "1 lines left out" in shown.err
+    assert f"skipped 1 lines of {questions}" in shown.err
     assert 3 == json.loads(shown.out.splitlines()[-1])["step"]
     model = GistModel.load(model_folder, adapter=out / "adapter")
     assert model.adapter is not None
@@ -205,7 +205,7 @@ def test_what_an_adapter_cannot_be_is_refused(
 
     assert [2, 2, 0] == codes
     told = capsys.readouterr().err
-    assert "has rank 2, so it cannot go on with 4" in told
+    assert "has rank 2, but --rank 4 was requested" in told
     assert "has no learned gists" in told
     settings = AdapterSettings.read(tmp_path / "second" / "adapter")
     assert (2, 0.05) == (settings.recipe["rank"], settings.held_out)
