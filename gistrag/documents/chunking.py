@@ -1,8 +1,8 @@
-"""Document → chunks: pieces of its text that begin and end where sense does.
+"""Document → chunks: pieces of its text that begin and end at headings, paragraphs or sentences.
 
-The splitter finds the boundaries (headings, paragraphs, sentences, words); this module bounds its work, counts with
-the generator's own tokenizer, and joins what came out too small to mean anything. ``document.text[start:end]`` is the
-text of a chunk, exactly; chunks do not overlap, and what no chunk covers is white space.
+The splitter finds the boundaries. This module bounds its work, counts tokens with the base model's tokenizer, and
+joins pieces that are too small to be useful alone. ``document.text[start:end]`` is exactly the text of a chunk; chunks
+do not overlap, and only white space lies between them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gistrag.documents.discovery import Document
 
 MARKDOWN_KINDS = frozenset({"markdown", "html", "notebook", "docx"})
 _SEGMENT_CHARS = 64  # characters of a segment per token of a chunk: about 16 chunks of prose
-_LONG_CHARS = 8  # characters per token of a chunk: more than prose has, so one count of these tells that it is too long
-_SEAM = 2  # tokens of the white space between two pieces that are joined
-_SLACK = 16  # tokens that a cut in the middle of a word can add at most, for all practical words
+_LONG_CHARS = 8  # characters per token of a chunk, more than prose has: a longer text is mostly too long
+_SEAM = 2  # tokens of the white space between two joined pieces
+_SLACK = 16  # the most tokens that a cut inside of a practical word adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class Chunk:
     """One piece of a document.
 
     Attributes:
-        ordinal: its number in the document, from 0.
+        ordinal: number in the document, from 0.
         start: character offset of its first character in the document's text.
         end: offset after its last character.
         text: ``document.text[start:end]``.
-        heading: the titles it stands under, outermost first.
-        page: page on which it begins, from 1; None where the format has no pages.
-        tokens: how many tokens of the generator it takes, special tokens read as plain text.
+        heading: path of the titles above it, outermost first.
+        page: page on which it begins, from 1; None if the format has no pages.
+        tokens: number of tokens of the text, special tokens read as plain text.
     """
 
     ordinal: int
@@ -58,12 +58,18 @@ class Chunk:
 
 
 class Chunker:
-    """Cuts documents into chunks of at most *chunk_tokens* tokens of *tokenizer*."""
+    """Splits documents into chunks of at most *chunk_tokens* tokens.
+
+    Args:
+        tokenizer: counts the tokens, and is used as it is: it must not truncate, pad, or recognize special tokens in
+            text (see `gistrag.model.tokenizer.plain_tokenizer`).
+        chunk_tokens: the most tokens of a chunk.
+    """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, *, chunk_tokens: int) -> None:
         self.chunk_tokens = chunk_tokens
-        self._small = chunk_tokens // 8  # what is no larger joins a neighbour, for which room is left
-        self._tokenizer = _plain(tokenizer)
+        self._small = chunk_tokens // 8  # a piece of at most this size joins a neighbour, for which room is left
+        self._tokenizer = tokenizer
         room = chunk_tokens - self._small - _SEAM
         self._prose = TextSplitter.from_callback(self._size, room, trim=False)
         self._markdown = MarkdownSplitter.from_callback(self._size, room, trim=False)
@@ -86,14 +92,14 @@ class Chunker:
         ]
 
     def count(self, text: str) -> int:
-        """Return how many tokens *text* takes, with nothing added and special tokens read as plain text."""
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)  # fast: without offsets
+        """Return the number of tokens of *text*, without tokens that the tokenizer adds at its ends."""
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)  # without offsets, so faster
         return len(encoding)
 
     def _size(self, text: str) -> int:
-        """Return `count`, or for text much too long only something larger than a chunk: the splitter asks no more.
+        """Return `count`, or for a text that is much too long, any number larger than `chunk_tokens`.
 
-        It asks for the size of everything that is left over and over, so without this a long line takes quadratic time.
+        The splitter asks for the size of the whole rest again and again, so exact counts would take quadratic time.
         """
         chars = _LONG_CHARS * self.chunk_tokens
         while chars < len(text):
@@ -104,7 +110,7 @@ class Chunker:
         return self.count(text)
 
     def _pieces(self, document: Document, titles: Sequence[_Title]) -> Iterator[tuple[int, int]]:
-        """Yield (start, end) of each piece the splitter makes, without the white space around it."""
+        """Yield (start, end) of each piece of the splitter, without the white space around it."""
         splitter = self._markdown if document.kind in MARKDOWN_KINDS else self._prose
         starts = [title.start for title in titles]
         for start, end in _segments(document.text, starts, self.chunk_tokens * _SEGMENT_CHARS):
@@ -114,7 +120,7 @@ class Chunker:
                     yield _trim(document.text, start + offset, start + offset + len(piece))
 
     def _join(self, text: str, pieces: Iterable[tuple[int, int]], titles: Sequence[_Title]) -> list[tuple[int, int]]:
-        """Return the pieces with the small ones joined to a neighbour; a bare heading goes to what it heads."""
+        """Return the pieces, small ones joined to a neighbour and a heading joined to the text below it."""
         starts, ends = {title.start for title in titles}, {title.end for title in titles}
         spans: list[tuple[int, int]] = []
         for start, end in pieces:
@@ -134,24 +140,15 @@ class Chunker:
 
 @dataclass(frozen=True)
 class _Title:
-    """A heading line: where it starts and ends, its level, and all titles from the outermost down to it."""
+    """A heading line: its start and end, and the path of titles from the outermost to this one."""
 
     start: int
     end: int
     path: tuple[str, ...]
 
 
-def _plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Return a copy that neither cuts nor pads, and to which ``<|im_start|>`` is seven characters of text or so."""
-    copy = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    copy.encode_special_tokens = True
-    return copy
-
-
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return (start, end) without the white space around it, but with the indentation of a first line."""
+    """Return (start, end) without the white space around the text, but with the indentation of its first line."""
     piece = text[start:end]
     first = end - len(piece.lstrip())
     line_end = text.rfind("\n", max(start - 1, 0), first)
@@ -160,7 +157,7 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _segments(text: str, titles: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of parts of at most *size* characters that make up *text*."""
+    """Yield (start, end) of the consecutive parts of *text*, each of at most *size* characters."""
     start = 0
     while len(text) - start > size:
         end = _cut(text, titles, start + size // 2, start + size)
@@ -170,7 +167,7 @@ def _segments(text: str, titles: Sequence[int], size: int) -> Iterator[tuple[int
 
 
 def _cut(text: str, titles: Sequence[int], low: int, high: int) -> int:
-    """Return the best place to cut between *low* and *high*: a heading, a blank line, a line end, a space, anywhere."""
+    """Return where to cut between *low* and *high*: at a heading, else a blank line, a line end, a space, or *high*."""
     at = bisect.bisect_right(titles, high)
     if at and titles[at - 1] > low:
         return titles[at - 1]
@@ -182,7 +179,7 @@ def _cut(text: str, titles: Sequence[int], low: int, high: int) -> int:
 
 
 def _titles(text: str) -> list[_Title]:
-    r"""Return the headings of a markdown text, in order; those in code fences and front matter are none.
+    r"""Return the headings of a Markdown text, in order, without those in code fences and front matter.
 
     >>> [title.path for title in _titles("# A\n```\n# no\n```\n## B\n# C #")]
     [('A',), ('A', 'B'), ('C',)]
@@ -219,7 +216,7 @@ def _heading_lines(text: str) -> Iterator[tuple[int, int, int, str]]:
         elif mark:
             fence = mark
         elif len(match["over"] or match["title"] or "") > TITLE_CHARACTERS:
-            continue  # a paragraph that happens to look like one; it would be repeated before every chunk
+            continue  # a paragraph that looks like a heading; the heading path of every chunk would repeat it
         elif match["over"]:
             yield match.start(), end, 1 if match["under"][0] == "=" else 2, match["over"].strip()
         elif match["marks"]:
@@ -227,13 +224,13 @@ def _heading_lines(text: str) -> Iterator[tuple[int, int, int, str]]:
 
 
 def _bare(title: str) -> str:
-    """Return an ATX title without the marks that may close it."""
+    """Return an ATX title without its closing marks."""
     words, _, last = title.strip().rpartition(" ")
     return words.strip() if words and not last.strip("#") else title.strip()
 
 
 def _heading(text: str, titles: Sequence[_Title], start: int) -> tuple[str, ...]:
-    """Return the titles in force at *start*, counting those with which the chunk begins."""
+    """Return the heading path at *start*, including the headings with which the chunk begins."""
     at = bisect.bisect_right(titles, start, key=lambda title: title.start)
     while 0 < at < len(titles) and titles[at - 1].start >= start:
         if text[titles[at - 1].end : titles[at].start].strip():

@@ -26,6 +26,7 @@ from gistrag.documents.discovery import find, load
 from gistrag.documents.parser_worker import MEMORY_BYTES, Worker
 from gistrag.documents.text import Text
 from gistrag.errors import DocumentError
+from gistrag.model.tokenizer import plain_tokenizer
 
 CUT_CHARS_MAX = 20_000  # cutting is no part of the promise, and slow; what is longer is only read
 
@@ -44,7 +45,7 @@ class Trial:
         self.slowest_s = 0.0
         self.peak_bytes = 0
         self._child = child
-        self._chunker = Chunker(byte_tokenizer().backend_tokenizer, chunk_tokens=64)
+        self._chunker = Chunker(plain_tokenizer(byte_tokenizer()), chunk_tokens=64)
 
     def read(self, name: str, data: bytes) -> str:
         """Return ``text`` or the reason of a file, having looked at everything that was promised."""
