@@ -1,6 +1,8 @@
 """`python -m gistrag.build` is `gistrag build`."""
 
-from gistrag.cli.build import main
+import sys
+
+from gistrag.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["build", *sys.argv[1:]]))

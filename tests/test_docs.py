@@ -21,7 +21,7 @@ import pytest
 from support.pages import FENCE, MANUAL, PAGES, PROGRAM, ROOT, fences, parse, program_options, spans, spelt
 
 from gistrag import Answer, GistRAG, Hit, Source, errors
-from gistrag.cli import build, command
+from gistrag.cli import build, exit_codes, options
 
 # what the examples call their values; every page keeps to these names
 VALUES = {"rag": GistRAG, "notes": GistRAG, "manual": GistRAG, "answer": Answer, "source": Source, "hit": Hit}
@@ -122,13 +122,13 @@ def options_of(verb: str) -> set[str]:
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to parse command lines in, with what they ask to exist; --quiet is taken back."""
-    level = command.logger.level
+    level = options.logger.level
     monkeypatch.chdir(tmp_path)
     for folder in ("docs", "notes"):
         (tmp_path / folder).mkdir()
     (tmp_path / "questions.txt").touch()
     yield tmp_path
-    command.logger.setLevel(level)
+    options.logger.setLevel(level)
 
 
 @page
@@ -196,7 +196,7 @@ def test_exit_codes_are_listed() -> None:
     table = (ROOT / "docs" / "command-line.md").read_text("utf-8").partition("## Exit codes")[2]
     found = [int(code) for code in re.findall(r"^\| (\d+) ", table, re.MULTILINE)]
 
-    by_design = {0, 1, build.PARTIAL, command.INTERRUPTED, command.READER_GONE}
+    by_design = {0, 1, build.PARTIAL, exit_codes.INTERRUPTED, exit_codes.READER_GONE}
     assert found == sorted(by_design | {kind.exit_code for kind in all_errors()})
 
 

@@ -14,7 +14,7 @@ import torch
 from support.tiny_models import ExactRotary, HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag import export, rag
-from gistrag.cli import export as command
+from gistrag.cli.main import main as run_command
 from gistrag.compression.compress import compress
 from gistrag.engine import Engine
 from gistrag.errors import ContextOverflowError, UsageError
@@ -232,7 +232,7 @@ def test_the_command_writes_a_private_folder(
     out = tmp_path / "out"
     arguments = ["--scope", "mills.md", "-o", str(out), "--index", str(tmp_path / "index")]
 
-    assert 0 == command.main([*arguments, "--json"])
+    assert 0 == run_command(["export", *arguments, "--json"])
     told = json.loads(capsys.readouterr().out)
     assert json.loads((out / "cartridge.json").read_text("utf-8")) == {
         name: value for name, value in told.items() if name != "output"
@@ -245,13 +245,13 @@ def test_the_command_writes_a_private_folder(
     assert "mills.md, characters 0 to" in (out / "README.md").read_text("utf-8")
     assert isinstance(peft.PeftConfig.from_pretrained(str(out)), peft.CartridgeConfig)
 
-    assert 2 == command.main(arguments)
+    assert 2 == run_command(["export", *arguments])
     assert "expected nothing or an empty folder" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No chunk is code 2, no index code 4, each in one line."""
-    assert 2 == command.main(["-o", str(tmp_path / "out")])
-    assert 4 == command.main(["-o", str(tmp_path / "out"), "--chunk", "1", "--index", str(tmp_path / "none")])
+    assert 2 == run_command(["export", "-o", str(tmp_path / "out")])
+    assert 4 == run_command(["export", "-o", str(tmp_path / "out"), "--chunk", "1", "--index", str(tmp_path / "none")])
     assert 2 == capsys.readouterr().err.count("\n")
     assert not (tmp_path / "out").exists()

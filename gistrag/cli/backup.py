@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
+from gistrag.cli.output import print_json
 from gistrag.progress import megabytes
 
 if TYPE_CHECKING:
@@ -18,18 +17,21 @@ if TYPE_CHECKING:
 
 DAMAGED = 4
 
-app = command.application()
+
+EXAMPLES = (
+    "gistrag backup /mnt/disk/index",
+    "gistrag backup copy/ --index notes/",
+)
 
 
-@app.command("backup", epilog=command.examples("gistrag backup /mnt/disk/index", "gistrag backup copy/ --index notes/"))
 def backup(
     destination: Annotated[
         Path, typer.Argument(metavar="DEST", help="Folder of the copy: none yet, empty, or an earlier copy.")
     ],
-    index: command.Index = command.INDEX,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    index: Index = INDEX,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> int:
     """Copy an index as of one moment, while it is used and built.
 
@@ -41,7 +43,7 @@ def backup(
     with Store.open(index) as store:
         done = copy(store, destination)
     if as_json:
-        command.print_json({"index": str(index), "destination": str(destination), **asdict(done)})
+        print_json({"index": str(index), "destination": str(destination), **asdict(done)})
     else:
         print("\n".join([*(f"damaged: {line}" for line in done.damaged), _line(done, destination)]))
     return DAMAGED if done.damaged else 0
@@ -50,12 +52,3 @@ def backup(
 def _line(done: Copied, destination: Path) -> str:
     copied = f"{done.gists:,} gist files copied ({megabytes(done.bytes)})"
     return f"{destination}: {copied}, {done.kept:,} were there already"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Copy an index and return the exit code."""
-    return command.run(app, argv, program="gistrag backup")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

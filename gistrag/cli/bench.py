@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gistrag import __version__
-from gistrag.cli import command
+from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet, TopK
+from gistrag.cli.output import loading, print_json, print_table, say, waiting
 from gistrag.errors import UsageError
 from gistrag.progress import megabytes
 
@@ -39,34 +40,31 @@ BUILT_IN_QUESTIONS = 8
 CHUNKS_COMPRESSED = 24
 BUSY_SHARE = 0.5
 
-app = command.application()
 
-
-@app.command(
-    "bench",
-    epilog=command.examples(
-        "gistrag bench",
-        "gistrag bench --tokens 6000 --repeats 3",
-        "gistrag bench --questions questions.txt --cold --json > bench.json",
-    ),
+EXAMPLES = (
+    "gistrag bench",
+    "gistrag bench --tokens 6000 --repeats 3",
+    "gistrag bench --questions questions.txt --cold --json > bench.json",
 )
+
+
 def bench(
-    index: command.Index = command.INDEX,
+    index: Index = INDEX,
     questions: Annotated[
         Path | None,
         typer.Option("--questions", metavar="FILE", exists=True, dir_okay=False, help="One a line, or JSON lines."),
     ] = None,
-    top_k: command.TopK = 3,
+    top_k: TopK = 3,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, metavar="N", help="As many chunks as hold N tokens, not --top-k.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="N", help="Measurements of each kind.")] = 5,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, metavar="N", help="Tokens of each answer.")] = 32,
     cold: Annotated[bool, typer.Option("--cold", help="Also time fresh processes, from start to first token.")] = False,
-    device: command.Device = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Measure answers from gists against text.
 
@@ -74,13 +72,13 @@ def bench(
 
     With --json the table goes to standard error, and every single measurement is in the JSON.
     """
-    with command.loading():
+    with loading():
         from gistrag.rag import GistRAG
 
         rag = GistRAG.open(index, device=device)
     if os.getloadavg()[0] > BUSY_SHARE * (os.cpu_count() or 1):
-        command.say(f"this machine is busy (load {os.getloadavg()[0]:.1f}); figures from a quiet one say more")
-    with rag, command.waiting("measuring"):
+        say(f"this machine is busy (load {os.getloadavg()[0]:.1f}); figures from a quiet one say more")
+    with rag, waiting("measuring"):
         asked = questions_from(questions) if questions else built_in_questions(rag)
         result = {
             "machine": machine(rag.model),
@@ -96,9 +94,9 @@ def bench(
             "compression": compression(rag, repeats=repeats),
             "cold": cold_starts(index, asked[0]) if cold else None,
         }
-    command.print_table(["", "text", "gist", "text / gist"], list(table(result)), to_stderr=as_json)
+    print_table(["", "text", "gist", "text / gist"], list(table(result)), to_stderr=as_json)
     if as_json:
-        command.print_json(result)
+        print_json(result)
 
 
 # What is asked
@@ -407,12 +405,3 @@ ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
     "context_bytes": ("keys and values in memory", lambda count: megabytes(int(count))),
     "peak_process_bytes": ("peak memory, whole process", lambda count: megabytes(int(count))),
 }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and return the exit code."""
-    return command.run(app, argv, program="gistrag bench")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

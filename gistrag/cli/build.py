@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet
+from gistrag.cli.output import print_json, say
 from gistrag.progress import NoProgress, Progress, TerminalProgress, megabytes
 from gistrag.settings import KvCacheDtype, Placement
 
@@ -20,21 +19,18 @@ if TYPE_CHECKING:
 PARTIAL = 3
 REASONS_SHOWN = 5
 
-app = command.application()
 
-
-@app.command(
-    "build",
-    epilog=command.examples(
-        "gistrag build docs/",
-        "gistrag build notes/ --index notes-index/ --include '*.md' --exclude drafts/",
-        "gistrag build docs/ --tokens-per-gist 4 --rebuild",
-        "gistrag build docs/ --strict --quiet || mail -s 'build failed' me",
-    ),
+EXAMPLES = (
+    "gistrag build docs/",
+    "gistrag build notes/ --index notes-index/ --include '*.md' --exclude drafts/",
+    "gistrag build docs/ --tokens-per-gist 4 --rebuild",
+    "gistrag build docs/ --strict --quiet || mail -s 'build failed' me",
 )
+
+
 def build(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of documents.", exists=True, file_okay=False)],
-    index: command.Index = command.INDEX,
+    index: Index = INDEX,
     include: Annotated[
         list[str] | None, typer.Option("--include", metavar="GLOB", help="Read only files that match; repeatable.")
     ] = None,
@@ -77,10 +73,10 @@ def build(
         bool, typer.Option("--verify", help="Hash every gist file first, and try skipped files again.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with code 3 if any file was skipped.")] = False,
-    device: command.Device = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> int:
     """Make the index of a folder, or bring it up to date.
 
@@ -110,8 +106,8 @@ def build(
     with rag:
         done = summary(rag)
     if not as_json:
-        command.say(*_lines(done))
-    command.print_json(done)
+        say(*_lines(done))
+    print_json(done)
     return PARTIAL if strict and done["skipped"] else 0
 
 
@@ -164,12 +160,3 @@ def _gists(done: dict[str, Any]) -> str:
     made = f"{done['gists_made']:,} gists made ({megabytes(done['new_gist_bytes'])})"
     found = f", {done['gists_found']:,} found" if done["gists_found"] else ""
     return made + found + (f", {done['without_gist']:,} chunks stay text" if done["without_gist"] else "")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Build an index and return the exit code."""
-    return command.run(app, argv, program="gistrag build")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

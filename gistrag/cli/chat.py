@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from gistrag.cli import command
+from gistrag.cli.options import (
+    INDEX,
+    AnswerMode,
+    Debug,
+    Device,
+    Index,
+    Json,
+    MaxNewTokens,
+    Quiet,
+    RerankerName,
+    Scope,
+    TopK,
+)
+from gistrag.cli.output import cost_line, loading, logger, print_json, print_pieces, say, source_lines
 from gistrag.errors import GistRAGError, UsageError
 
 if TYPE_CHECKING:
@@ -21,33 +34,32 @@ HELP = """\
 /scope PATH              one document; /scope off   /help      this
 Ctrl-C stops an answer                              /quit      end, as Ctrl-D does"""
 
-app = command.application()
 
-
-@app.command(
-    "chat",
-    epilog=command.examples(
-        "gistrag chat", "gistrag chat --index notes-index/ --mode hybrid", "gistrag chat < questions.txt"
-    ),
+EXAMPLES = (
+    "gistrag chat",
+    "gistrag chat --index notes-index/ --mode hybrid",
+    "gistrag chat < questions.txt",
 )
+
+
 def chat(
-    index: command.Index = command.INDEX,
-    top_k: command.TopK = 3,
-    mode: command.AnswerMode = "gist",
-    scope: command.Scope = None,
-    max_new_tokens: command.MaxNewTokens = 256,
-    reranker: command.RerankerName = None,
-    device: command.Device = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    index: Index = INDEX,
+    top_k: TopK = 3,
+    mode: AnswerMode = "gist",
+    scope: Scope = None,
+    max_new_tokens: MaxNewTokens = 256,
+    reranker: RerankerName = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Answer one question after another, with the models loaded once.
 
     Questions come from the prompt, or from standard input, one a line. A question does not know of those before it.
     /help lists what else can be typed.
     """
-    with command.loading():
+    with loading():
         from gistrag.answering.answer import Options
         from gistrag.rag import GistRAG
 
@@ -56,7 +68,7 @@ def chat(
         options = Options(top_k=top_k, mode=mode, scope=scope, max_new_tokens=max_new_tokens)
         session = Session(rag, options, as_json=as_json)
         if sys.stdin.isatty():
-            command.say(f"{rag!r}; /help says what can be typed, Ctrl-D ends")
+            say(f"{rag!r}; /help says what can be typed, Ctrl-D ends")
         for line in lines():
             if line == "/quit":
                 break
@@ -76,7 +88,7 @@ class Session:
             "/top-k": lambda value: self._set(top_k=_whole_number(value)),
             "/scope": self._set_scope,
             "/sources": self._show_sources,
-            "/help": lambda _: command.say(HELP),
+            "/help": lambda _: say(HELP),
         }
 
     def take(self, line: str) -> None:
@@ -87,7 +99,7 @@ class Session:
             else:
                 self._answer(line)
         except GistRAGError as error:
-            command.logger.error("%s", error)
+            logger.error("%s", error)
 
     def _act(self, line: str) -> None:
         name, _, value = line.partition(" ")
@@ -102,19 +114,19 @@ class Session:
                 for _ in stream:
                     pass
             else:
-                command.print_pieces(stream)
+                print_pieces(stream)
         except KeyboardInterrupt:
             stream.close()
-            command.say("", "stopped")
+            say("", "stopped")
         self._last = stream.answer
         if self._as_json:
-            command.print_json({"question": question, "mode": self.options.mode, **asdict(self._last)})
+            print_json({"question": question, "mode": self.options.mode, **asdict(self._last)})
         else:
-            command.say(*command.source_lines(self._last), command.cost_line(self._last), "")
+            say(*source_lines(self._last), cost_line(self._last), "")
 
     def _set(self, **changes: object) -> None:
         self.options = replace(self.options, **changes)  # type: ignore[arg-type]  # Options checks them
-        command.say(", ".join(f"{name.replace('_', '-')} {value or 'off'}" for name, value in changes.items()))
+        say(", ".join(f"{name.replace('_', '-')} {value or 'off'}" for name, value in changes.items()))
 
     def _set_scope(self, value: str) -> None:
         scope = None if value in ("", "off") else value
@@ -126,8 +138,8 @@ class Session:
             raise UsageError("no answer yet; ask something")
         for number, source in enumerate(self._last.sources, 1):
             read = "text" if source.as_text else "gists"
-            command.say(f"{number}. {source.place} (chunk {source.chunk_id}, score {source.score:.3f}, {read})")
-            command.say(f"   {source.snippet}")
+            say(f"{number}. {source.place} (chunk {source.chunk_id}, score {source.score:.3f}, {read})")
+            say(f"   {source.snippet}")
 
 
 def lines() -> Iterator[str]:
@@ -141,12 +153,12 @@ def lines() -> Iterator[str]:
             line = input("> " if is_typed else "").strip()
         except EOFError:
             if is_typed:
-                command.say("")
+                say("")
             return
         except KeyboardInterrupt:
             if not is_typed:
                 raise
-            command.say("")
+            say("")
             continue
         if line:
             yield line
@@ -157,12 +169,3 @@ def _whole_number(value: str) -> int:
         return int(value)
     except ValueError:
         raise UsageError(f"expected a whole number, got {value!r}") from None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Hold a conversation and return the exit code."""
-    return command.run(app, argv, program="gistrag chat")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

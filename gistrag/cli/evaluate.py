@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gistrag import __version__
-from gistrag.cli import command
+from gistrag.cli.options import Debug, Device, Json, MaxNewTokens, Quiet
+from gistrag.cli.output import loading, logger, print_json, print_table, require_output, say, waiting
 from gistrag.errors import FingerprintMismatchError, UsageError
 from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, HELD_OUT, KvCacheDtype, Placement
 from gistrag.storage import files
@@ -50,19 +51,16 @@ TIMED_QUESTIONS = 3
 INTERVAL_S = 10.0
 BUSY_SHARE = 0.5
 
-app = command.application()
 
-
-@app.command(
-    "evaluate",
-    epilog=command.examples(
-        "gistrag evaluate squad.jsonl.gz --held-out --questions 500 --seed 0",
-        "gistrag evaluate qa.jsonl --adapter run/adapter --output run/evaluation",
-        "gistrag evaluate qa.jsonl --arms text,gist --rates 4 --sweep 0.9",
-        "gistrag evaluate squad.jsonl.gz --held-out --questions 200 --frontier --rates 4,8",
-        "gistrag evaluate qa.jsonl --questions 50 --probes 0 --passkey 0 --unanswerable 0 --orders 0 --repeats 0",
-    ),
+EXAMPLES = (
+    "gistrag evaluate squad.jsonl.gz --held-out --questions 500 --seed 0",
+    "gistrag evaluate qa.jsonl --adapter run/adapter --output run/evaluation",
+    "gistrag evaluate qa.jsonl --arms text,gist --rates 4 --sweep 0.9",
+    "gistrag evaluate squad.jsonl.gz --held-out --questions 200 --frontier --rates 4,8",
+    "gistrag evaluate qa.jsonl --questions 50 --probes 0 --passkey 0 --unanswerable 0 --orders 0 --repeats 0",
 )
+
+
 def evaluate(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="SQuAD or question records as JSON lines, may be gzipped.")
@@ -114,7 +112,7 @@ def evaluate(
     ] = "1000,2000,4000",
     orders: Annotated[int, typer.Option("--orders", metavar="N", help="Questions asked in other orders too.")] = 50,
     whole: Annotated[int, typer.Option("--whole", metavar="N", help="Questions about whole documents.")] = 50,
-    max_new_tokens: command.MaxNewTokens = 24,
+    max_new_tokens: MaxNewTokens = 24,
     repeats: Annotated[
         int, typer.Option("--repeats", min=0, metavar="N", help="Timings of each kind; 0 measures no time.")
     ] = 3,
@@ -128,10 +126,10 @@ def evaluate(
     budgets: Annotated[
         str, typer.Option("--budgets", metavar="N,M", help="Slots for passages with --frontier.")
     ] = "128,256,512,1024,2048",
-    device: command.Device = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Compare answers from gists with answers from text, on questions with known answers.
 
@@ -144,7 +142,7 @@ def evaluate(
         sweep=sweep,
         budgets=tuple(sorted(_numbers(budgets, "budgets"))) if frontier else (),
     )
-    with command.waiting("reading"):
+    with waiting("reading"):
         from gistrag.evaluation.cases import Plan
 
         plan = Plan(
@@ -162,8 +160,8 @@ def evaluate(
         )
         wanted.require_sense()
         contexts = _read(file)
-    command.require_output(output)
-    with command.loading():
+    require_output(output)
+    with loading():
         settings, engine = _load(
             {
                 "model": model,
@@ -261,11 +259,9 @@ def _read(file: Path) -> list[Context]:
 
     contexts, dropped = read_contexts(file)
     if dropped:
-        command.say(f"{dropped:,} lines of {file} left out: not JSON, or without context, question or answer")
+        say(f"{dropped:,} lines of {file} left out: not JSON, or without context, question or answer")
     if count := unsupported(contexts):
-        command.say(
-            f"{count:,} answers of {file} do not stand in their context; retrieval is judged by the whole context"
-        )
+        say(f"{count:,} answers of {file} do not stand in their context; retrieval is judged by the whole context")
     return contexts
 
 
@@ -364,12 +360,12 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 def _print(summary: dict[str, Any], output: Path, *, as_json: bool) -> None:
     if as_json:
-        command.print_json(summary)
+        print_json(summary)
         return
     from gistrag.evaluation.report import frontier_table, main_table
 
-    command.print_table(*(frontier_table if summary["frontier"] else main_table)(summary))
-    command.say(*summary["notes"], f"{output}: rows.jsonl, summary.json, table.md, figures/")
+    print_table(*(frontier_table if summary["frontier"] else main_table)(summary))
+    say(*summary["notes"], f"{output}: rows.jsonl, summary.json, table.md, figures/")
 
 
 # The work
@@ -393,11 +389,11 @@ def _evaluated(
         has_adapter=model.adapter is not None,
     )
     with ExitStack() as held:
-        with command.waiting("indexing and retrieving"):
+        with waiting("indexing and retrieving"):
             corpus, asked = _asked(contexts, plan, settings, engine, held, output / "corpus")
             fillers = list(passkeys(corpus, plan, samples=1, depths=(0.5,)))
         if too_long := sorted(set(plan.lengths) - {case.about["length"] for case in fillers}):
-            command.say(f"the corpus is too small for contexts of {', '.join(map(str, too_long))} tokens; left out")
+            say(f"the corpus is too small for contexts of {', '.join(map(str, too_long))} tokens; left out")
         main = [case for case in asked if case.part == "questions"]
         journal = held.enter_context(Journal(output / "rows.jsonl"))
         examiner = Examiner(model, kv_cache_dtype=settings.kv_cache_dtype)
@@ -431,7 +427,7 @@ def _frontier(
     from gistrag.evaluation.speed import Stopwatch
 
     rivals = arms(("text", "gist"), rates=wanted.rates, placement=settings.placement, main_rate=1, has_adapter=False)
-    with command.waiting("retrieving"):
+    with waiting("retrieving"):
         pairs = frontier(corpus, plan, model, rivals, wanted.budgets)
     files.make_folder(folder)
     examiner = Examiner(model, kv_cache_dtype=settings.kv_cache_dtype, folder=folder)
@@ -439,7 +435,7 @@ def _frontier(
     shutil.rmtree(folder)
     timed = [pair for pair in pairs if int(pair[0].name) < TIMED_QUESTIONS]
     samples: list[Row] = []
-    with Stopwatch(model, settings.kv_cache_dtype) as stopwatch, command.waiting("measuring"):
+    with Stopwatch(model, settings.kv_cache_dtype) as stopwatch, waiting("measuring"):
         for (budget, _), listed in groupby(timed, key=lambda pair: (pair[0].about["budget"], pair[0].name)):
             if wanted.repeats:
                 samples += stopwatch.turns(f"{budget}", list(listed), repeats=wanted.repeats)
@@ -458,7 +454,7 @@ def _asked(
 
     chunked, wholes = split_whole(contexts)
     chunked = planted(chunked, plan)
-    command.say(f"indexing {len(chunked):,} contexts")
+    say(f"indexing {len(chunked):,} contexts")
     model, tokenizer = engine.model, engine.model.text_tokenizer
     indexing = indexed(folder, chunked, engine.embedder, tokenizer=tokenizer, chunk_tokens=settings.chunk_tokens)
     corpus = held.enter_context(indexing)
@@ -500,10 +496,10 @@ def _timings(
     if not repeats:
         return []
     if os.getloadavg()[0] > BUSY_SHARE * (os.cpu_count() or 1):
-        command.say(f"this machine is busy (load {os.getloadavg()[0]:.1f}); times from a quiet one say more")
+        say(f"this machine is busy (load {os.getloadavg()[0]:.1f}); times from a quiet one say more")
     contexts = {"question": main, **{f"{case.about['length']:,} tokens": [case] for case in fillers}}
     timed = [arm for arm in chosen if arm.is_tuned and arm.give != "document"]
-    with command.waiting("measuring"):
+    with waiting("measuring"):
         return list(stopwatch.samples(contexts, timed, repeats=repeats))
 
 
@@ -513,7 +509,7 @@ def _watched(rows: Iterable[Row], total: int) -> Iterator[Row]:
     from rich.progress import track
 
     if sys.stderr.isatty():
-        console = Console(stderr=True, quiet=not command.logger.isEnabledFor(logging.INFO))
+        console = Console(stderr=True, quiet=not logger.isEnabledFor(logging.INFO))
         yield from track(rows, "answering", total=total, console=console)
         return
     started_s = spoke_s = time.monotonic()
@@ -522,7 +518,7 @@ def _watched(rows: Iterable[Row], total: int) -> Iterator[Row]:
         now_s = time.monotonic()
         if now_s - spoke_s >= INTERVAL_S:
             spoke_s, rate = now_s, done / (now_s - started_s)
-            command.say(f"{done:,} of {total:,} answers, {rate:.1f}/s, {(total - done) / rate:,.0f} s left")
+            say(f"{done:,} of {total:,} answers, {rate:.1f}/s, {(total - done) / rate:,.0f} s left")
 
 
 # What it was done with
@@ -566,12 +562,3 @@ def _notes(summary: dict[str, Any], file: Path) -> list[str]:
         found = f"{most} tokens per gist" if most else "no number of gists"
         lines.append(f"{100 * sweep['floor']:g} % of text's F1 are kept by at most {found}.")
     return lines
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate and return the exit code."""
-    return command.run(app, argv, program="gistrag evaluate")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

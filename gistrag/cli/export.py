@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet
+from gistrag.cli.output import loading, print_json
 from gistrag.errors import UsageError
 
-app = command.application()
-
-
-@app.command(
-    "export",
-    epilog=command.examples(
-        "gistrag export --scope safety.md -o safety-cartridge/",
-        "gistrag export --chunk 12 --chunk 7 -o two-chunks/ --index notes-index/",
-    ),
+EXAMPLES = (
+    "gistrag export --scope safety.md -o safety-cartridge/",
+    "gistrag export --chunk 12 --chunk 7 -o two-chunks/ --index notes-index/",
 )
+
+
 def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write: none yet, or empty.")
     ],
-    index: command.Index = command.INDEX,
+    index: Index = INDEX,
     form: Annotated[
         Literal["cartridge"], typer.Option("--format", help="cartridge is a KV cache as an adapter for peft.")
     ] = "cartridge",
@@ -36,10 +31,10 @@ def export(
     scope: Annotated[
         list[str] | None, typer.Option("--scope", metavar="PATH", help="All chunks of a document; repeatable.")
     ] = None,
-    device: command.Device = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Write the gist caches of chosen chunks as one adapter that peft loads on the base model.
 
@@ -47,7 +42,7 @@ def export(
     """
     if not (chunk or scope):
         raise UsageError("no chunks; name some with --chunk, or a document with --scope")
-    with command.loading():
+    with loading():
         from gistrag import export
         from gistrag.rag import GistRAG
 
@@ -56,7 +51,7 @@ def export(
         made = export.cartridge_of(rag.store, rag.model, export.chosen(rag.store, chunk or (), scope or ()))
         facts = export.save(made, rag.model, output, name=rag.store.settings.model)
     if as_json:
-        command.print_json({"output": str(output), **facts})
+        print_json({"output": str(output), **facts})
     else:
         print(_line(facts, output))
 
@@ -68,12 +63,3 @@ def _line(facts: dict[str, Any], output: Path) -> str:
     merge = "; merge its adapter into the base before loading it" if facts["adapter"] else ""
     counts = f"{len(facts['chunks']):,} chunks{read}, {facts['slots']:,} slots for {facts['source_tokens']:,} tokens"
     return f"{output}: {counts}, for {facts['base']}{merge}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export chunks and return the exit code."""
-    return command.run(app, argv, program="gistrag export")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

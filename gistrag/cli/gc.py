@@ -6,24 +6,26 @@ emptying the write-ahead log. Space that deleted rows took in index.db is filled
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 
-from gistrag.cli import command
+from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
+from gistrag.cli.output import print_json
 from gistrag.progress import megabytes
 
 LOCKED = 6
 
-app = command.application()
+
+EXAMPLES = (
+    "gistrag gc",
+    "gistrag gc --index notes-index/ --json",
+)
 
 
-@app.command("gc", epilog=command.examples("gistrag gc", "gistrag gc --index notes-index/ --json"))
 def gc(
-    index: command.Index = command.INDEX,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    index: Index = INDEX,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> int:
     """Remove what nothing refers to.
 
@@ -36,16 +38,7 @@ def gc(
     with Store.build(index, command="gistrag gc") as store:
         done = collect(store)
     if as_json:
-        command.print_json({"index": str(index), **asdict(done)})
+        print_json({"index": str(index), **asdict(done)})
     else:
         print(f"{done.files:,} files removed, {megabytes(done.bytes)} freed")
     return 0 if done.is_gone else LOCKED
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Clean an index and return the exit code."""
-    return command.run(app, argv, program="gistrag gc")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
+from gistrag.cli.output import print_json, print_table, say
 from gistrag.errors import ModelNotFoundError, UsageError
 from gistrag.model.prompt import passage_text
 from gistrag.progress import megabytes
@@ -30,29 +30,26 @@ SNIPPET_CHARACTERS = 60
 SHADE = (255, 176, 0)
 SHADE_MIN = 0.15
 
-app = command.application()
 
-
-@app.command(
-    "inspect",
-    epilog=command.examples(
-        "gistrag inspect",
-        "gistrag inspect --document safety.md",
-        "gistrag inspect --chunk 12",
-        "gistrag inspect --json --index notes-index/",
-    ),
+EXAMPLES = (
+    "gistrag inspect",
+    "gistrag inspect --document safety.md",
+    "gistrag inspect --chunk 12",
+    "gistrag inspect --json --index notes-index/",
 )
+
+
 def inspect(
-    index: command.Index = command.INDEX,
+    index: Index = INDEX,
     document: Annotated[
         str | None, typer.Option("--document", metavar="PATH", help="List the chunks of this document.")
     ] = None,
     chunk: Annotated[
         int | None, typer.Option("--chunk", metavar="ID", help="Show a chunk, its gists and what they stand for.")
     ] = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Show what an index, a document or a chunk holds.
 
@@ -96,16 +93,16 @@ def overview(store: Store) -> dict[str, Any]:
 def _show_index(store: Store, *, as_json: bool) -> None:
     held = overview(store)
     if as_json:
-        command.print_json(held)
+        print_json(held)
         return
     print("\n".join(f"{name:<12}{value}" for name, value in _facts(held)))
     if held["document_rows"]:
         print()
         rows = [(row["path"], row["kind"], row["chunks"], row["tokens"], _state(row)) for row in held["document_rows"]]
-        command.print_table(["document", "kind", "chunks", "tokens", ""], rows)
+        print_table(["document", "kind", "chunks", "tokens", ""], rows)
     if held["skipped_files"]:
         print()
-        command.print_table(["skipped", "reason"], [(row["path"], row["reason"]) for row in held["skipped_files"]])
+        print_table(["skipped", "reason"], [(row["path"], row["reason"]) for row in held["skipped_files"]])
 
 
 def _facts(held: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -134,14 +131,14 @@ def _show_document(store: Store, path: str, *, as_json: bool) -> None:
     store.select(scope=path)
     chunks, gists = store.chunks_of(path), {row.key: row.gists for row in store.gists.rows()}
     if as_json:
-        command.print_json({"document": path, "chunks": [asdict(chunk) for chunk in chunks]})
+        print_json({"document": path, "chunks": [asdict(chunk) for chunk in chunks]})
         return
     rows = [
         (chunk.id, _place(chunk), f"{chunk.start}-{chunk.end}", chunk.tokens, gists.get(chunk.gist_key or "", "text"),
          " ".join(chunk.text.split())[:SNIPPET_CHARACTERS])
         for chunk in chunks
     ]  # fmt: skip
-    command.print_table(["chunk", "where", "characters", "tokens", "gists", "begins"], rows)
+    print_table(["chunk", "where", "characters", "tokens", "gists", "begins"], rows)
 
 
 def _place(chunk: StoredChunk) -> str:
@@ -168,7 +165,7 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
     pieces = _kept_pieces(store, chunk, cache) if cache else []
     gist = gist_facts(store, chunk, cache) if cache else None
     if as_json:
-        command.print_json({**asdict(chunk), "gist": gist, "kept": [asdict(piece) for piece in pieces]})
+        print_json({**asdict(chunk), "gist": gist, "kept": [asdict(piece) for piece in pieces]})
         return
     print(f"chunk {chunk.id} of {chunk.path}, {_place(chunk)}".rstrip(", "))
     print(f"characters {chunk.start} to {chunk.end}, {chunk.tokens:,} tokens\n")
@@ -199,10 +196,10 @@ def _kept_pieces(store: Store, chunk: StoredChunk, cache: GistCache) -> list[Pie
     try:
         encoding = _tokenizer(store.settings.model).encode(passage, add_special_tokens=False)
     except (ModelNotFoundError, OSError) as error:
-        command.say(f"the text under the gists cannot be shown: {error}", "")
+        say(f"the text under the gists cannot be shown: {error}", "")
         return []
     if store.gists.key(encoding.ids) != chunk.gist_key:
-        command.say("the text under the gists cannot be shown: the model on this machine cuts other tokens", "")
+        say("the text under the gists cannot be shown: the model on this machine cuts other tokens", "")
         return []
     return list(pieces(passage, encoding.offsets, kept_fractions(cache)))
 
@@ -286,12 +283,3 @@ def _shade(kept: float) -> str:
         return ""
     red, green, blue = (int(value * kept) for value in SHADE)
     return f"{'black' if kept > 0.5 else 'white'} on rgb({red},{green},{blue})"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Show what an index holds and return the exit code."""
-    return command.run(app, argv, program="gistrag inspect")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -14,8 +15,8 @@ from gistrag.cli import (
     bench,
     build,
     chat,
-    command,
     evaluate,
+    exit_codes,
     export,
     gc,
     inspect,
@@ -27,14 +28,17 @@ from gistrag.cli import (
     train,
     verify,
 )
+from gistrag.cli.exit_codes import application, completed, examples
 
-VERBS = (
+VERBS: tuple[ModuleType, ...] = (
     build, query, chat, serve, mcp, inspect, verify, gc, backup, models, synthesize, train, evaluate, export, bench,
 )  # fmt: skip
+"""The module of each command; it holds a function of its name, and examples for its help."""
 
-app = command.application(completes=True)
-for _verb in VERBS:
-    app.registered_commands += _verb.app.registered_commands
+app = application(completes=True)
+for _module in VERBS:
+    _name = _module.__name__.rpartition(".")[2]
+    app.command(_name, epilog=examples(*_module.EXAMPLES))(getattr(_module, _name))
 
 
 def _print_version(is_asked: bool) -> None:
@@ -45,12 +49,12 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback(
     invoke_without_command=True,
-    epilog=command.examples("gistrag build docs/", 'gistrag query "How long is a gist?"', "gistrag build --help"),
+    epilog=examples("gistrag build docs/", 'gistrag query "How long is a gist?"', "gistrag build --help"),
 )
 def program(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Ask a folder of documents: each is compressed once into gist caches, which answer instead of its text."""
@@ -61,8 +65,8 @@ def program(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    code = command.completed(app, program="gistrag")
-    return command.run(app, argv, program="gistrag") if code is None else code
+    code = completed(app, program="gistrag")
+    return exit_codes.run(app, argv, program="gistrag") if code is None else code
 
 
 def run() -> None:

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import INDEX, Debug, Device, Quiet, RerankerName
+from gistrag.cli.output import say
 from gistrag.errors import UsageError
 
-app = command.application()
-
-
-@app.command(
-    "mcp",
-    epilog=command.examples("gistrag mcp", "gistrag mcp --index manual=index/ --index notes=notes-index/"),
+EXAMPLES = (
+    "gistrag mcp",
+    "gistrag mcp --index manual=index/ --index notes=notes-index/",
 )
+
+
 def mcp(
     index: Annotated[
         list[str] | None,
         typer.Option("--index", metavar="NAME=FOLDER", help="Index folder and its name for agents; repeatable."),
     ] = None,
-    reranker: command.RerankerName = None,
-    device: command.Device = None,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    reranker: RerankerName = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Offer indexes to an agent as tools of the Model Context Protocol: search, ask, list_documents, status.
 
@@ -39,15 +37,6 @@ def mcp(
         from gistrag.server import mcp, registry
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[mcp]'") from error
-    with registry.opened(registry.named(index or [str(command.INDEX)]), device=device, reranker=reranker) as rags:
-        command.say(f"offering {', '.join(rags)} to an MCP client on standard input")
+    with registry.opened(registry.named(index or [str(INDEX)]), device=device, reranker=reranker) as rags:
+        say(f"offering {', '.join(rags)} to an MCP client on standard input")
         mcp.server(rags).run("stdio")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve an agent until it disconnects, and return the exit code."""
-    return command.run(app, argv, program="gistrag mcp")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

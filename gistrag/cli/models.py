@@ -6,12 +6,12 @@ import importlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import Debug, Json, Quiet
+from gistrag.cli.output import print_json, print_table, say
 from gistrag.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 MISSING = 2
 
-app = command.application()
+
+EXAMPLES = (
+    "gistrag models",
+    "gistrag models --install",
+)
 
 
-@app.command("models", epilog=command.examples("gistrag models", "gistrag models --install"))
 def models(
     install: Annotated[bool, typer.Option("--install", help="Run the commands that bring what is missing.")] = False,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> int:
     """List the default models and where they are.
 
@@ -40,12 +43,12 @@ def models(
             _install(entry)
     rows = [_row(entry) for entry in ENTRIES]
     if as_json:
-        command.print_json({"models": rows})
+        print_json({"models": rows})
     else:
         shown = [[row["name"], row["kind"], row["origin"] or "missing", row["path"] or row["install"]] for row in rows]
-        command.print_table(["name", "kind", "found in", "path, or the command that brings it"], shown)
+        print_table(["name", "kind", "found in", "path, or the command that brings it"], shown)
         for row in rows:
-            command.say(*([row["problem"]] if row["problem"] else []))
+            say(*([row["problem"]] if row["problem"] else []))
     return 0 if all(row["path"] for row in rows) else MISSING
 
 
@@ -53,7 +56,7 @@ def _install(entry: Entry) -> None:
     """Run the command that brings a model, unless it is here; its output goes to standard error."""
     if _row(entry)["path"]:
         return
-    command.say(f"running {shlex.join(entry.install_command)}")
+    say(f"running {shlex.join(entry.install_command)}")
     subprocess.run(entry.install_command, stdout=sys.stderr.fileno(), check=False)  # _row tells how it went
     importlib.invalidate_caches()
 
@@ -69,12 +72,3 @@ def _row(entry: Entry) -> dict[str, Any]:
     except ModelNotFoundError as error:
         row["problem"] = str(error)
     return {**row, "hub_id": entry.hub_id, "install": shlex.join(entry.install_command)}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """List the models and return the exit code."""
-    return command.run(app, argv, program="gistrag models")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,44 +10,53 @@ from typing import Annotated
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import (
+    INDEX,
+    AnswerMode,
+    Debug,
+    Device,
+    Index,
+    Json,
+    MaxNewTokens,
+    Quiet,
+    RerankerName,
+    Scope,
+    TopK,
+)
+from gistrag.cli.output import cost_line, loading, print_json, print_pieces, say, source_lines
 from gistrag.errors import UsageError
 
-app = command.application()
-
-
-@app.command(
-    "query",
-    epilog=command.examples(
-        'gistrag query "How long is a gist?"',
-        'gistrag query "Who holds the lock?" --top-k 5 --mode hybrid',
-        'gistrag query "What is this page about?" --scope safety.md',
-        "gistrag query \"What is new?\" --filter kind=pdf --filter 'path=reports/*'",
-        "gistrag query --json < question.txt",
-    ),
+EXAMPLES = (
+    'gistrag query "How long is a gist?"',
+    'gistrag query "Who holds the lock?" --top-k 5 --mode hybrid',
+    'gistrag query "What is this page about?" --scope safety.md',
+    "gistrag query \"What is new?\" --filter kind=pdf --filter 'path=reports/*'",
+    "gistrag query --json < question.txt",
 )
+
+
 def query(
     question: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="What to ask; - or nothing reads standard input.")
     ] = None,
-    index: command.Index = command.INDEX,
-    top_k: command.TopK = 3,
-    mode: command.AnswerMode = "gist",
-    scope: command.Scope = None,
+    index: Index = INDEX,
+    top_k: TopK = 3,
+    mode: AnswerMode = "gist",
+    scope: Scope = None,
     filters: Annotated[
         list[str] | None,
         typer.Option("--filter", metavar="KEY=VALUE", help="Only chunks of this path, kind or heading; repeatable."),
     ] = None,
-    max_new_tokens: command.MaxNewTokens = 256,
+    max_new_tokens: MaxNewTokens = 256,
     temperature: Annotated[
         float, typer.Option(min=0, metavar="X", help="0 takes the likeliest token, above it draws.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the draw.")] = 0,
-    reranker: command.RerankerName = None,
-    device: command.Device = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    reranker: RerankerName = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Answer one question from an index, with sources.
 
@@ -55,7 +64,7 @@ def query(
     """
     asked, passing = question_from(question), parsed(filters or ())
     started_s = time.perf_counter()
-    with command.loading():
+    with loading():
         from gistrag.rag import GistRAG
 
         imported_s = time.perf_counter()
@@ -73,13 +82,13 @@ def query(
             seed=seed,
         )
         if not as_json:
-            command.print_pieces(stream)
-            command.say(*command.source_lines(stream.answer), command.cost_line(stream.answer))
+            print_pieces(stream)
+            say(*source_lines(stream.answer), cost_line(stream.answer))
             return
         for _ in stream:
             pass
     startup = {"import_s": imported_s - started_s, "load_s": loaded_s - imported_s}
-    command.print_json({"question": asked, "mode": mode, **asdict(stream.answer), "startup_s": startup})
+    print_json({"question": asked, "mode": mode, **asdict(stream.answer), "startup_s": startup})
 
 
 def question_from(argument: str | None) -> str:
@@ -113,12 +122,3 @@ def parsed(filters: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--filter takes KEY=VALUE, each key once, got {line!r}; for example --filter kind=pdf")
         found[key] = value
     return found
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Answer a question and return the exit code."""
-    return command.run(app, argv, program="gistrag query")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-import sys
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.exit_codes import INTERRUPTED
+from gistrag.cli.options import INDEX, Debug, Device, Quiet, RerankerName
+from gistrag.cli.output import loading, say
 from gistrag.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,17 +24,14 @@ if TYPE_CHECKING:
 
 KEY = "GISTRAG_API_KEY"
 
-app = command.application()
 
-
-@app.command(
-    "serve",
-    epilog=command.examples(
-        "gistrag serve",
-        "gistrag serve --index manual=index/ --index notes=notes-index/ --port 8080",
-        "gistrag serve --host 0.0.0.0 --allow-host docs.example.org --key-file keys.txt",
-    ),
+EXAMPLES = (
+    "gistrag serve",
+    "gistrag serve --index manual=index/ --index notes=notes-index/ --port 8080",
+    "gistrag serve --host 0.0.0.0 --allow-host docs.example.org --key-file keys.txt",
 )
+
+
 def serve(
     index: Annotated[
         list[str] | None,
@@ -60,10 +58,10 @@ def serve(
     footnotes: Annotated[bool, typer.Option("--footnotes", help="End every answer with its sources.")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="Serve Prometheus metrics at /metrics.")] = False,
     log_questions: Annotated[bool, typer.Option("--log-questions", help="Write questions to the log.")] = False,
-    reranker: command.RerankerName = None,
-    device: command.Device = None,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    reranker: RerankerName = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Serve indexes over HTTP: OpenAI's API under /v1, and a web page at /.
 
@@ -71,17 +69,17 @@ def serve(
     keys with --key-file, or one key for all indexes in the environment variable GISTRAG_API_KEY.
     """
     with ExitStack() as stack:
-        with command.loading():
+        with loading():
             try:
                 from gistrag.server import app, http, registry
             except ModuleNotFoundError as error:
                 raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[server]'") from error
-            folders = registry.named(index or [str(command.INDEX)])
+            folders = registry.named(index or [str(INDEX)])
             access = access_for(host, folders, names=allow_host or (), key_file=key_file)
             listening = stack.enter_context(http.listen(host, port))
             rags = stack.enter_context(registry.opened(folders, device=device, reranker=reranker))
         config = app.ServerConfig(together=together, footnotes=footnotes, log_questions=log_questions, metrics=metrics)
-        command.say(f"serving {', '.join(rags)} at {http.address(listening)}; Ctrl-C stops")
+        say(f"serving {', '.join(rags)} at {http.address(listening)}; Ctrl-C stops")
         until_stopped(http.server(app.application(rags, access=access, config=config)), listening)
 
 
@@ -92,7 +90,7 @@ def until_stopped(running: uvicorn.Server, listening: socket.socket) -> None:
     except KeyboardInterrupt:
         pass
     except SystemExit as end:
-        if end.code != command.INTERRUPTED:
+        if end.code != INTERRUPTED:
             raise
 
 
@@ -133,12 +131,3 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until stopped, and return the exit code."""
-    return command.run(app, argv, program="gistrag serve")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import Debug, Device, Json, Quiet
+from gistrag.cli.output import loading, print_json, say
 from gistrag.errors import ResourceError, UsageError
 from gistrag.progress import NoProgress, Progress
 from gistrag.settings import DEFAULT_MODEL, IndexSettings
@@ -31,18 +32,15 @@ REASONS_SHOWN = 5
 INTERVAL_S = 10.0
 KEYS = ("GISTRAG_TEACHER_KEY", "OPENAI_API_KEY")
 
-app = command.application()
 
-
-@app.command(
-    "synthesize",
-    epilog=command.examples(
-        "gistrag synthesize docs/ -o qa.jsonl",
-        "gistrag synthesize docs/ -o qa.jsonl --base-url http://localhost:8000/v1 --teacher my-model",
-        "gistrag synthesize docs/ -o planted.jsonl --kinds planted",
-        "gistrag synthesize squad.jsonl.gz -o long.jsonl --kinds long --limit 500 --training-only",
-    ),
+EXAMPLES = (
+    "gistrag synthesize docs/ -o qa.jsonl",
+    "gistrag synthesize docs/ -o qa.jsonl --base-url http://localhost:8000/v1 --teacher my-model",
+    "gistrag synthesize docs/ -o planted.jsonl --kinds planted",
+    "gistrag synthesize squad.jsonl.gz -o long.jsonl --kinds long --limit 500 --training-only",
 )
+
+
 def synthesize(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="A folder of documents, or a file of contexts.", exists=True)
@@ -80,10 +78,10 @@ def synthesize(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with code 3 if a file was skipped or a request got no answer.")
     ] = False,
-    device: command.Device = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> int:
     """Write training questions and answers about documents.
 
@@ -106,9 +104,9 @@ def synthesize(
         report = run.run(choose(passages, limit, seed=seed), wanted)
     done = summary(output, report, skipped, seconds=time.monotonic() - started_s)
     if as_json:
-        command.print_json(done)
+        print_json(done)
     else:
-        command.say(*lines(done))
+        say(*lines(done))
     _require_answers(report)
     return PARTIAL if strict and (skipped or report.dropped["unanswered"]) else 0
 
@@ -134,7 +132,7 @@ def kinds_from(listed: str) -> list[str]:
 
 
 def _load(name: str, quantize: Literal["none", "nf4"], device: str | None) -> GistModel:
-    with command.loading():
+    with loading():
         from gistrag.model.gist_model import GistModel
         from gistrag.model.hub import find
 
@@ -172,7 +170,7 @@ def _passages(
         return passages_of_folder(source, base().text_tokenizer, window=window)
     passages, dropped = passages_of_file(source, training_only=training_only)
     if dropped:
-        command.say(f"skipped {dropped:,} lines of {source}: not JSON, or without context, question or answer")
+        say(f"skipped {dropped:,} lines of {source}: not JSON, or without context, question or answer")
     return passages, []
 
 
@@ -229,7 +227,7 @@ class _Watch:
         """Print how many texts are to be written."""
         self._count = chunks
         self._started_s = self._spoke_s = time.monotonic()
-        command.say(f"{chunks:,} texts to write")
+        say(f"{chunks:,} texts to write")
         self._bar.add_task("", total=chunks)
 
     def advance(self, *, chunks: int, tokens: int) -> None:
@@ -240,7 +238,7 @@ class _Watch:
         if self._bar.disable and now_s - self._spoke_s >= INTERVAL_S:
             self._spoke_s = now_s
             left_s = (now_s - self._started_s) / self._done * (self._count - self._done)
-            command.say(f"{self._done:,} of {self._count:,} texts, {left_s:,.0f} s left")
+            say(f"{self._done:,} of {self._count:,} texts, {left_s:,.0f} s left")
 
 
 @contextmanager
@@ -255,12 +253,3 @@ def _watching(*, is_quiet: bool) -> Iterator[Progress]:
     columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         yield _Watch(bar)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write questions and return the exit code."""
-    return command.run(app, argv, program="gistrag synthesize")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import Debug, Device, Json, Quiet
+from gistrag.cli.output import loading, print_json, require_output, say
 from gistrag.errors import UsageError
 from gistrag.progress import megabytes
 from gistrag.qa.dataset import Context, gathered, read_contexts, split_by_article, unsupported
@@ -26,19 +27,16 @@ if TYPE_CHECKING:
 
 VALIDATION_BATCHES = 3
 
-app = command.application()
 
-
-@app.command(
-    "train",
-    epilog=command.examples(
-        "gistrag synthesize docs/ -o qa.jsonl && gistrag train qa.jsonl -o run/",
-        "gistrag train squad.jsonl.gz long.jsonl -o run/ --recipe smollm2",
-        "gistrag train qa.jsonl --model meta-llama/Meta-Llama-3-8B-Instruct --quantize nf4 --recipe 24gb",
-        "torchrun --nproc-per-node 2 -m gistrag train qa.jsonl -o run/",
-        "gistrag build docs/ --adapter run/adapter",
-    ),
+EXAMPLES = (
+    "gistrag synthesize docs/ -o qa.jsonl && gistrag train qa.jsonl -o run/",
+    "gistrag train squad.jsonl.gz long.jsonl -o run/ --recipe smollm2",
+    "gistrag train qa.jsonl --model meta-llama/Meta-Llama-3-8B-Instruct --quantize nf4 --recipe 24gb",
+    "torchrun --nproc-per-node 2 -m gistrag train qa.jsonl -o run/",
+    "gistrag build docs/ --adapter run/adapter",
 )
+
+
 def train(
     data: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Question records or SQuAD in JSONL, also .gz.")
@@ -69,10 +67,10 @@ def train(
     held_out: Annotated[
         float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Share of the articles kept for validation.")
     ] = HELD_OUT,
-    device: command.Device = None,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> int:
     """Train an adapter that answers from gists; the base model stays as it is.
 
@@ -83,21 +81,16 @@ def train(
     }  # fmt: skip
     chosen = replace(find_recipe(recipe), **{name: value for name, value in given.items() if value is not None})
     learned, validation = _contexts(data, held_out)
-    command.require_output(output)
-    with command.loading():
+    require_output(output)
+    with loading():
         loaded, chosen = _load(model, adapter, quantize, device, chosen, rank)
     made_with = {"quantize": quantize, "held_out": f"{held_out:g}", "data": _data_sha256(data)}
     _note_held_out(loaded, held_out)
     run = _run(loaded, learned, validation, chosen, output, made_with)
     done = _train(run, minutes, as_json=as_json)
     if run.is_main:
-        command.print_json({"output": str(output), "adapter": str(output / "adapter"), **done})
+        print_json({"output": str(output), "adapter": str(output / "adapter"), **done})
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return command.run(app, argv, program="gistrag train")
 
 
 def find_recipe(name: str) -> Recipe:
@@ -122,12 +115,12 @@ def _contexts(paths: Sequence[Path], held_out: float) -> tuple[list[Context], li
         found, dropped = read_contexts(path)
         contexts += found
         if dropped:
-            command.say(f"skipped {dropped:,} lines of {path}: not JSON, or without context, question or answer")
+            say(f"skipped {dropped:,} lines of {path}: not JSON, or without context, question or answer")
     if count := unsupported(contexts):
-        command.say(f"{count:,} answers are not in their context; they are used all the same")
+        say(f"{count:,} answers are not in their context; they are used all the same")
     learned, validation = split_by_article(gathered(contexts), held_out=held_out)
     questions = sum(len(context.tasks) for context in learned)
-    command.say(f"{questions:,} questions about {len(learned):,} contexts, {len(validation):,} contexts held out")
+    say(f"{questions:,} questions about {len(learned):,} contexts, {len(validation):,} contexts held out")
     return learned, validation
 
 
@@ -232,9 +225,9 @@ def _train(run: Run, minutes: float | None, *, as_json: bool) -> dict[str, Any]:
     for record in run.steps(stop=is_over):
         tokens, count = tokens + record["tokens"], count + 1
         if run.is_main and count == 1 and (peak := run.gpu_peak_bytes()) is not None:
-            command.say(f"the first step used at most {megabytes(peak)} of GPU memory")
+            say(f"the first step used at most {megabytes(peak)} of GPU memory")
         if run.is_main and not as_json and (count % 10 == 0 or "event" in record or "validation text" in record):
-            command.say(_line(record, run.total_steps, tokens / (time.monotonic() - began_s)))
+            say(_line(record, run.total_steps, tokens / (time.monotonic() - began_s)))
     if run.is_main:
         draw(run.folder)
     took_s = time.monotonic() - began_s
@@ -250,7 +243,3 @@ def _line(record: dict[str, Any], total: int, tokens_per_s: float) -> str:
     line = f"step {record['step']:,} of {total:,}: loss {record['answer']:.2f}, {tokens_per_s:,.0f} tokens/s, "
     held_out = [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("validation ")]
     return line + "; ".join([f"{left_s / 60:,.0f} min left", *held_out, *filter(None, [record.get("event")])])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

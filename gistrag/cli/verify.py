@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gistrag.cli import command
+from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
+from gistrag.cli.output import print_json
 
 if TYPE_CHECKING:
     from gistrag.index.integrity import Findings
@@ -23,16 +22,19 @@ DAMAGED = 4
 NAMED = 5
 """So many documents are named in the last line; the full check lists all."""
 
-app = command.application()
+
+EXAMPLES = (
+    "gistrag verify",
+    "gistrag verify --full --index notes-index/",
+)
 
 
-@app.command("verify", epilog=command.examples("gistrag verify", "gistrag verify --full --index notes-index/"))
 def verify(
-    index: command.Index = command.INDEX,
+    index: Index = INDEX,
     full: Annotated[bool, typer.Option("--full", help="Check every bit of index.db and of the vectors too.")] = False,
-    as_json: command.Json = False,
-    quiet: command.Quiet = False,
-    debug: command.Debug = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> int:
     """Check every gist file against its hash.
 
@@ -46,7 +48,7 @@ def verify(
         source = os.path.normpath(store.folder / store.config.source)
         build = shlex.join(["gistrag", "build", source, "--index", str(store.folder), "--verify"])
     if as_json:
-        command.print_json({"index": str(index), "sound": findings.is_sound, **asdict(findings)})
+        print_json({"index": str(index), "sound": findings.is_sound, **asdict(findings)})
     else:
         print("\n".join(_lines(findings, build, full=full)))
     return 0 if findings.is_sound else DAMAGED
@@ -68,12 +70,3 @@ def _lines(findings: Findings, build: str, *, full: bool) -> list[str]:
     more = [f"{len(findings.documents) - NAMED:,} more"] if len(findings.documents) > NAMED else []
     again = f"; makes {', '.join([*named, *more])} again" if named else ""
     return [*lines, f"run {build}{again}"]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check an index and return the exit code."""
-    return command.run(app, argv, program="gistrag verify")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,7 +23,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from gistrag.cli import evaluate
+from gistrag.cli.main import main as run_command
 from gistrag.evaluation.cases import WHOLE
 from gistrag.evaluation.report import Table, in_markdown, percent, summarised
 from gistrag.evaluation.runner import Journal, Row
@@ -59,7 +59,7 @@ def main() -> None:
                     "--repeats", "0", "--arms", "untuned,text,gist"],
     }  # fmt: skip
     for name, arguments in runs.items():
-        if code := evaluate.main([*arguments, "--output", str(given.work / name)]):
+        if code := run_command(["evaluate", *arguments, "--output", str(given.work / name)]):
             raise SystemExit(code)
     summary = gathered(given.work)
     SUMMARY.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", "utf-8")

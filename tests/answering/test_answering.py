@@ -19,7 +19,7 @@ from gistrag.answering import stream as streaming
 from gistrag.answering import texts as given_texts
 from gistrag.answering.answer import Answer, Options, Source, Timings, Usage
 from gistrag.answering.texts import GivenTexts
-from gistrag.cli.command import cost_line
+from gistrag.cli.output import cost_line
 from gistrag.compression import assemble
 from gistrag.compression.placements import gist_count
 from gistrag.engine import Engine

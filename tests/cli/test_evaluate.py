@@ -12,6 +12,7 @@ from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model, tiny_n
 
 from gistrag import engine as engine_module
 from gistrag.cli import evaluate
+from gistrag.cli.main import main as run_command
 from gistrag.engine import Engine
 from gistrag.errors import UsageError
 from gistrag.model.gist_model import GistModel
@@ -77,7 +78,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_an_evaluation_is_a_folder(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows, summary, table and pictures are there, and the table is printed with a line for each arm."""
-    code = evaluate.main([*given, *SMALL])
+    code = run_command(["evaluate", *given, *SMALL])
 
     printed = capsys.readouterr()
     output = tmp_path / "out"
@@ -97,8 +98,9 @@ def test_an_evaluation_is_a_folder(given: list[str], tmp_path: Path, capsys: pyt
 
 def test_a_frontier_is_a_folder_too(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only what fills the budgets is asked; table, summary and picture show both sides, and no gist is left."""
-    code = evaluate.main([*given, "--frontier", "--budgets", "60,30", "--rates", "2", "--questions", "2", "--probes",
-                          "0", "--max-new-tokens", "4", "--repeats", "1"])  # fmt: skip
+    code = run_command(["evaluate", *given, "--frontier", "--budgets", "60,30", "--rates", "2", "--questions", "2",
+                          "--probes", "0",
+                        "--max-new-tokens", "4", "--repeats", "1"])  # fmt: skip
 
     printed = capsys.readouterr()
     output = tmp_path / "out"
@@ -118,15 +120,15 @@ def test_an_evaluation_goes_on(given: list[str], tmp_path: Path, monkeypatch: py
     """What is there is not answered again, what is missing is, and the figures are those of one go."""
     monkeypatch.setattr("gistrag.evaluation.report.draw", lambda summary, folder: [])
     given += [*SMALL, "--repeats", "0"]
-    assert 0 == evaluate.main(given)
+    assert 0 == run_command(["evaluate", *given])
     path, summary = tmp_path / "out" / "rows.jsonl", tmp_path / "out" / "summary.json"
     whole, figures = path.read_bytes(), json.loads(summary.read_bytes())
     lines = whole.splitlines(keepends=True)
 
-    assert 0 == evaluate.main(given)
+    assert 0 == run_command(["evaluate", *given])
     again = path.read_bytes()
     path.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:20])
-    assert 0 == evaluate.main(given)
+    assert 0 == run_command(["evaluate", *given])
 
     assert whole == again
     assert sorted(lines) == sorted(path.read_bytes().splitlines(keepends=True))
@@ -136,10 +138,10 @@ def test_an_evaluation_goes_on(given: list[str], tmp_path: Path, monkeypatch: py
 
 def test_more_questions_and_rates_go_on_too(given: list[str], tmp_path: Path) -> None:
     """How much is asked may grow; the rows so far stay."""
-    assert 0 == evaluate.main([*given, *ONLY_MAIN, "--questions", "2", "--arms", "text"])
+    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--questions", "2", "--arms", "text"])
     before = rows(tmp_path / "out")
 
-    assert 0 == evaluate.main([*given, *ONLY_MAIN, "--questions", "4", "--arms", "text,gist"])
+    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--questions", "4", "--arms", "text,gist"])
 
     after = rows(tmp_path / "out")
     assert before == after[:2]
@@ -152,10 +154,10 @@ def test_other_settings_need_another_folder(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An evaluation is never mixed with one of another seed; the rows stay as they are."""
-    assert 0 == evaluate.main([*given, *ONLY_MAIN, "--arms", "none"])
+    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none"])
     before = (tmp_path / "out" / "rows.jsonl").read_bytes()
 
-    code = evaluate.main([*given, *ONLY_MAIN, "--arms", "none", "--seed", "1"])
+    code = run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none", "--seed", "1"])
 
     assert 2 == code
     assert "was made with seed '0', this one has '1'; name another --output" in last_line(capsys)
@@ -164,7 +166,7 @@ def test_other_settings_need_another_folder(
 
 def test_json_is_one_line(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """With --json standard output is the summary."""
-    assert 0 == evaluate.main([*given, *ONLY_MAIN, "--arms", "none,text", "--json", "--quiet"])
+    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none,text", "--json", "--quiet"])
 
     (line,) = capsys.readouterr().out.splitlines()
     assert ["none", "text"] == list(json.loads(line)["parts"]["questions"])
@@ -176,7 +178,7 @@ def test_only_held_out_articles_are_asked(given: list[str], file: Path, tmp_path
     file.write_text("".join(json.dumps(record) + "\n" for record in held), "utf-8")
     expected = {context.article for context in split_by_article(read_contexts(file)[0])[1]}
 
-    assert 0 == evaluate.main([*given, *ONLY_MAIN, "--arms", "none", "--held-out"])
+    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none", "--held-out"])
 
     assert expected == {row["article"] for row in rows(tmp_path / "out")}
     assert 0 < len(expected) < 30
@@ -200,7 +202,7 @@ def test_a_sweep_reports_what_it_tried(given: list[str], tmp_path: Path, monkeyp
     """The most tokens per gist whose F1 is at least that share of text's, found by bisection."""
     monkeypatch.setattr("gistrag.evaluation.runner.f1", lambda said, answers: 1.0)  # everything is right at any rate
 
-    assert 0 == evaluate.main([*given, *ONLY_MAIN, "--arms", "text,gist", "--sweep", "0.9"])
+    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "text,gist", "--sweep", "0.9"])
 
     sweep = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["sweep"]
     assert (0.9, 64) == (sweep["floor"], sweep["tokens_per_gist"])
@@ -216,7 +218,7 @@ def test_bad_lines_are_counted(given: list[str], file: Path, capsys: pytest.Capt
     with file.open("a", encoding="utf-8") as opened:
         opened.write('no json\n{"context": "Nothing is asked."}\n')
 
-    assert 0 == evaluate.main([*given, *ONLY_MAIN, "--arms", "none"])
+    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none"])
 
     assert "2 lines of" in capsys.readouterr().err
 
@@ -233,7 +235,7 @@ def test_a_file_without_questions_is_refused(
     if content is not None:
         file.write_text(content, "utf-8")
 
-    assert 2 == evaluate.main(given)
+    assert 2 == run_command(["evaluate", *given])
 
     assert told in last_line(capsys)
     assert not (tmp_path / "out").exists()
@@ -244,7 +246,7 @@ def test_only_long_form_is_not_enough(given: list[str], file: Path, capsys: pyte
     record = {"context": "A pump.", "question": "Summarise it.", "answer": "A pump stands there.", "kind": "long"}
     file.write_text(json.dumps(record) + "\n", "utf-8")
 
-    assert 2 == evaluate.main([*given, *ONLY_MAIN])
+    assert 2 == run_command(["evaluate", *given, *ONLY_MAIN])
 
     assert "found only long-form ones" in last_line(capsys)
 
@@ -272,7 +274,7 @@ def test_what_makes_no_sense_is_refused(
     given: list[str], arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """One line says what was expected and found, before anything is written."""
-    assert 2 == evaluate.main([*given, *arguments])
+    assert 2 == run_command(["evaluate", *given, *arguments])
 
     lines = capsys.readouterr().err.strip().splitlines()
     assert 1 == len(lines)
@@ -287,7 +289,7 @@ def test_a_file_without_held_out_articles_is_refused(
     train = {context.article for context in split_by_article(read_contexts(file)[0])[0]}
     file.write_text("".join(json.dumps(record) + "\n" for record in records() if record["title"] in train), "utf-8")
 
-    assert 2 == evaluate.main([*given, "--held-out"])
+    assert 2 == run_command(["evaluate", *given, "--held-out"])
 
     assert "no article that is held out" in last_line(capsys)
 
@@ -302,8 +304,9 @@ def test_an_adapter_of_another_base_is_refused(
     model.adapter.save(tmp_path / "adapter")
     monkeypatch.setattr(engine_module, "Embedder", lambda path, device=None: HashEmbedder())
 
-    code = evaluate.main(
-        [str(file), "--model", str(folder), "--embedder", str(folder), "--adapter", str(tmp_path / "adapter"),
+    code = run_command(
+        ["evaluate", str(file), "--model", str(folder), "--embedder", str(folder),
+         "--adapter", str(tmp_path / "adapter"),
          "--output", str(tmp_path / "out")]
     )  # fmt: skip
 
@@ -319,6 +322,6 @@ def test_a_damaged_settings_file_is_refused(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "settings.json").write_text("{", "utf-8")
 
-    assert 2 == evaluate.main([*given, *ONLY_MAIN])
+    assert 2 == run_command(["evaluate", *given, *ONLY_MAIN])
 
     assert "settings.json is damaged" in last_line(capsys)

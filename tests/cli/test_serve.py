@@ -13,7 +13,8 @@ import pytest
 from support.live_server import exchange, request
 
 import gistrag.server
-from gistrag.cli import mcp, serve
+from gistrag.cli import serve
+from gistrag.cli.main import main as run_command
 from gistrag.errors import UsageError
 from gistrag.server.auth import digest
 
@@ -49,14 +50,14 @@ def test_this_machine_needs_none() -> None:
     assert access.indexes == {"manual"}
 
 
-@pytest.mark.parametrize("verb", [serve, mcp])
+@pytest.mark.parametrize("arguments", [["serve", "--port", "0"], ["mcp"]])
 def test_without_an_index_there_is_no_server(
-    verb: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without an index the command ends with one line and exit code 4."""
     monkeypatch.chdir(tmp_path)
 
-    assert verb.main(["--port", "0"] if verb is serve else []) == 4  # type: ignore[attr-defined]
+    assert run_command(arguments) == 4
     assert "gistrag build" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -65,7 +66,7 @@ def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-        assert serve.main(["--port", str(port)]) == 2
+        assert run_command(["serve", "--port", str(port)]) == 2
     assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
 
 
@@ -75,8 +76,22 @@ def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatc
         monkeypatch.delattr(gistrag.server, name, raising=False)
         monkeypatch.setitem(sys.modules, f"gistrag.server.{name}", None)
 
-    assert serve.main([]) == 2
-    assert mcp.main([]) == 2
+    assert (
+        run_command(
+            [
+                "serve",
+            ]
+        )
+        == 2
+    )
+    assert (
+        run_command(
+            [
+                "mcp",
+            ]
+        )
+        == 2
+    )
     output = capsys.readouterr().err
     assert "pip install 'gistrag[server]'" in output
     assert "pip install 'gistrag[mcp]'" in output

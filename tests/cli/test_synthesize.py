@@ -12,6 +12,7 @@ from support.teacher_endpoint import RUBBISH, Endpoint, serve
 from support.tiny_models import tiny_model
 
 from gistrag.cli import synthesize
+from gistrag.cli.main import main as run_command
 from gistrag.model.gist_model import GistModel
 
 __all__ = ["serve"]  # a fixture
@@ -61,7 +62,7 @@ def run(docs: Path, endpoint: Endpoint | None, *options: str) -> int:
     url = ("--base-url", endpoint.url, "--teacher", "tutor") if endpoint else ()
     output = str(docs.parent / "qa.jsonl")
     quick = ("--kinds", "detail", "--timeout", "0.3", "--retries", "1")
-    return synthesize.main([str(docs), "-o", output, *quick, *url, *options])
+    return run_command(["synthesize", str(docs), "-o", output, *quick, *url, *options])
 
 
 def test_a_bad_endpoint_costs_only_what_it_does_not_answer(
@@ -184,7 +185,9 @@ def test_a_file_of_contexts_needs_no_model_for_planted_facts(
     line = {"title": "Towers", "context": "A tower.", "qas": [{"question": "What?", "answers": ["tower"]}]}
     (tmp_path / "squad.jsonl").write_text(json.dumps(line))
 
-    code = synthesize.main([str(tmp_path / "squad.jsonl"), "-o", str(tmp_path / "p.jsonl"), "--kinds", "probe"])
+    code = run_command(
+        ["synthesize", str(tmp_path / "squad.jsonl"), "-o", str(tmp_path / "p.jsonl"), "--kinds", "probe"]
+    )
 
     assert 0 == code
     assert "Towers" == records(tmp_path / "p.jsonl")[0]["source"]

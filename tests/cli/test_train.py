@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.tiny_models import FAMILIES, byte_tokenizer, tiny_model, tiny_network
 
-from gistrag.cli import train
+from gistrag.cli.main import main as run_command
 from gistrag.errors import FingerprintMismatchError, ModelNotFoundError, UsageError
 from gistrag.model.adapter import Adapter
 from gistrag.model.gist_model import GistModel
@@ -69,7 +69,7 @@ def test_a_run_leaves_an_adapter_that_loads(
     """The command trains, says what it left out, prints one JSON line, and leaves adapter, log and curve."""
     out = tmp_path / "run"
 
-    code = train.main([str(questions), "-o", str(out), "--model", str(model_folder), "--recipe", str(recipe)])
+    code = run_command(["train", str(questions), "-o", str(out), "--model", str(model_folder), "--recipe", str(recipe)])
 
     shown = capsys.readouterr()
     assert 0 == code, shown.err
@@ -86,10 +86,10 @@ def test_a_trained_adapter_learns_another_placement(
 ) -> None:
     """A run that starts from an adapter leaves one that says what it was trained for last."""
     given = [str(questions), "--model", str(model_folder), "--recipe", str(recipe)]
-    assert 0 == train.main([*given, "-o", str(tmp_path / "first"), "--steps", "1"])
+    assert 0 == run_command(["train", *given, "-o", str(tmp_path / "first"), "--steps", "1"])
     then = ["--adapter", str(tmp_path / "first/adapter"), "--placement", "matched", "-o", str(tmp_path / "second")]
 
-    assert 0 == train.main([*given, *then, "--steps", "1"])
+    assert 0 == run_command(["train", *given, *then, "--steps", "1"])
 
     first, second = (AdapterSettings.read(tmp_path / name / "adapter") for name in ("first", "second"))
     assert ("anchored", "anchored") == (first.placement, first.index_placement)
@@ -142,7 +142,7 @@ def test_any_base_learns_a_few_steps(
     out = tmp_path / "run"
     dials = ["--model", str(folder), "--recipe", str(recipe), "--quantize", quantize]
 
-    code = train.main([str(questions), "-o", str(out), *dials])
+    code = run_command(["train", str(questions), "-o", str(out), *dials])
 
     assert 0 == code, capsys.readouterr().err
     assert GistModel.load(folder, adapter=out / "adapter", quantize=quantize).adapter is not None
@@ -167,7 +167,7 @@ def test_the_same_command_goes_on(
     """A run that was cut by --minutes goes on, and one that is done has nothing left to do."""
     arguments = [str(questions), "-o", str(tmp_path / "run"), "--model", str(model_folder), "--recipe", str(recipe)]
 
-    codes = [train.main([*arguments, *more]) for more in (["--minutes", "0"], [], [])]
+    codes = [run_command(["train", *arguments, *more]) for more in (["--minutes", "0"], [], [])]
 
     steps = [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()]
     assert ([0, 0, 0], [0, 3, 3]) == (codes, steps)
@@ -182,7 +182,7 @@ def test_another_run_is_not_taken_for_this_one(
     other.write_bytes(questions.read_bytes() + b"\n")
 
     codes = [
-        train.main([str(path), *given, *more])
+        run_command(["train", str(path), *given, *more])
         for path, more in ((questions, []), (other, []), (questions, ["--held-out", "0.3"]))
     ]
 
@@ -198,10 +198,10 @@ def test_what_an_adapter_cannot_be_is_refused(
 ) -> None:
     """One that is there keeps its rank, has no learned gists, and remembers what it once saw."""
     given = [str(questions), "--model", str(model_folder), "--recipe", str(recipe), "--steps", "1"]
-    assert 0 == train.main([*given, "-o", str(tmp_path / "first"), "--rank", "2", "--held-out", "0.05"])
+    assert 0 == run_command(["train", *given, "-o", str(tmp_path / "first"), "--rank", "2", "--held-out", "0.05"])
     then = [*given, "--adapter", str(tmp_path / "first/adapter"), "-o", str(tmp_path / "second")]
 
-    codes = [train.main([*then, *more]) for more in (["--rank", "4"], ["--placement", "learned"], [])]
+    codes = [run_command(["train", *then, *more]) for more in (["--rank", "4"], ["--placement", "learned"], [])]
 
     assert [2, 2, 0] == codes
     told = capsys.readouterr().err
@@ -217,7 +217,7 @@ def test_output_that_is_a_file_is_refused_at_once(
     """Before a model is loaded."""
     (tmp_path / "run").touch()
 
-    code = train.main([str(questions), "-o", str(tmp_path / "run" / "x"), "--model", str(model_folder)])
+    code = run_command(["train", str(questions), "-o", str(tmp_path / "run" / "x"), "--model", str(model_folder)])
 
     assert 2 == code
     assert f"{tmp_path / 'run'} is a file; name another --output" in capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_wrong_input_is_one_line(
     }
     model = [] if "--model" in arguments else ["--model", str(model_folder)]
 
-    found = train.main([*(named.get(one, one) for one in arguments), "-o", str(tmp_path / "run"), *model])
+    found = run_command(["train", *(named.get(one, one) for one in arguments), "-o", str(tmp_path / "run"), *model])
 
     shown = capsys.readouterr().err.strip().splitlines()
     assert (code, True) == (found, told in shown[-1])
@@ -263,11 +263,11 @@ def test_a_gpu_reports_the_memory_of_the_first_step(
 ) -> None:  # fmt: skip
     """The peak is measured, not estimated, and stands in the JSON line; without a GPU nothing is reported."""
     arguments = [str(questions), "--model", str(model_folder), "--recipe", str(recipe), "--steps", "1"]
-    assert train.main([*arguments, "-o", str(tmp_path / "cpu")]) == 0
+    assert run_command(["train", *arguments, "-o", str(tmp_path / "cpu")]) == 0
     on_cpu = capsys.readouterr()
     monkeypatch.setattr("gistrag.training.trainer.Trainer.gpu_peak_bytes", lambda _: 16_100_000_000)
 
-    assert train.main([*arguments, "-o", str(tmp_path / "gpu")]) == 0
+    assert run_command(["train", *arguments, "-o", str(tmp_path / "gpu")]) == 0
 
     on_gpu = capsys.readouterr()
     assert "GPU memory" not in on_cpu.err

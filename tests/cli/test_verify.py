@@ -9,6 +9,7 @@ import pytest
 from support.small_index import gist_file, make
 
 from gistrag.cli import verify
+from gistrag.cli.main import main as run_command
 from gistrag.index import manifest
 from gistrag.index.integrity import Findings
 from gistrag.index.store import Store
@@ -24,7 +25,7 @@ def index(tmp_path: Path) -> Path:
 
 
 def findings(index: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
-    code = verify.main(["--index", str(index), "--full", "--json"])
+    code = run_command(["verify", "--index", str(index), "--full", "--json"])
     found: dict[str, object] = json.loads(capsys.readouterr().out)
     assert code == (0 if found["sound"] else 4)
     return found
@@ -85,7 +86,7 @@ def test_what_a_build_makes_again_is_listed(index: Path, capsys: pytest.CaptureF
     path = gist_file(index)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
-    assert 4 == verify.main(["--index", str(index), "--full"])
+    assert 4 == run_command(["verify", "--index", str(index), "--full"])
     told = capsys.readouterr().out
     assert "again: a.md, 2 gists\n" in told
     assert f"run gistrag build {index / 'docs'} --index {index} --verify; makes a.md again" in told

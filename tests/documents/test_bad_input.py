@@ -22,7 +22,8 @@ import pytest
 from support.hostile_files import bombs, laughs
 from support.make_files import make_bomb_pdf, make_docx_of_xml, make_encrypted_pdf, make_pdf
 
-from gistrag.cli import inspect, main
+from gistrag.cli import main
+from gistrag.cli.main import main as run_command
 from gistrag.documents import discovery, parser_worker
 from gistrag.documents.parser_worker import Worker
 from gistrag.engine import Engine
@@ -82,7 +83,7 @@ def hurried() -> Iterator[Worker]:
 
 def listed(docs: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Return what `gistrag inspect` lists as skipped."""
-    assert 0 == inspect.main(["--index", str(docs.parent / "index"), "--json"])
+    assert 0 == run_command(["inspect", "--index", str(docs.parent / "index"), "--json"])
     return {row["path"]: row["reason"] for row in json.loads(capsys.readouterr().out)["skipped_files"]}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.tiny_models import HashEmbedder, byte_tokenizer
 
-from gistrag.cli import evaluate
+from gistrag.cli.main import main as run_command
 from gistrag.evaluation.cases import Plan, cases, indexed, split_whole
 from gistrag.model.prompt import REFUSAL
 from gistrag.qa.dataset import read_contexts
@@ -103,7 +103,9 @@ def test_the_adapter_is_better_than_none(tmp_path: Path, record_property: Callab
         folder = tmp_path / adapter
         dials = ["--adapter", adapter, "--arms", "text,gist", "--rates", "4", "--placement", "matched", "--top-k", "3"]
         small = ["--probes", "0", "--unanswerable", "0", "--passkey", "0", "--orders", "0", "--repeats", "0"]
-        assert 0 == evaluate.main([str(few), "--output", str(folder), "--no-oracle", "--quiet", *dials, *small])
+        assert 0 == run_command(
+            ["evaluate", str(few), "--output", str(folder), "--no-oracle", "--quiet", *dials, *small]
+        )
         rows = map(json.loads, (folder / "rows.jsonl").read_text("utf-8").splitlines())
         for row in sorted(rows, key=lambda row: row["name"]):
             found.setdefault((adapter, row["arm"]), []).append(row["f1"])

@@ -11,7 +11,7 @@ import torch
 from support.small_index import cache, configure, document, entries, gist_file, make
 
 from gistrag.cli import backup as command
-from gistrag.cli import verify
+from gistrag.cli.main import main as run_command
 from gistrag.errors import IndexLockedError, ResourceError, UsageError
 from gistrag.index import backup, database
 from gistrag.index.gist_store import GistStore
@@ -47,7 +47,7 @@ def test_copy_is_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """The copy holds the same documents, chunks and gists, is private, and is sound to the last bit."""
     key = make(tmp_path / "index", "one", "two")
 
-    assert 0 == command.main([str(tmp_path / "copy"), "--index", str(tmp_path / "index"), "--json"])
+    assert 0 == run_command(["backup", str(tmp_path / "copy"), "--index", str(tmp_path / "index"), "--json"])
     done = json.loads(capsys.readouterr().out)
     assert (1, 0, []) == (done["gists"], done["kept"], done["damaged"])
     assert texts(tmp_path / "index") == texts(tmp_path / "copy")
@@ -57,7 +57,7 @@ def test_copy_is_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert {0o600} == {
         path.stat().st_mode & 0o777 for path in (tmp_path / "copy").rglob("*") if path.suffix in (".db", ".safetensors")
     }
-    assert 0 == verify.main(["--index", str(tmp_path / "copy"), "--full"])
+    assert 0 == run_command(["verify", "--index", str(tmp_path / "copy"), "--full"])
 
 
 def test_second_copy_takes_what_is_new(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_copy_can_be_built_on_and_copied_back(tmp_path: Path) -> None:
 
     copy(tmp_path / "copy", tmp_path / "index")
     assert {"a.md", "b.md"} == set(texts(tmp_path / "index"))
-    assert 0 == verify.main(["--index", str(tmp_path / "index"), "--full"])
+    assert 0 == run_command(["verify", "--index", str(tmp_path / "index"), "--full"])
 
 
 def test_copy_during_a_build_is_of_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_copy_during_a_build_is_of_one_commit(tmp_path: Path, monkeypatch: pytes
     assert texts(tmp_path / "index") == texts(tmp_path / "copy")
     with Store.open(tmp_path / "copy") as copied:
         assert 4 == len([copied.gists.load(row.key) for row in copied.gists.rows()])
-    assert 0 == verify.main(["--index", str(tmp_path / "copy"), "--full"])
+    assert 0 == run_command(["verify", "--index", str(tmp_path / "copy"), "--full"])
 
 
 def test_builds_that_outrun_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_damaged_gist_is_left_out(tmp_path: Path, harm: str, capsys: pytest.Capt
     else:
         path.unlink()
 
-    assert command.DAMAGED == command.main([str(tmp_path / "copy"), "--index", str(tmp_path / "index")])
+    assert command.DAMAGED == run_command(["backup", str(tmp_path / "copy"), "--index", str(tmp_path / "index")])
     assert path.stem in capsys.readouterr().out
     assert texts(tmp_path / "index") == texts(tmp_path / "copy")
 

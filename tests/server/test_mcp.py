@@ -33,7 +33,7 @@ from support.tiny_models import HashEmbedder, tiny_model
 from gistrag.cli import mcp
 from gistrag.engine import Engine
 Engine.load = lambda *given, **options: Engine(tiny_model(), HashEmbedder())
-sys.exit(mcp.main(["--index", "manual={index}"]))
+sys.exit(run_command(["mcp", "--index", "manual={index}"]))
 """
 
 

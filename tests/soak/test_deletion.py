@@ -11,6 +11,7 @@ from support import fake_compressor
 from support.small_index import vectors_of
 
 from gistrag.cli import gc
+from gistrag.cli.main import main as run_command
 from gistrag.engine import Engine
 from gistrag.index.store import Store
 from gistrag.rag import GistRAG
@@ -107,9 +108,9 @@ def test_deleted_document_is_gone_after_gc_where_a_reader_was_in_the_way(
     with Store.open(index) as reader, reader.snapshot():
         assert 2 == len(reader.documents())
         GistRAG.from_folder(docs, index=index, engine=engine, **SETTINGS).close()
-        assert gc.LOCKED == gc.main(["--index", str(index)])
+        assert gc.LOCKED == run_command(["gc", "--index", str(index)])
     assert "until gistrag gc" in caplog.text
     assert b"quokka1zebu" in everything_in(index)
 
-    assert 0 == gc.main(["--index", str(index)])
+    assert 0 == run_command(["gc", "--index", str(index)])
     assert b"quokka1zebu" not in everything_in(index)

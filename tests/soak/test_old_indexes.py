@@ -12,7 +12,7 @@ import pytest
 from support import fake_compressor
 from support.make_golden import DATA, FORMS, GISTS, contents, found_in
 
-from gistrag.cli import verify
+from gistrag.cli.main import main as run_command
 from gistrag.errors import FingerprintMismatchError
 from gistrag.index.schema import FORMAT_VERSION
 from gistrag.rag import GistRAG
@@ -45,7 +45,7 @@ def test_golden_index_holds_what_it_held(golden: Path) -> None:
 
 def test_golden_index_is_sound(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The full check finds nothing."""
-    assert 0 == verify.main(["--index", str(golden), "--full"])
+    assert 0 == run_command(["verify", "--index", str(golden), "--full"])
     assert "as recorded" in capsys.readouterr().out
 
 
@@ -70,7 +70,7 @@ def test_newer_format_is_refused_in_one_line(golden: Path, capsys: pytest.Captur
     database.execute(f"PRAGMA user_version = {FORMAT_VERSION + 1}")
     database.close()
 
-    assert 4 == verify.main(["--index", str(golden)])
+    assert 4 == run_command(["verify", "--index", str(golden)])
     told = capsys.readouterr().err
     assert 1 == told.count("\n")
     assert f"format {FORMAT_VERSION + 1}, this gistrag reads up to {FORMAT_VERSION}" in told

@@ -1,0 +1,159 @@
+"""How a command ends: every error becomes one line on standard error and an exit code.
+
+A command is a function with typer's annotations that returns its exit code. `run` calls it::
+
+    0 done   2 usage or refused   3 partial, under --strict   4 index unusable   5 resources   6 locked
+    1 an unforeseen error         130 interrupted             141 the reader of our output is gone
+
+Nothing here loads a tensor library.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+import typer.main
+
+from gistrag.errors import GistRAGError
+
+logger = logging.getLogger("gistrag")
+
+INTERRUPTED = 130
+READER_GONE = 141
+INSIST_S = 3.0
+
+
+def application(*, completes: bool = False) -> typer.Typer:
+    """Return an empty typer application that leaves errors to `run`.
+
+    Args:
+        completes: it can teach a shell to complete its commands, see `completed`.
+    """
+    return typer.Typer(add_completion=completes, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a help text: command lines to copy."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))  # \b: these lines stay as they are
+
+
+def run(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> int:
+    """Run an application and return its exit code.
+
+    Args:
+        app: with one command or several.
+        argv: arguments without the program's name; None for those of the process.
+        program: how it is called, for messages.
+    """
+    with _messages(), _terminable():
+        try:
+            command = typer.main.get_command(app)
+            with command.make_context(program, list(sys.argv[1:] if argv is None else argv)) as context:
+                code: int | None = command.invoke(context)
+            sys.stdout.flush()
+            return code or 0
+        except BaseException as error:
+            return _explained(error)
+
+
+def completed(app: typer.Typer, *, program: str) -> int | None:
+    """Answer a shell that completes a line, and return the exit code; None where no shell asks.
+
+    A shell that was taught with ``--install-completion`` runs the program with a variable set.
+    """
+    variable = f"_{program.upper()}_COMPLETE"
+    if not (instruction := os.environ.get(variable)):
+        return None
+    from typer.completion import shell_complete
+
+    return shell_complete(typer.main.get_command(app), {}, program, variable, instruction)
+
+
+def _explained(error: BaseException) -> int:
+    """Say in one line what went wrong and return the exit code for it."""
+    code, line = _verdict(error)
+    if line:
+        logger.error(" ".join(line.split()), exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
+    return code
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """Return the exit code for an error and the line that explains it."""
+    match error:
+        case typer.Exit():
+            return error.exit_code, ""
+        case GistRAGError():
+            return error.exit_code, str(error)
+        case KeyboardInterrupt() | SystemExit(code=130) | typer.Abort():
+            return INTERRUPTED, "interrupted; a build that is run again goes on where it stopped"
+        case SystemExit(code=0):  # how typer ends when it has taught a shell
+            return 0, ""
+        case SystemExit():  # how rich takes it when the reader is gone
+            return READER_GONE, ""
+        case BrokenPipeError():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
+            return READER_GONE, ""
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return 5, f"no space left on the disk ({error}); free some and run the same command again"
+        case _ if hasattr(error, "format_message"):  # typer's usage errors, whose class has moved between releases
+            return 2, _usage(error)
+        case _ if _is_out_of_memory(error):
+            return 5, f"not enough memory ({error}); free some, use a smaller model, or ask for fewer chunks"
+    return 1, f"{type(error).__name__}: {error}; run with --debug for the traceback"
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    told = error.format_message().rstrip(".")
+    return f"{told}; see {context.command_path} --help" if context else told
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in told or "allocate memory" in told)
+    )
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Let what the library logs reach standard error, a line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("gistrag: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """End at SIGTERM as at Ctrl-C: cleanly, from wherever the work is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    signal.setitimer(signal.ITIMER_REAL, INSIST_S)  # what is raised inside an import or a destructor can get lost
+    raise SystemExit(INTERRUPTED)  # no KeyboardInterrupt: a chat survives that

@@ -1,0 +1,52 @@
+"""The options that commands share."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gistrag.settings import Mode
+
+logger = logging.getLogger("gistrag")
+
+INDEX = Path("index")
+
+
+def _silence(is_given: bool) -> bool:
+    if is_given:
+        logger.setLevel(logging.ERROR)
+    return is_given
+
+
+def _explain_all(is_given: bool) -> bool:
+    if is_given:
+        logger.setLevel(logging.DEBUG)
+    return is_given
+
+
+# Quiet and Debug act through their callbacks: they set the level of the logger, which `say` and `run` go by.
+Index = Annotated[Path, typer.Option("--index", metavar="FOLDER", help="Folder of the index.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="Where the model computes, such as cpu or cuda:0.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", callback=_silence, help="Print results and errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", callback=_explain_all, help="Show the traceback of an error.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, metavar="N", help="Chunks to answer from.")]
+AnswerMode = Annotated[
+    Mode,
+    typer.Option(
+        "--mode", help="gist loads gist caches, text reads text, hybrid the best chunk, auto those of low fidelity."
+    ),
+]
+Scope = Annotated[
+    str | None, typer.Option("--scope", metavar="PATH", help="One document, taken whole instead of the best chunks.")
+]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Where an answer is cut.")]
+RerankerName = Annotated[
+    str | None,
+    typer.Option("--reranker", metavar="MODEL", help="Cross-encoder to sort the chunks by: hub id or folder."),
+]

@@ -1,0 +1,125 @@
+"""Where output goes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gistrag.errors import UsageError
+
+if TYPE_CHECKING:
+    from gistrag.answering.answer import Answer
+
+logger = logging.getLogger("gistrag")
+
+
+def say(*lines: str) -> None:
+    """Tell people something on standard error, unless they want it quiet."""
+    if logger.isEnabledFor(logging.INFO):
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal that something takes its time."""
+    from rich.console import Console
+
+    console = Console(stderr=True, quiet=not logger.isEnabledFor(logging.INFO))
+    with console.status(f"{what}…"):
+        yield
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show that the models are loaded, and look for no garbage meanwhile: imports make none, and are a fifth faster."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with waiting("loading the models"):
+            yield
+    finally:
+        if is_enabled:
+            gc.enable()
+
+
+def require_output(path: Path) -> None:
+    """Return if a folder for output is there, or can be made, before anything is computed for it.
+
+    Raises:
+        UsageError: neither.
+    """
+    try:
+        there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}; name another --output") from error
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise UsageError(f"cannot write to {path}: {there} {why}; name another --output")
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print *value* as one line of JSON."""
+    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, to_stderr: bool = False) -> None:
+    """Print rows under headers; numbers to the right, and every row on one line where nobody watches."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
+    for column, cells in zip(table.columns, zip(*rows, strict=True), strict=False):
+        column.justify = "right" if all(re.match(r"-?[\d.]", str(cell) or "0") for cell in cells) else "left"
+    for row in rows:
+        table.add_row(*(_plain(cell) for cell in row))
+    console = Console(stderr=to_stderr)
+    if not console.is_terminal:
+        console = Console(stderr=to_stderr, width=10_000)
+    console.print(table)
+
+
+def _plain(cell: object) -> str:
+    from rich.markup import escape
+
+    return escape(f"{cell:,}" if isinstance(cell, int) else str(cell))
+
+
+def print_pieces(pieces: Iterator[str]) -> None:
+    """Print an answer as it comes, and end its line."""
+    has_begun = False
+    for piece in pieces:
+        sys.stdout.write(piece if has_begun else piece.lstrip())
+        sys.stdout.flush()
+        has_begun = has_begun or bool(piece.strip())
+    print(flush=True)
+
+
+def source_lines(answer: Answer) -> list[str]:
+    """Return one line for each source of an answer."""
+    return [f"  {number}. {source.place}" for number, source in enumerate(answer.sources, 1)]
+
+
+def cost_line(answer: Answer) -> str:
+    """Return in one line what an answer took."""
+    timings, usage = answer.timings, answer.usage
+    parts = [f"first token {timings.ttft_s:.2f} s, answer {timings.total_s:.2f} s"]
+    if usage.gist_slots:
+        parts.append(f"{usage.gist_slots:,} gist slots for {usage.source_tokens:,} tokens")
+    if usage.text_tokens:
+        parts.append(f"{usage.text_tokens:,} tokens read as text")
+    if usage.dropped_chunks:
+        parts.append(f"{usage.dropped_chunks} chunks left out, the window is full")
+    if usage.missing_chunks and answer.sources:
+        parts.append(f"{len(answer.sources)} chunks are all there is")
+    if usage.text_fallbacks:
+        parts.append(f"{usage.text_fallbacks} gists damaged or missing, see gistrag verify")
+    return "; ".join(parts)
