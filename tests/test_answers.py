@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.fake_compressor import standing_in
+from support.fake_compressor import fake_compression
 
 from gistrag import GistRAG
 from gistrag.compression.compress import compress
@@ -89,7 +89,7 @@ def case(number: int, question: Question, hits: list[Hit]) -> Case:
 def manual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GistRAG]:
     """All of the manual, to be searched: gists are stand-ins, real ones take minutes and no arm reads them."""
     index = tmp_path_factory.mktemp("manual") / "index"
-    with standing_in():
+    with fake_compression():
         made = GistRAG.from_folder(ROOT / "docs", index=index)
     with made:
         yield made

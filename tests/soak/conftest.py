@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from support.process_pool import Nursery
+from support.process_pool import ProcessPool
 
 SEED = 20261124
 
@@ -37,7 +37,7 @@ def randomness(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """A process that forks builders and readers with stand-in models."""
-    with Nursery(tmp_path_factory.mktemp("nursery")) as running:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPool]:
+    """Builders and readers in processes of their own, with fake models."""
+    with ProcessPool(tmp_path_factory.mktemp("pool")) as running:
         yield running

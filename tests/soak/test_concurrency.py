@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 from support.fake_compressor import TOKENS_PER_GIST, write_documents
-from support.process_pool import Child, Nursery
+from support.process_pool import Job, ProcessPool
 
 OPTIONS = ["--chunk-tokens", "160", "--tokens-per-gist", str(TOKENS_PER_GIST)]
 READERS = 4
 
 
-def build(nursery: Nursery, folder: Path, delay_s: float) -> Child:
+def build(pool: ProcessPool, folder: Path, delay_s: float) -> Job:
     arguments = {"docs": str(folder / "docs"), "index": str(folder / "index"), "options": OPTIONS}
-    return nursery.start("build", **arguments, delay_s=delay_s)
+    return pool.start("build", **arguments, delay_s=delay_s)
 
 
 def documents(step: int) -> dict[str, int]:
@@ -25,17 +25,17 @@ def documents(step: int) -> dict[str, int]:
     return {f"d{i}": 1 + (step if i % 3 == 0 else 0) for i in range(12) if (i + step) % 5}
 
 
-def read(nursery: Nursery, folder: Path, questions: int, *, until: str = "") -> list[dict[str, Any]]:
+def read(pool: ProcessPool, folder: Path, questions: int, *, until: str = "") -> list[dict[str, Any]]:
     """Let readers ask at the same time and return what each told."""
     index = str(folder / "index")
-    readers = [nursery.start("read", index=index, questions=questions, seed=i, until=until) for i in range(READERS)]
+    readers = [pool.start("read", index=index, questions=questions, seed=i, until=until) for i in range(READERS)]
     return results(readers)
 
 
-def results(readers: list[Child]) -> list[dict[str, Any]]:
+def results(readers: list[Job]) -> list[dict[str, Any]]:
     for reader in readers:
         assert reader.wait() == 0, reader.errors()
-    return [reader.told()[-1][1] for reader in readers]
+    return [reader.reports()[-1][1] for reader in readers]
 
 
 def latencies(told: list[dict[str, Any]]) -> list[float]:
@@ -46,17 +46,17 @@ def p99(sorted_s: list[float]) -> float:
     return sorted_s[int(0.99 * (len(sorted_s) - 1))]
 
 
-def read_during_builds(nursery: Nursery, folder: Path, questions: int) -> tuple[list[dict[str, Any]], int]:
+def read_during_builds(pool: ProcessPool, folder: Path, questions: int) -> tuple[list[dict[str, Any]], int]:
     """Let readers ask while builds add, change and remove; return what they told and how many builds there were."""
     index, until, builds = str(folder / "index"), folder / "enough", 0
-    readers = [nursery.start("read", index=index, questions=10**6, seed=i, until=str(until)) for i in range(READERS)]
+    readers = [pool.start("read", index=index, questions=10**6, seed=i, until=str(until)) for i in range(READERS)]
     asked, started_s = 0, time.monotonic()
     while asked < questions and time.monotonic() - started_s < 600:
         builds += 1
         write_documents(folder / "docs", documents(builds))
-        builder = build(nursery, folder, 0.01)
+        builder = build(pool, folder, 0.01)
         assert builder.wait() == 0, builder.errors()
-        asked = sum(reader.told()[-1][1] if reader.told() else 0 for reader in readers)
+        asked = sum(reader.reports()[-1][1] if reader.reports() else 0 for reader in readers)
     until.touch()
     return results(readers), builds
 
@@ -69,27 +69,27 @@ def report(name: str, told: list[dict[str, Any]]) -> float:
     return p99(all_s)
 
 
-def prepare(nursery: Nursery, folder: Path) -> None:
+def prepare(pool: ProcessPool, folder: Path) -> None:
     write_documents(folder / "docs", documents(0))
-    builder = build(nursery, folder, 0.0)
+    builder = build(pool, folder, 0.0)
     assert builder.wait() == 0, builder.errors()
 
 
-def test_readers_during_builds(tmp_path: Path, nursery: Nursery) -> None:
+def test_readers_during_builds(tmp_path: Path, pool: ProcessPool) -> None:
     """Four processes read while builds come and go: no error, nothing wrong, whole documents."""
-    prepare(nursery, tmp_path)
+    prepare(pool, tmp_path)
 
-    told, builds = read_during_builds(nursery, tmp_path, 100)
+    told, builds = read_during_builds(pool, tmp_path, 100)
     assert builds
     assert 0 == sum(one["wrong"] for one in told)
 
 
 @pytest.mark.soak
-def test_10000_questions_during_builds(tmp_path: Path, nursery: Nursery) -> None:
+def test_10000_questions_during_builds(tmp_path: Path, pool: ProcessPool) -> None:
     """10,000 questions, 99 % of them answered within twice the time of an index at rest."""
-    prepare(nursery, tmp_path)
-    idle_s = report("at rest", read(nursery, tmp_path, 1000))
-    told, builds = read_during_builds(nursery, tmp_path, 10_000)
+    prepare(pool, tmp_path)
+    idle_s = report("at rest", read(pool, tmp_path, 1000))
+    told, builds = read_during_builds(pool, tmp_path, 10_000)
     during_s = report(f"during {builds} builds", told)
 
     assert 0 == sum(one["wrong"] for one in told)

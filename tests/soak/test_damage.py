@@ -27,11 +27,12 @@ PAGE_BYTES = 4096
 
 
 @dataclass
-class Shelf:
-    """An index at three times, as folders: ``old``, then ``new`` after its documents changed, and one to be harmed.
+class Indexes:
+    """An index as three folders: ``old``, ``new`` after its documents changed, and a copy to be damaged.
 
     Attributes:
-        texts: of all chunks that were ever committed; chunks: how many there are now.
+        texts: of all chunks that were ever committed.
+        chunks: how many there are now.
     """
 
     folder: Path
@@ -61,7 +62,7 @@ class Shelf:
         return shutil.copytree(self.folder / "new", index)
 
     def outcome(self, index: Path) -> str:
-        """Return how a reader takes a harmed index, and raise where it takes in what it should not.
+        """Return how a reader uses a damaged index, and raise where anything damaged reaches the model.
 
         ``"refused"``: it does not open or answer. ``"text"``: chunks are read from their text.
         ``"fewer"``: chunks are left out, or all where none can be found.
@@ -82,7 +83,7 @@ class Shelf:
         return "whole" if len(passages) == self.chunks else "fewer"
 
     def is_noticed(self, index: Path) -> bool:
-        """Return whether ``gistrag verify --full`` tells of it."""
+        """Return whether ``gistrag verify --full`` reports damage."""
         try:
             with Store.open(index) as store, store.snapshot():
                 return not check(store, full=True).is_sound
@@ -91,12 +92,12 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
-    with fake_compressor.standing_in():
-        yield Shelf(tmp_path_factory.mktemp("shelf"), fake_compressor.engine())
+def indexes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Indexes]:
+    with fake_compressor.fake_compression():
+        yield Indexes(tmp_path_factory.mktemp("indexes"), fake_compressor.engine())
 
 
-# Harm
+# Damage
 
 
 def flip(path: Path, randomness: Randomness) -> None:
@@ -181,15 +182,15 @@ EXPECTED = {
 }
 
 
-def harmed(shelf: Shelf, kind: str, harm: Callable[[Path, Randomness], None], randomness: Randomness) -> str:
-    """Harm an index and return how it was taken; what nobody noticed, or took wrongly, raises."""
-    index = shelf.fresh()
+def harmed(indexes: Indexes, kind: str, harm: Callable[[Path, Randomness], None], randomness: Randomness) -> str:
+    """Damage an index and return how a reader used it; raise where the damage went unnoticed or was used."""
+    index = indexes.fresh()
     path = victim(index, kind, randomness)
     before = path.read_bytes()
     harm(path, randomness)
-    taken = shelf.outcome(index)
+    taken = indexes.outcome(index)
     assert taken in EXPECTED[kind], f"{harm.__name__} of a {kind}: {taken}"
-    assert shelf.is_noticed(index), f"{harm.__name__} of a {kind}, {taken}: {_places(before, path)}"
+    assert indexes.is_noticed(index), f"{harm.__name__} of a {kind}, {taken}: {_places(before, path)}"
     return taken
 
 
@@ -200,53 +201,53 @@ def _places(before: bytes, path: Path) -> list[int]:
 
 @pytest.mark.parametrize("kind", EXPECTED)
 @pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
-def test_harm_is_noticed(
-    shelf: Shelf, kind: str, harm: Callable[[Path, Randomness], None], randomness: Randomness
+def test_damage_is_noticed(
+    indexes: Indexes, kind: str, harm: Callable[[Path, Randomness], None], randomness: Randomness
 ) -> None:
-    """A harmed file is told of, nothing of it reaches the model, and the answer is still given."""
+    """A damaged file is reported, nothing of it reaches the model, and the question is still answered."""
     for _ in range(2):
-        harmed(shelf, kind, harm, randomness)
+        harmed(indexes, kind, harm, randomness)
 
 
 @pytest.mark.parametrize("place", [b"CREATE TABLE", b"CREATE INDEX", b"AUTOINCREMENT", b"REFERENCES", b"settings"])
-def test_a_schema_that_is_no_text_is_damage(shelf: Shelf, place: bytes) -> None:
+def test_a_schema_that_is_no_text_is_damage(indexes: Indexes, place: bytes) -> None:
     """A bit of the schema that makes SQLite's own message no UTF-8 is damage in one line, as any other."""
-    index = shelf.fresh()
+    index = indexes.fresh()
     path = index / "index.db"
     data = path.read_bytes()
     assert place in data
     path.write_bytes(data.replace(place, b"\xa0".join((place[:3], place[4:]))))
 
-    assert "refused" == shelf.outcome(index)
-    assert shelf.is_noticed(index)
+    assert "refused" == indexes.outcome(index)
+    assert indexes.is_noticed(index)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(4))
-def test_2000_harms_are_noticed(shelf: Shelf, randomness: Randomness, part: int) -> None:
+def test_2000_damages_are_noticed(indexes: Indexes, randomness: Randomness, part: int) -> None:
     """2,000 mutations of all kinds, in four parts."""
     taken: Counter[tuple[str, str]] = Counter()
     for _ in range(500):
         kind, harm = randomness.choice([*EXPECTED]), randomness.choice(HARM)
-        taken[kind, harmed(shelf, kind, harm, randomness)] += 1
+        taken[kind, harmed(indexes, kind, harm, randomness)] += 1
     print("\n".join(f"{count:6,} {kind} {how}" for (kind, how), count in sorted(taken.items())))
 
 
 @pytest.mark.parametrize("kind", ["gist", "rows", "other bits"])
-def test_harm_is_mended_by_the_build_that_verify_names(shelf: Shelf, kind: str, randomness: Randomness) -> None:
+def test_damage_is_repaired_by_the_build_that_verify_names(indexes: Indexes, kind: str, randomness: Randomness) -> None:
     """After ``gistrag build --verify`` everything is as it was."""
-    index = shelf.fresh()
+    index = indexes.fresh()
     if kind == "gist":
         flip(victim(index, "gist", randomness), randomness)
     else:
         path = index / "index.db"
         data = path.read_bytes()
         path.write_bytes(data.replace(b"harbour", b"hXrbour") if kind == "rows" else flipped_vector(data, index))
-    assert shelf.is_noticed(index)
+    assert indexes.is_noticed(index)
 
-    GistRAG.from_folder(shelf.folder / "docs", index=index, engine=shelf.engine, verify=True, **SETTINGS).close()
-    assert not shelf.is_noticed(index)
-    assert "whole" == shelf.outcome(index)
+    GistRAG.from_folder(indexes.folder / "docs", index=index, engine=indexes.engine, verify=True, **SETTINGS).close()
+    assert not indexes.is_noticed(index)
+    assert "whole" == indexes.outcome(index)
 
 
 def flipped_vector(data: bytes, index: Path) -> bytes:
@@ -260,9 +261,9 @@ def flipped_vector(data: bytes, index: Path) -> bytes:
 # Only the right gist
 
 
-def swaps(shelf: Shelf, foreign: Path, count: int, randomness: Randomness) -> None:
+def swaps(indexes: Indexes, foreign: Path, count: int, randomness: Randomness) -> None:
     """Put gists of this and of another index under each other's names; every one is refused, and only there."""
-    index = shelf.fresh()
+    index = indexes.fresh()
     mine, its = gists_of(index), gists_of(foreign)
     with Store.open(index) as store:
         for _ in range(count):
@@ -277,40 +278,40 @@ def swaps(shelf: Shelf, foreign: Path, count: int, randomness: Randomness) -> No
 
 
 @pytest.fixture(scope="module")
-def foreign(shelf: Shelf) -> Path:
+def foreign(indexes: Indexes) -> Path:
     """An index of the same documents, made by itself."""
-    shelf.build(shelf.folder / "foreign")
-    return shelf.folder / "foreign"
+    indexes.build(indexes.folder / "foreign")
+    return indexes.folder / "foreign"
 
 
-def test_swapped_gists_are_refused(shelf: Shelf, foreign: Path, randomness: Randomness) -> None:
+def test_swapped_gists_are_refused(indexes: Indexes, foreign: Path, randomness: Randomness) -> None:
     """A sound gist under the name of another is no gist."""
-    swaps(shelf, foreign, 30, randomness)
+    swaps(indexes, foreign, 30, randomness)
 
 
 @pytest.mark.soak
-def test_1000_swapped_gists_are_refused(shelf: Shelf, foreign: Path, randomness: Randomness) -> None:
+def test_1000_swapped_gists_are_refused(indexes: Indexes, foreign: Path, randomness: Randomness) -> None:
     """1,000 swaps."""
-    swaps(shelf, foreign, 1000, randomness)
+    swaps(indexes, foreign, 1000, randomness)
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_every_chunk_has_its_gist(shelf: Shelf, k: int) -> None:
+def test_every_chunk_has_its_gist(indexes: Indexes, k: int) -> None:
     """Of a sound index exactly k gists are loaded and nothing is read as text."""
-    with GistRAG.open(shelf.fresh(), engine=shelf.engine) as rag:
+    with GistRAG.open(indexes.fresh(), engine=indexes.engine) as rag:
         passages, usage = retrieved(rag, "harbour lantern", top_k=k)
 
     assert k == sum(isinstance(passage.content, GistCache) for passage in passages)
     assert usage.text_fallbacks == 0
-    assert all(is_right(passage, shelf.engine) for passage in passages)
+    assert all(is_right(passage, indexes.engine) for passage in passages)
 
 
 @pytest.mark.parametrize("part", ["model", "adapter", "rope", "kv_dtype", "prefix", "tokens_per_gist", "placement"])
-def test_engine_of_another_making_is_refused(shelf: Shelf, part: str) -> None:
+def test_engine_of_another_making_is_refused(indexes: Indexes, part: str) -> None:
     """Whatever a gist depends on, an engine that differs in it does not open the index; the difference is named."""
-    index, real = shelf.fresh(), Engine.gist_fingerprint
+    index, real = indexes.fresh(), Engine.gist_fingerprint
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "gist_fingerprint", lambda *given: {**real(*given), part: "another"})
 
         with pytest.raises(FingerprintMismatchError, match=f"with {part} .* 'another'; run `gistrag build --rebuild`"):
-            GistRAG.open(index, engine=shelf.engine)
+            GistRAG.open(index, engine=indexes.engine)

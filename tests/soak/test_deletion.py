@@ -21,7 +21,7 @@ SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_G
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with fake_compressor.standing_in():
+    with fake_compressor.fake_compression():
         yield fake_compressor.engine()
 
 

@@ -140,7 +140,7 @@ def abuse(url: str, dice: random.Random) -> int | None:
     return None
 
 
-def suffer(url: str, dice: random.Random, count: int) -> None:
+def abuse_in_parallel(url: str, dice: random.Random, count: int) -> None:
     """Abuse a server from four sides at once, while others connect and say no more; it must not fail once."""
     idlers = [connect(url) for _ in range(20)]
     for idler in idlers:
@@ -185,7 +185,7 @@ def converse(url: str, *, in_a_row: int, clients: int, each: int) -> None:
 
 def test_abuse(url: str, randomness: random.Random) -> None:
     """300 malformed, oversized or abandoned requests: no 5xx, no error in the log, and it answers on."""
-    suffer(url, randomness, 300)
+    abuse_in_parallel(url, randomness, 300)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -201,7 +201,7 @@ def test_a_body_that_is_no_http(url: str, method: str, path: str) -> None:
 @pytest.mark.parametrize("part", range(5))
 def test_abuse_for_long(url: str, randomness: random.Random, part: int) -> None:
     """5,000 of them, in five parts."""
-    suffer(url, randomness, 1000)
+    abuse_in_parallel(url, randomness, 1000)
 
 
 @pytest.mark.soak

@@ -130,9 +130,9 @@ class Trial:
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    """A trial whose commands use stand-in models."""
+    """A trial whose commands use fake models."""
     engine = fake_compressor.engine()
-    with pytest.MonkeyPatch.context() as patch, fake_compressor.standing_in():
+    with pytest.MonkeyPatch.context() as patch, fake_compressor.fake_compression():
         patch.setattr(Engine, "load", lambda *_, **__: engine)
         patch.setattr(builder, "BATCH_CHUNKS", 3)
         yield Trial(tmp_path_factory.mktemp("trial"), engine)

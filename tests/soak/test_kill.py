@@ -1,4 +1,4 @@
-"""Promise 1: a committed chunk survives kill -9; and a build that is told to end leaves the last commit standing."""
+"""Promise 1: a committed chunk survives kill -9, and a build that is interrupted keeps the last commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import fake_compressor
 from support.fake_compressor import State, look_into, versions_in, write_documents
-from support.process_pool import Child, Nursery
+from support.process_pool import Job, ProcessPool
 
 from gistrag.engine import Engine
 from gistrag.index.store import Store
@@ -20,7 +20,7 @@ from gistrag.kv.gist_file import decode, read
 
 OPTIONS = ["--chunk-tokens", "160", "--tokens-per-gist", str(fake_compressor.TOKENS_PER_GIST)]
 DELAY_S = 0.01
-"""What a stand-in gist takes; as in a real build, more than what putting it on the disk takes."""
+"""What a fake gist takes; as in a real build, more than what putting it on the disk takes."""
 LIMIT_S = 5
 """In which a build ends that is told to; the machine may be busy, left alone the builds here go on for longer."""
 AIMED = 0.95
@@ -28,17 +28,19 @@ AIMED = 0.95
 
 
 @dataclass
-class Killing:
-    """A folder of documents that changes, its index, and builders that are killed while they bring it into step.
+class KilledBuilds:
+    """A folder of documents that changes, its index, and builders that are killed while they sync it.
 
     Attributes:
-        versions: of the documents in the folder now; acknowledged: what the index held at the last commit told of.
-        inside: how many were killed in the middle of a batch, of *kills*.
-        batches: up to which of a build to kill in.
-        build_s: what a build takes; batch_s: how long after the beginning of a batch it is still likely to be at work.
+        versions: of the documents in the folder now.
+        acknowledged: what the index held at the last commit that was reported.
+        kills: how many builders were killed, *inside* of them in the middle of a batch.
+        batches: the last batch of a build to kill in.
+        build_s: how long a build takes.
+        batch_s: how long after its beginning a batch is likely to last.
     """
 
-    nursery: Nursery
+    pool: ProcessPool
     folder: Path
     randomness: random.Random
     ids: Callable[[str], Sequence[int]] | None
@@ -69,22 +71,22 @@ class Killing:
         self.versions.setdefault("d0", 1)
         write_documents(self.folder / "docs", self.versions)
 
-    def start(self) -> Child:
+    def start(self) -> Job:
         options = OPTIONS if self.delay_s >= 0 else []
         arguments = {"docs": str(self.folder / "docs"), "index": str(self.index)}
-        return self.nursery.start("build", **arguments, delay_s=self.delay_s, options=options)
+        return self.pool.start("build", **arguments, delay_s=self.delay_s, options=options)
 
     def kill_one(self) -> None:
-        """Start a build, kill it at a random moment, and compare the index with what was told of."""
+        """Start a build, kill it at a random moment, and compare the index with what was reported."""
         before = set(versions_in(self.acknowledged or {}).items())
         child, started_s = self.start(), time.monotonic()
         is_aimed = self.randomness.random() < AIMED
         if is_aimed:
-            child.await_told("batch", times=self.randomness.randint(1, self.batches))
+            child.await_report("batch", times=self.randomness.randint(1, self.batches))
         time.sleep(self.randomness.uniform(0, self.batch_s if is_aimed else self.build_s))
         was_over = child.has_ended
         child.send(signal.SIGKILL)
-        code, told = child.wait(), child.told()
+        code, told = child.wait(), child.reports()
         if was_over:
             self.build_s = 0.7 * self.build_s + 0.3 * (time.monotonic() - started_s) * 0.8
         else:
@@ -96,7 +98,7 @@ class Killing:
         self.look(told, before | set(self.versions.items()))
 
     def look(self, told: list[list[object]], possible: set[tuple[str, int]]) -> None:
-        """Compare the index with the last commit that was told of."""
+        """Compare the index with the last commit that was reported."""
         commits = [line[1] for line in told if line[0] == "commit"]
         if commits:
             self.acknowledged = _state(commits[-1])
@@ -114,11 +116,11 @@ class Killing:
         self.acknowledged = seen.state
 
     def finish(self) -> None:
-        """Let a build end in peace; the index is then in step with the folder."""
+        """Let a build end; the index then holds what the folder holds."""
         child, started_s = self.start(), time.monotonic()
         assert child.wait() == 0, child.errors()
         self.build_s = time.monotonic() - started_s
-        self.look(child.told(), set(self.versions.items()))
+        self.look(child.reports(), set(self.versions.items()))
         assert self.versions == versions_in(self.acknowledged or {})
 
     def run(self, kills: int, *, finish_every: int = 10) -> None:
@@ -164,19 +166,19 @@ def engine() -> Engine:
 
 
 def test_killed_builders_lose_nothing(
-    tmp_path: Path, nursery: Nursery, engine: Engine, randomness: random.Random
+    tmp_path: Path, pool: ProcessPool, engine: Engine, randomness: random.Random
 ) -> None:
-    """Builders that add, change and remove are killed at random moments; all that was told of is there, bit by bit."""
-    Killing(nursery, tmp_path, randomness, engine.model.encode_passage).run(4, finish_every=4)
+    """Builders that add, change and remove are killed at random moments; all that was reported is there, bit by bit."""
+    KilledBuilds(pool, tmp_path, randomness, engine.model.encode_passage).run(4, finish_every=4)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(6))
 def test_300_killed_builders_lose_nothing(
-    tmp_path: Path, nursery: Nursery, engine: Engine, randomness: random.Random, part: int
+    tmp_path: Path, pool: ProcessPool, engine: Engine, randomness: random.Random, part: int
 ) -> None:
     """300 kills in six lives of an index, most of them inside a batch."""
-    killing = Killing(nursery, tmp_path, randomness, engine.model.encode_passage)
+    killing = KilledBuilds(pool, tmp_path, randomness, engine.model.encode_passage)
     killing.run(50)
 
     assert killing.inside >= 0.8 * killing.kills
@@ -189,32 +191,31 @@ def test_50_killed_builders_with_the_real_model_lose_nothing(
     tmp_path: Path, randomness: random.Random, part: int
 ) -> None:
     """50 kills, in five lives of an index, of builds that compress with the real model."""
-    with Nursery(tmp_path, models="real") as nursery:
-        killing = Killing(nursery, tmp_path, randomness, None, delay_s=-1, documents=3, batches=1)
+    with ProcessPool(tmp_path, models="real") as pool:
+        killing = KilledBuilds(pool, tmp_path, randomness, None, delay_s=-1, documents=3, batches=1)
         killing.run(10, finish_every=25)
 
     assert killing.inside >= 0.8 * killing.kills
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_build_that_is_told_to_end(
-    tmp_path: Path, nursery: Nursery, engine: Engine, randomness: random.Random, number: signal.Signals
+def test_interrupted_build(
+    tmp_path: Path, pool: ProcessPool, engine: Engine, randomness: random.Random, number: signal.Signals
 ) -> None:
-    """SIGTERM and Ctrl-C end a build at once, with code 130 and one line; the last commit stands."""
-    killing = Killing(nursery, tmp_path, randomness, engine.model.encode_passage, delay_s=0.1)
+    """SIGTERM and Ctrl-C end a build at once, with code 130 and one line; the last commit is kept."""
+    killing = KilledBuilds(pool, tmp_path, randomness, engine.model.encode_passage, delay_s=0.1)
     write_documents(tmp_path / "docs", {f"d{i}": 1 for i in range(20)})
     killing.versions = {f"d{i}": 1 for i in range(20)}
     child = killing.start()
-    child.await_told("commit")
+    child.await_report("commit")
 
     child.send(number)
     started_s = time.monotonic()
     assert child.wait() == 130
     assert time.monotonic() - started_s < LIMIT_S
     assert "gistrag: interrupted; a build that is run again goes on where it stopped\n" == child.errors()
-    killing.look(child.told(), set(killing.versions.items()))
-    assert (
-        _state(child.told()[-1][1] if child.told()[-1][0] == "commit" else child.told()[-2][1]) == killing.acknowledged
-    )
+    killing.look(child.reports(), set(killing.versions.items()))
+    last_commit = [line for line in child.reports() if line[0] == "commit"][-1]
+    assert killing.acknowledged == _state(last_commit[1])
     killing.delay_s = DELAY_S
     killing.finish()

@@ -54,7 +54,7 @@ def test_golden_index_is_built_on(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "new.txt").write_text("The lantern burns all night over the bridge.")
     options = {"index": golden, "engine": fake_compressor.engine()}
-    with fake_compressor.standing_in():
+    with fake_compressor.fake_compression():
         try:
             GistRAG.from_folder(tmp_path / "docs", **options).close()
         except FingerprintMismatchError as error:

@@ -83,7 +83,7 @@ def builds_of_a_folder(folder: Path) -> None:
     """The same through real builds of a folder of documents."""
     docs, engine = folder.parent / "docs", fake_compressor.engine()
     changes = ({"a": 1, "b": 1, "c": 1}, {"a": 2, "b": 1, "d": 1}, {"d": 1, "e": 3})
-    with fake_compressor.standing_in():
+    with fake_compressor.fake_compression():
         for versions in changes:
             fake_compressor.write_documents(docs, versions)
             settings = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}

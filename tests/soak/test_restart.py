@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import fake_compressor
 from support.fake_compressor import look_into, versions_in, write_documents
-from support.process_pool import Nursery
+from support.process_pool import ProcessPool
 
 from gistrag.engine import Engine
 from gistrag.errors import IncompleteIndexError
@@ -73,7 +73,7 @@ def pipe(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with fake_compressor.standing_in():
+    with fake_compressor.fake_compression():
         yield fake_compressor.engine()
 
 
@@ -121,13 +121,13 @@ def test_first_build_that_was_stopped_early(tmp_path: Path, template: Path, engi
     assert VERSIONS == versions_in(look_into(index, engine.model.encode_passage).state or {})
 
 
-def test_log_that_a_kill_left(tmp_path: Path, nursery: Nursery, engine: Engine) -> None:
+def test_log_that_a_kill_left(tmp_path: Path, pool: ProcessPool, engine: Engine) -> None:
     """Commits that are only in the write-ahead log of a killed build are read, and a damaged log costs no more."""
     write_documents(tmp_path / "docs", {f"d{number}": 1 for number in range(6)})
     options = ["--chunk-tokens", "160", "--tokens-per-gist", str(fake_compressor.TOKENS_PER_GIST)]
     arguments = {"docs": str(tmp_path / "docs"), "index": str(tmp_path / "index"), "options": options}
-    child = nursery.start("build", **arguments, delay_s=0.5)
-    child.await_told("commit")
+    child = pool.start("build", **arguments, delay_s=0.5)
+    child.await_report("commit")
     child.send(signal.SIGKILL)
     child.wait()
     log = tmp_path / "index" / "index.db-wal"
@@ -144,6 +144,6 @@ def test_log_that_a_kill_left(tmp_path: Path, nursery: Nursery, engine: Engine) 
     try:
         assert () == look_into(tmp_path / "index", engine.model.encode_passage).wrong
     finally:
-        assert 0 == nursery.start("build", **arguments, delay_s=0.0).wait()
+        assert 0 == pool.start("build", **arguments, delay_s=0.0).wait()
     seen = look_into(tmp_path / "index", engine.model.encode_passage)
     assert ((), 6) == (seen.wrong, len(seen.state or {}))

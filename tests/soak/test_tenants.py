@@ -26,7 +26,7 @@ SETTINGS = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_G
 def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[GistRAG]]:
     """Indexes of the same documents and one of their own each, made and opened with one engine."""
     folder, engine = tmp_path_factory.mktemp("tenants"), fake_compressor.engine()
-    with fake_compressor.standing_in(), ExitStack() as stack:
+    with fake_compressor.fake_compression(), ExitStack() as stack:
         opened = []
         for number in range(TENANTS):
             docs = folder / f"docs{number}"

@@ -1,8 +1,8 @@
-"""A disk that loses power: from the log of operations, every folder it could leave behind.
+"""Simulated power loss: from a log of file operations, every folder that a disk could leave behind.
 
-What was synced stays. Of what was not, a disk may lose the bytes, keep the length and lose the content, keep a part, or
-keep all; and apart from that it may or may not have taken down the names that a folder got or lost. A simulated crash
-is a prefix of the log, one choice for the bytes and one for the names.
+What was synced stays. Of other bytes a disk may lose all, keep the length and lose the content, keep a part, or keep
+all. Independently of that, it may or may not have recorded the names that a folder got or lost. A simulated crash is a
+prefix of the log, one choice for the bytes and one for the names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Image = dict[str, bytes | None]
 
 @dataclass
 class _File:
-    """Bytes that are safe, and what was done to them since."""
+    """The synced bytes of a file, and the operations since."""
 
     durable: bytes = b""
     pending: list[Operation] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Disk:
         self._durable: dict[str, _File | None] = {".": None}
 
     def do(self, operation: Operation) -> None:
-        """Take an operation."""
+        """Apply an operation."""
         path, live = operation.path, self._live
         file = live.get(path)
         match operation.kind:

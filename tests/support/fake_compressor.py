@@ -1,6 +1,6 @@
-"""A model and a compressor that take no time, and documents whose every chunk says where it belongs.
+"""A tiny model, a compressor that takes no time, and documents whose every chunk names its document and version.
 
-A stand-in gist is a function of the token ids it stands for, so a test that knows a chunk knows every bit of its gist.
+A fake gist is a function of its token ids, so a test that knows a chunk knows every bit of its gist.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def engine() -> Engine:
 
 
 def gist_of(ids: Sequence[int], tokens_per_gist: int = TOKENS_PER_GIST) -> GistCache:
-    """Return the stand-in gist of token *ids*."""
+    """Return the fake gist of token *ids*."""
     seed = int.from_bytes(hashlib.sha256(array("i", ids).tobytes()).digest()[:7], "little")
     gists = -(-len(ids) // tokens_per_gist)
     kv = torch.randn(LAYERS, 2, KV_HEADS, gists, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
@@ -52,12 +52,12 @@ def gist_of(ids: Sequence[int], tokens_per_gist: int = TOKENS_PER_GIST) -> GistC
 
 
 def stored_gist_of(ids: Sequence[int], tokens_per_gist: int = TOKENS_PER_GIST) -> GistCache:
-    """Return the stand-in gist of token *ids* as it comes back from its file."""
+    """Return the fake gist of token *ids* as it comes back from its file."""
     return as_stored(gist_of(ids, tokens_per_gist), IndexSettings().kv_cache_dtype)
 
 
-def compress_at_once(delay_s: float = 0.0) -> Any:
-    """Return a stand-in for `gistrag.compression.compress.compress` that takes *delay_s* for a chunk."""
+def fake_compress(delay_s: float = 0.0) -> Any:
+    """Return a fake for `gistrag.compression.compress.compress` that takes *delay_s* for a chunk."""
 
     def compress(model: Any, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
         if delay_s:
@@ -68,10 +68,10 @@ def compress_at_once(delay_s: float = 0.0) -> Any:
 
 
 @contextmanager
-def standing_in(delay_s: float = 0.0) -> Iterator[None]:
-    """Let builds of the block compress by the stand-in."""
+def fake_compression(delay_s: float = 0.0) -> Iterator[None]:
+    """Let builds of the block compress by the fake."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "compress", compress_at_once(delay_s))
+        patch.setattr(builder, "compress", fake_compress(delay_s))
         yield
 
 
@@ -79,11 +79,11 @@ def standing_in(delay_s: float = 0.0) -> Iterator[None]:
 
 
 def configure(store: Store) -> None:
-    """Record the making of a stand-in index."""
+    """Record the making of a fake index."""
     store.configure(
         IndexSettings(tokens_per_gist=TOKENS_PER_GIST),
         source="../docs",
-        gist_fingerprint={"model": "stand-in"},
+        gist_fingerprint={"model": "fake"},
         embedder_fingerprint={"embedder": "hash"},
     )
 

@@ -1,8 +1,8 @@
-"""Seeing, and refusing, every operation on the files of a folder: those of Python and those of SQLite.
+"""Observe, or refuse, every operation of Python and of SQLite on the files of a folder.
 
-Python's go through the functions of ``os``, which are replaced for a while. SQLite's go through a VFS of its own,
+Python's operations go through the functions of ``os``, which `watched` replaces. SQLite's go through a VFS,
 https://www.sqlite.org/vfs.html, made here with ctypes: the real one of the system, with `Watch` in front of the
-methods that read, write, cut, sync, open and remove. So the code under test is the shipped code, unchanged.
+methods that read, write, truncate, sync, open and remove. So the code under test is the shipped code, unchanged.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class Operation:
     """One thing done to a file.
 
     Attributes:
-        path: relative to the watched folder, ``"."`` for itself; target: new path of a rename.
-        offset: where bytes are written, or the size a file is cut to; data: the bytes written.
-        by: whose operation it is.
+        path: relative to the watched folder, ``"."`` for the folder itself.
+        target: new path of a rename.
+        offset: where bytes are written, or the size a file is truncated to.
+        data: the bytes written.
+        by: who asked for it.
     """
 
     kind: Kind
@@ -44,7 +46,7 @@ class Operation:
 
     @property
     def changes(self) -> bool:
-        """Whether the disk differs afterwards, or is surer."""
+        """Whether the operation changes the disk, or makes a change durable."""
         return self.kind not in ("open", "read", "look")
 
 
@@ -57,8 +59,8 @@ class Watch:
 
     Args:
         folder: watched at every depth.
-        before: told of each operation before it is done; an OSError it raises is what the program gets instead.
-        after: told of each operation that was done.
+        before: called with each operation before it is done; the program gets the OSError it raises.
+        after: called with each operation that was done.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Watch:
 
 @contextmanager
 def watched(watch: Watch) -> Iterator[None]:
-    """Let *watch* see all operations of the block; databases opened in it are to be closed in it."""
+    """Let *watch* observe all operations of the block; close databases inside the block that opened them."""
     with pytest.MonkeyPatch.context() as patch:
         _watch_python(watch, patch)
         with _sqlite_watched(watch):

@@ -2,7 +2,7 @@
 
     python -m support.make_golden                    run in tests/, makes what is missing of data/golden-*/
 
-They were made once, with the stand-in compressor and a random model of 45,000 parameters, and never again: the test of
+They were made once, with the fake compressor and a random model of 45,000 parameters, and never again: the test of
 a later version reads the files of the earlier one. Beside them lies what is in them, in ``expected.json``.
 """
 
@@ -60,7 +60,7 @@ def _chunk(store: Store, chunk: Any) -> dict[str, Any]:
 
 def make(target: Path) -> None:
     """Make the golden index of the current format."""
-    with tempfile.TemporaryDirectory() as folder, fake_compressor.standing_in():
+    with tempfile.TemporaryDirectory() as folder, fake_compressor.fake_compression():
         docs, index = Path(folder, "docs"), Path(folder, "index")
         docs.mkdir()
         for name, text in DOCUMENTS.items():

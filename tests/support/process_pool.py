@@ -1,10 +1,11 @@
-"""A process that has loaded everything once and forks builders and readers, which can be killed in any way.
+"""A pool of builders and readers in processes of their own, which a test can kill in any way.
 
-A fork of the test process itself would inherit its threads' locks; a new process for each would load for seconds.
+One server process loads the models once and forks a child for each job. A fork of the test process itself would inherit
+the locks of its threads, and a new process for each job would take seconds to load.
 
-    python -m support.process_pool stand-in | real       reads jobs from standard input, a line of JSON each
+    python -m support.process_pool fake | real       reads jobs from standard input, a line of JSON each
 
-A job tells what happens to it by lines in a file of its own: what was written before a kill stays written.
+A job reports what happens in lines of a file of its own, so what it reported before a kill is not lost.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ BATCH_CHUNKS = 6
 TESTS = Path(__file__).parents[1]
 
 
-class Child:
+class Job:
     """A running job."""
 
-    def __init__(self, nursery: Nursery, pid: int, log: Path) -> None:
+    def __init__(self, pool: ProcessPool, pid: int, log: Path) -> None:
         self.pid = pid
-        self._nursery, self._log = nursery, log
+        self._pool, self._log = pool, log
 
-    def told(self) -> list[Any]:
-        """Return what the job told so far; a line cut by a kill is none."""
+    def reports(self) -> list[Any]:
+        """Return what the job has reported; a line that a kill cut off is left out."""
         lines = self._log.read_bytes().split(b"\n")[:-1] if self._log.exists() else []
         return [json.loads(line) for line in lines]
 
-    def await_told(self, what: str, *, times: int = 1, limit_s: float = 120.0) -> None:
-        """Return when the job has told *what* so many times, or has ended."""
+    def await_report(self, what: str, *, times: int = 1, limit_s: float = 120.0) -> None:
+        """Return when the job has reported *what* so many times, or has ended."""
         end_s = time.monotonic() + limit_s
-        while sum(line[0] == what for line in self.told()) < times and not self.has_ended:
-            assert time.monotonic() < end_s, f"{self.told()} {self.errors()}"
+        while sum(line[0] == what for line in self.reports()) < times and not self.has_ended:
+            assert time.monotonic() < end_s, f"{self.reports()} {self.errors()}"
             time.sleep(0.005)
 
     @property
     def has_ended(self) -> bool:
-        """Whether it waits to be waited for; known on Linux only."""
+        """Whether the process ended and nobody has read its exit code yet; known on Linux only."""
         status = Path(f"/proc/{self.pid}/stat")
         return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z"
 
     def errors(self) -> str:
-        """Return what it wrote to standard error."""
+        """Return what the job wrote to standard error."""
         return self._log.with_suffix(".err").read_text("utf-8")
 
     def send(self, number: signal.Signals) -> None:
@@ -57,19 +58,19 @@ class Child:
         os.kill(self.pid, number)  # it stays a zombie until `wait`, so the number is its own
 
     def wait(self) -> int:
-        """Return its exit code, minus the number of the signal that killed it."""
-        return int(self._nursery.ask({"wait": self.pid})["code"])
+        """Return the job's exit code, or minus the number of the signal that killed it."""
+        return int(self._pool.ask({"wait": self.pid})["code"])
 
 
-class Nursery:
-    """The process that forks; to be used in a ``with`` block.
+class ProcessPool:
+    """The server process, which lives as long as a ``with`` block.
 
     Args:
-        folder: for what the jobs tell.
-        models: ``"stand-in"`` or ``"real"``.
+        folder: for the reports of the jobs.
+        models: ``"fake"`` or ``"real"``.
     """
 
-    def __init__(self, folder: Path, *, models: str = "stand-in") -> None:
+    def __init__(self, folder: Path, *, models: str = "fake") -> None:
         self._folder, self._models, self._count = folder, models, 0
 
     def __enter__(self) -> Self:
@@ -97,19 +98,21 @@ class Nursery:
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
-    def start(self, job: str, **arguments: Any) -> Child:
+    def start(self, job: str, **arguments: Any) -> Job:
         """Start a job, a function of this module, and return it."""
         self._count += 1
-        log = self._folder / f"told-{self._count}.jsonl"
+        log = self._folder / f"reports-{self._count}.jsonl"
         request = {"job": job, "log": str(log), "arguments": arguments}
-        return Child(self, int(self.ask(request)["pid"]), log)
+        return Job(self, int(self.ask(request)["pid"]), log)
 
 
-# The other side
+# In the server process
 
 
-def build(tell: Callable[..., None], engine: Any, *, docs: str, index: str, delay_s: float, options: list[str]) -> int:
-    """Run ``gistrag build`` with models that are loaded already; tell of batches and of commits."""
+def build(
+    report: Callable[..., None], engine: Any, *, docs: str, index: str, delay_s: float, options: list[str]
+) -> int:
+    """Run ``gistrag build`` with models that are loaded already; report batches and commits."""
     from support import fake_compressor
 
     from gistrag.cli import main
@@ -117,25 +120,25 @@ def build(tell: Callable[..., None], engine: Any, *, docs: str, index: str, dela
     from gistrag.index import builder
     from gistrag.index.store import Store
 
-    compress = builder.compress if delay_s < 0 else fake_compressor.compress_at_once(delay_s)
+    compress = builder.compress if delay_s < 0 else fake_compressor.fake_compress(delay_s)
     commit = Store.commit
 
-    def telling_compress(*given: Any, **more: Any) -> Any:
-        tell("batch")
+    def reporting_compress(*given: Any, **more: Any) -> Any:
+        report("batch")
         return compress(*given, **more)
 
-    def telling_commit(self: Store) -> None:
+    def reporting_commit(self: Store) -> None:
         commit(self)
-        tell("commit", fake_compressor.state_of(self))
+        report("commit", fake_compressor.state_of(self))
 
-    builder.compress, Store.commit = telling_compress, telling_commit  # type: ignore[method-assign]
+    builder.compress, Store.commit = reporting_compress, reporting_commit  # type: ignore[method-assign]
     builder.BATCH_CHUNKS = BATCH_CHUNKS
     Engine.load = classmethod(lambda *_, **__: engine)  # type: ignore[method-assign, assignment]
     return main.main(["build", docs, "--index", index, "--quiet", "--json", *options])
 
 
-def read(tell: Callable[..., None], engine: Any, *, index: str, questions: int, seed: int, until: str) -> int:
-    """Ask questions up to the point where a model would answer, and tell how long each took.
+def read(report: Callable[..., None], engine: Any, *, index: str, questions: int, seed: int, until: str) -> int:
+    """Ask questions up to the point where a model would answer, and report how long each took.
 
     Ends after so many questions, or when there is a file *until*.
     """
@@ -149,7 +152,7 @@ def read(tell: Callable[..., None], engine: Any, *, index: str, questions: int, 
     with GistRAG.open(index, engine=engine) as rag:
         for number in range(questions):
             if number % 20 == 0:
-                tell("asked", number)
+                report("asked", number)
                 if until and Path(until).exists():
                     break
             question = randomness.choice(("rye and honey", "salt of the harbour", "part 2", "the lantern crane"))
@@ -158,7 +161,7 @@ def read(tell: Callable[..., None], engine: Any, *, index: str, questions: int, 
             latencies_s.append(time.perf_counter() - started_s)
             fallbacks += usage.text_fallbacks
             wrong += sum(not fake_compressor.is_right(passage, engine) for passage in passages)
-    tell("done", {"latencies_s": latencies_s, "fallbacks": fallbacks, "wrong": wrong})
+    report("done", {"latencies_s": latencies_s, "fallbacks": fallbacks, "wrong": wrong})
     return 0
 
 
@@ -182,7 +185,7 @@ def _load(models: str) -> Any:
     torch.set_num_threads(1)
     from support import fake_compressor
 
-    if models == "stand-in":
+    if models == "fake":
         return fake_compressor.engine()
     from gistrag.engine import Engine
     from gistrag.settings import IndexSettings
@@ -203,12 +206,12 @@ def _fork(request: dict[str, Any], engine: Any) -> int:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
         os.dup2(os.open(Path(request["log"]).with_suffix(".err"), os.O_WRONLY | os.O_CREAT, 0o600), 2)
-        told = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        reports = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
-        def tell(*what: Any) -> None:
-            os.write(told, json.dumps(what).encode() + b"\n")
+        def report(*what: Any) -> None:
+            os.write(reports, json.dumps(what).encode() + b"\n")
 
-        code = globals()[request["job"]](tell, engine, **request["arguments"])
+        code = globals()[request["job"]](report, engine, **request["arguments"])
     finally:
         os._exit(code)
 
