@@ -38,6 +38,7 @@ from torch import Tensor
 from gistrag.errors import DivergedError, FingerprintMismatchError, UsageError
 from gistrag.storage import files, jsonl
 from gistrag.storage.fingerprint import require_same
+from gistrag.storage.jsonl import JsonLines
 from gistrag.training.recipe import Recipe
 from gistrag.training.sampler import Batch
 from gistrag.training.trainer import Trainer
@@ -98,7 +99,6 @@ class Run:
                 logger.warning("%s cannot be read (%s); resuming from the checkpoint before it", checkpoint, error)
                 continue
             break
-        self._forget_later_steps()
         self._recent: deque[float] = deque(maxlen=SPIKE_STEPS)
         self._skipped = 0
         self._good = self._snapshot(math.inf)
@@ -133,21 +133,24 @@ class Run:
             stop: asked before each step.
 
         Raises:
+            IndexLockedError: another process trains in this folder.
             ResourceError: the disk is full; the last checkpoint stays complete.
             DivergedError: the loss grows at any learning rate.
         """
         saved_s = time.monotonic()
         trainer = self._trainer
-        while trainer.step < trainer.recipe.steps and not trainer.agrees(stop()):
-            record = self._step()
-            if trainer.step % validate_every == 0 or trainer.step == trainer.recipe.steps:
-                record |= self._validate()
-            self._log(record)
-            yield record
-            if trainer.agrees(time.monotonic() - saved_s >= save_every_s):
-                self.save()
-                saved_s = time.monotonic()
-        self.save()
+        with self._log() as log:
+            while trainer.step < trainer.recipe.steps and not trainer.agrees(stop()):
+                record = self._step()
+                if trainer.step % validate_every == 0 or trainer.step == trainer.recipe.steps:
+                    record |= self._validate()
+                if log:
+                    log.append(record)
+                yield record
+                if trainer.agrees(time.monotonic() - saved_s >= save_every_s):
+                    self.save()
+                    saved_s = time.monotonic()
+            self.save()
 
     def _step(self) -> dict[str, Any]:
         began_s = time.perf_counter()
@@ -194,16 +197,15 @@ class Run:
     def _validate(self) -> dict[str, float]:
         return {f"validation {name}": self._trainer.measure(batches) for name, batches in self._validation.items()}
 
-    def _log(self, record: dict[str, Any]) -> None:
-        if self._trainer.is_main:
-            with (self.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-
-    def _forget_later_steps(self) -> None:
-        """Remove the steps after the checkpoint from the log; they are repeated."""
-        if self._trainer.is_main:
-            kept = [record for record in read_log(self.folder) if record["step"] <= self._trainer.step]
-            files.write_atomic(self.folder / LOG, jsonl.encode(kept))
+    @contextmanager
+    def _log(self) -> Iterator[JsonLines | None]:
+        """Hold the log open, without the steps after the checkpoint, which are repeated; only one process writes it."""
+        if not self._trainer.is_main:
+            yield None
+            return
+        with JsonLines(self.folder / LOG, command="gistrag train") as log:
+            log.replace(record for record in log.records if record["step"] <= self._trainer.step)
+            yield log
 
     def save(self) -> None:
         """Write a checkpoint of this step, and keep the state as one to return to."""

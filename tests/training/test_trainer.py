@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gistrag.compression.compress import compress
 from gistrag.compression.placements import TextPass
-from gistrag.errors import DivergedError, ResourceError, UsageError
+from gistrag.errors import DivergedError, IndexLockedError, ResourceError, UsageError
 from gistrag.kv.cache import GistCache
 from gistrag.model import adapter
 from gistrag.model.adapter import Adapter, Role
@@ -349,6 +349,17 @@ def test_chunks_are_read_once_in_all_epochs(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(2):
         TrainingStep(model, batch, narrow).measure()
     assert len(read) == 4 * len(batch.chunks)
+
+
+def test_two_runs_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused while the first is at work."""
+    first = Run(tmp_path, trainer()).steps()
+    next(first)
+
+    with pytest.raises(IndexLockedError, match="is in use by process"):
+        next(Run(tmp_path, trainer()).steps())
+
+    first.close()  # type: ignore[attr-defined]
 
 
 def test_a_run_that_was_killed_has_no_step_twice(tmp_path: Path) -> None:
