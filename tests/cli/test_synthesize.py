@@ -86,11 +86,14 @@ def test_a_bad_endpoint_costs_only_what_it_does_not_answer(
     fine_code = run(docs, serve(good), "--json")
     second = json.loads(capsys.readouterr().out)
 
-    assert (0, 0) == (moods_code, fine_code)
-    assert {"detail": 6} == first["written"]
-    assert {"unanswered": 3, "unreadable": 1} == first["dropped"]
-    assert (7, {"detail": 3}, {}) == (second["done_before"], second["written"], second["dropped"])
-    assert 9 == len({record["source"] for record in records(docs.parent / "qa.jsonl")})
+    assert moods_code == 0
+    assert fine_code == 0
+    assert first["written"] == {"detail": 6}
+    assert first["dropped"] == {"unanswered": 3, "unreadable": 1}
+    assert second["done_before"] == 7
+    assert second["written"] == {"detail": 3}
+    assert second["dropped"] == {}
+    assert len({record["source"] for record in records(docs.parent / "qa.jsonl")}) == 9
 
 
 def test_an_endpoint_that_is_down_ends_with_one_line(
@@ -103,21 +106,21 @@ def test_an_endpoint_that_is_down_ends_with_one_line(
     code = run(docs, endpoint)
     told = capsys.readouterr().err
 
-    assert 5 == code
+    assert code == 5
     assert "the teacher answered none of 10 requests" in told.splitlines()[-1]
     assert "Traceback" not in told
-    assert 0 == run(docs, serve(good))
-    assert 10 == len(records(docs.parent / "qa.jsonl"))
+    assert run(docs, serve(good)) == 0
+    assert len(records(docs.parent / "qa.jsonl")) == 10
 
 
 def test_strict_ends_with_3(docs: Path, base: GistModel, serve: Callable[..., Endpoint]) -> None:
     """Where a request was not answered or a document not read, and only then."""
     (docs / "broken.pdf").write_text("no pdf")
 
-    assert 0 == run(docs, serve(good))
-    assert 3 == run(docs, serve(good), "--strict")
+    assert run(docs, serve(good)) == 0
+    assert run(docs, serve(good), "--strict") == 3
     (docs / "broken.pdf").unlink()
-    assert 0 == run(docs, serve(good), "--strict")
+    assert run(docs, serve(good), "--strict") == 0
 
 
 @pytest.mark.parametrize("variable", synthesize.KEYS)
@@ -137,8 +140,9 @@ def test_the_key_comes_from_the_environment(
     accepted = run(docs, endpoint, "--debug")
 
     captured = capsys.readouterr()
-    assert (2, 0) == (refused, accepted)
-    assert {"Bearer sesame"} == {headers["Authorization"] for headers in endpoint.headers}
+    assert refused == 2
+    assert accepted == 0
+    assert {headers["Authorization"] for headers in endpoint.headers} == {"Bearer sesame"}
     assert "GISTRAG_TEACHER_KEY" in captured.err
     assert "sesame" not in captured.err + captured.out + (docs.parent / "qa.jsonl").read_text()
 
@@ -156,7 +160,7 @@ def test_people_get_counts(
     assert "skipped broken.pdf: " in told.err
     assert "dropped: 1 unreadable" in told.err
     assert "9 detail, " in told.err
-    assert "" == told.out
+    assert told.out == ""
 
 
 def test_json_is_one_line(docs: Path, base: GistModel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,17 +168,18 @@ def test_json_is_one_line(docs: Path, base: GistModel, capsys: pytest.CaptureFix
     code = run(docs, None, "--kinds", "planted", "--limit", "4", "--json", "--quiet")
 
     captured = capsys.readouterr()
-    assert (0, "") == (code, captured.err)
-    assert 4 == sum(json.loads(captured.out)["written"].values())
-    assert 1 == captured.out.count("\n")
+    assert code == 0
+    assert captured.err == ""
+    assert sum(json.loads(captured.out)["written"].values()) == 4
+    assert captured.out.count("\n") == 1
 
 
 def test_the_local_model_can_write(docs: Path, base: GistModel, capsys: pytest.CaptureFixture[str]) -> None:
     """Without an endpoint the base model is asked; what a random one writes is dropped and counted."""
-    assert 0 == run(docs, None, "--kinds", "detail,long", "--limit", "2", "--json")
+    assert run(docs, None, "--kinds", "detail,long", "--limit", "2", "--json") == 0
 
     done = json.loads(capsys.readouterr().out)
-    assert 4 == sum(done["dropped"].values()) + sum(done["written"].values())
+    assert sum(done["dropped"].values()) + sum(done["written"].values()) == 4
 
 
 def test_a_file_of_contexts_needs_no_model_for_planted_facts(
@@ -189,8 +194,8 @@ def test_a_file_of_contexts_needs_no_model_for_planted_facts(
         ["synthesize", str(tmp_path / "squad.jsonl"), "-o", str(tmp_path / "p.jsonl"), "--kinds", "probe"]
     )
 
-    assert 0 == code
-    assert "Towers" == records(tmp_path / "p.jsonl")[0]["source"]
+    assert code == 0
+    assert records(tmp_path / "p.jsonl")[0]["source"] == "Towers"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +212,7 @@ def test_what_makes_no_sense_is_refused(
     docs: Path, base: GistModel, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], hint: str
 ) -> None:
     """One line and code 2."""
-    assert 2 == run(docs, None, *options)
+    assert run(docs, None, *options) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert hint in line
 
@@ -216,13 +221,13 @@ def test_an_empty_folder_is_refused(tmp_path: Path, base: GistModel, capsys: pyt
     """One line and code 2."""
     (tmp_path / "docs").mkdir()
 
-    assert 2 == run(tmp_path / "docs", None)
+    assert run(tmp_path / "docs", None) == 2
     assert "found none; check the folder" in capsys.readouterr().err
 
 
 def test_a_missing_source_is_refused(tmp_path: Path, base: GistModel) -> None:
     """As any argument that names nothing."""
-    assert 2 == run(tmp_path / "nowhere", None)
+    assert run(tmp_path / "nowhere", None) == 2
 
 
 def test_progress_is_a_line_now_and_then(

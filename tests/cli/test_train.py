@@ -74,10 +74,11 @@ def test_a_run_leaves_an_adapter_that_loads(
     shown = capsys.readouterr()
     assert 0 == code, shown.err
     assert f"skipped 1 lines of {questions}" in shown.err
-    assert 3 == json.loads(shown.out.splitlines()[-1])["step"]
+    assert json.loads(shown.out.splitlines()[-1])["step"] == 3
     model = GistModel.load(model_folder, adapter=out / "adapter")
     assert model.adapter is not None
-    assert (2, 4) == (model.adapter.settings.rates[0], model.adapter.settings.tokens_per_gist)
+    assert model.adapter.settings.rates[0] == 2
+    assert model.adapter.settings.tokens_per_gist == 4
     assert (out / "curve.png").exists()
 
 
@@ -86,15 +87,18 @@ def test_a_trained_adapter_learns_another_placement(
 ) -> None:
     """A run that starts from an adapter leaves one that says what it was trained for last."""
     given = [str(questions), "--model", str(model_folder), "--recipe", str(recipe)]
-    assert 0 == run_command(["train", *given, "-o", str(tmp_path / "first"), "--steps", "1"])
+    assert run_command(["train", *given, "-o", str(tmp_path / "first"), "--steps", "1"]) == 0
     then = ["--adapter", str(tmp_path / "first/adapter"), "--placement", "matched", "-o", str(tmp_path / "second")]
 
-    assert 0 == run_command(["train", *given, *then, "--steps", "1"])
+    assert run_command(["train", *given, *then, "--steps", "1"]) == 0
 
     first, second = (AdapterSettings.read(tmp_path / name / "adapter") for name in ("first", "second"))
-    assert ("anchored", "anchored") == (first.placement, first.index_placement)
-    assert ("matched", "matched") == (second.placement, second.index_placement)
-    assert (1, "matched") == (second.recipe["steps"], second.recipe["placement"])
+    assert first.placement == "anchored"
+    assert first.index_placement == "anchored"
+    assert second.placement == "matched"
+    assert second.index_placement == "matched"
+    assert second.recipe["steps"] == 1
+    assert second.recipe["placement"] == "matched"
 
 
 @pytest.mark.model
@@ -121,10 +125,10 @@ def test_processes_that_train_together_make_one_run(questions: Path, tmp_path: P
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert 0 == ran.returncode, ran.stderr
-        assert [2] == [json.loads(line)["step"] for line in ran.stdout.splitlines()]
+        assert [json.loads(line)["step"] for line in ran.stdout.splitlines()] == [2]
         steps[count] = read_log(tmp_path / f"by-{count}")
 
-    assert [[1, 2], [1, 2]] == [[record["step"] for record in records] for records in steps.values()]
+    assert [[record["step"] for record in records] for records in steps.values()] == [[1, 2], [1, 2]]
     assert sum(one["tokens"] for one in steps[2]) > 1.5 * sum(one["tokens"] for one in steps[1])
     assert (tmp_path / "by-2" / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -170,7 +174,8 @@ def test_the_same_command_goes_on(
     codes = [run_command(["train", *arguments, *more]) for more in (["--minutes", "0"], [], [])]
 
     steps = [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()]
-    assert ([0, 0, 0], [0, 3, 3]) == (codes, steps)
+    assert codes == [0, 0, 0]
+    assert steps == [0, 3, 3]
 
 
 def test_another_run_is_not_taken_for_this_one(
@@ -186,11 +191,11 @@ def test_another_run_is_not_taken_for_this_one(
         for path, more in ((questions, []), (other, []), (questions, ["--held-out", "0.3"]))
     ]
 
-    assert [0, 2, 2] == codes
+    assert codes == [0, 2, 2]
     told = capsys.readouterr().err
     assert "was made with data" in told
     assert "was made with held_out '0.1', this one has '0.3'" in told
-    assert 0.1 == AdapterSettings.read(tmp_path / "run" / "adapter").held_out
+    assert AdapterSettings.read(tmp_path / "run" / "adapter").held_out == 0.1
 
 
 def test_what_an_adapter_cannot_be_is_refused(
@@ -198,17 +203,18 @@ def test_what_an_adapter_cannot_be_is_refused(
 ) -> None:
     """One that is there keeps its rank, has no learned gists, and remembers what it once saw."""
     given = [str(questions), "--model", str(model_folder), "--recipe", str(recipe), "--steps", "1"]
-    assert 0 == run_command(["train", *given, "-o", str(tmp_path / "first"), "--rank", "2", "--held-out", "0.05"])
+    assert run_command(["train", *given, "-o", str(tmp_path / "first"), "--rank", "2", "--held-out", "0.05"]) == 0
     then = [*given, "--adapter", str(tmp_path / "first/adapter"), "-o", str(tmp_path / "second")]
 
     codes = [run_command(["train", *then, *more]) for more in (["--rank", "4"], ["--placement", "learned"], [])]
 
-    assert [2, 2, 0] == codes
+    assert codes == [2, 2, 0]
     told = capsys.readouterr().err
     assert "has rank 2, but --rank 4 was requested" in told
     assert "has no learned gists" in told
     settings = AdapterSettings.read(tmp_path / "second" / "adapter")
-    assert (2, 0.05) == (settings.recipe["rank"], settings.held_out)
+    assert settings.recipe["rank"] == 2
+    assert settings.held_out == 0.05
 
 
 def test_output_that_is_a_file_is_refused_at_once(
@@ -219,7 +225,7 @@ def test_output_that_is_a_file_is_refused_at_once(
 
     code = run_command(["train", str(questions), "-o", str(tmp_path / "run" / "x"), "--model", str(model_folder)])
 
-    assert 2 == code
+    assert code == 2
     assert f"{tmp_path / 'run'} is a file; name another --output" in capsys.readouterr().err
 
 
@@ -253,7 +259,8 @@ def test_wrong_input_is_one_line(
     found = run_command(["train", *(named.get(one, one) for one in arguments), "-o", str(tmp_path / "run"), *model])
 
     shown = capsys.readouterr().err.strip().splitlines()
-    assert (code, True) == (found, told in shown[-1])
+    assert found == code
+    assert told in shown[-1]
     assert not (tmp_path / "run").exists()
 
 

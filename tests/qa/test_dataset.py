@@ -36,7 +36,8 @@ def test_squad_lines_are_read(tmp_path: Path) -> None:
     contexts, dropped = read_contexts(write(tmp_path / "squad.jsonl", json.dumps(SQUAD, ensure_ascii=False)))
 
     task = Task("How many wheels?", ("nine", "nine wheels"))
-    assert ([Context(SQUAD["context"], "Water_mill", (task,), ("Water mill",))], 0) == (contexts, dropped)
+    assert contexts == [Context(SQUAD["context"], "Water_mill", (task,), ("Water mill",))]
+    assert dropped == 0
 
 
 def test_squad_as_it_is_published_is_read(tmp_path: Path) -> None:
@@ -51,7 +52,8 @@ def test_squad_as_it_is_published_is_read(tmp_path: Path) -> None:
     contexts, dropped = read_contexts(path)
 
     task = Task("How many wheels?", ("nine",))
-    assert ([Context(SQUAD["context"], "Water_mill", (task,), ("Water mill",))], 3) == (contexts, dropped)
+    assert contexts == [Context(SQUAD["context"], "Water_mill", (task,), ("Water mill",))]
+    assert dropped == 3
 
 
 def test_rows_of_the_hub_are_read(tmp_path: Path) -> None:
@@ -60,7 +62,8 @@ def test_rows_of_the_hub_are_read(tmp_path: Path) -> None:
 
     contexts, dropped = read_contexts(write(tmp_path / "rows.jsonl", {**row, "title": "Port"}))
 
-    assert ([Context("It closes at six.", "Port", (Task("When?", ("six",)),))], 0) == (contexts, dropped)
+    assert contexts == [Context("It closes at six.", "Port", (Task("When?", ("six",)),))]
+    assert dropped == 0
 
 
 def test_records_about_one_context_are_gathered(tmp_path: Path) -> None:
@@ -69,8 +72,8 @@ def test_records_about_one_context_are_gathered(tmp_path: Path) -> None:
 
     contexts, _ = read_contexts(write(tmp_path / "qa.jsonl", RECORD, other))
 
-    assert [("When?", "theme"), ("What closes?", "theme")] == [(t.question, t.kind) for t in contexts[0].tasks]
-    assert ("the port", "port") == contexts[0].tasks[1].answers
+    assert [(t.question, t.kind) for t in contexts[0].tasks] == [("When?", "theme"), ("What closes?", "theme")]
+    assert contexts[0].tasks[1].answers == ("the port", "port")
 
 
 def test_a_gz_file_is_read_as_it_is(tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_a_gz_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "squad.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(SQUAD).encode()))
 
-    assert 1 == len(read_contexts(path)[0])
+    assert len(read_contexts(path)[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,8 @@ def test_a_line_that_cannot_be_used_is_left_out_and_counted(tmp_path: Path, line
     """Malformed lines do not end a run, and are not kept quiet either."""
     contexts, dropped = read_contexts(write(tmp_path / "qa.jsonl", line, RECORD))
 
-    assert (1, 1) == (len(contexts), dropped)
+    assert len(contexts) == 1
+    assert dropped == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"\xff\xfe", b"\x1f\x8b not gzip"])

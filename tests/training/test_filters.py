@@ -26,7 +26,7 @@ TOWER = "The tower was built by Adela Novak in 1931. It is 80 metres high and st
 )
 def test_a_pair_is_found(text: str) -> None:
     """In lines or JSON, with whatever stands around it; of several the first."""
-    assert ("Who built it?", "Adela Novak") == parse(text)
+    assert parse(text) == ("Who built it?", "Adela Novak")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_is_no_pair_is_none(text: str) -> None:
 )
 def test_support_is_the_share_of_words_held(answer: str, share: float) -> None:
     """Content words count; a number or name that the passage lacks ends it."""
-    assert share == support(answer, TOWER)
+    assert support(answer, TOWER) == share
 
 
 GOOD = "The tower was built by Adela Novak in 1931, and it stands on a hill above the harbour."
@@ -87,26 +87,26 @@ GOOD = "The tower was built by Adela Novak in 1931, and it stands on a hill abov
 )
 def test_a_long_answer_is_kept_as_far_as_it_is_good(text: str, kept: str, reason: str) -> None:
     """Up to the first sentence that is unfinished, not held by the passage, or was said before."""
-    assert (kept, reason) == polish(text, TOWER)
+    assert polish(text, TOWER) == (kept, reason)
 
 
 def test_a_heading_need_not_be_repeated() -> None:
     """A passage says nothing of what stands above it, an answer may."""
     text = "The Lighthouse of Varn was built by Adela Novak in 1931 and stands on a hill above the harbour."
 
-    assert ("", "unsupported") == polish(text, TOWER)
-    assert (text, "") == polish(text, TOWER, "Lighthouse of Varn")
+    assert polish(text, TOWER) == ("", "unsupported")
+    assert polish(text, TOWER, "Lighthouse of Varn") == (text, "")
 
 
 def test_words_put_together_anew_are_not_held() -> None:
     """Neighbouring words must stand in one sentence of the passage, or in what it is about."""
     text = "The tower is red. The mill by the river is old."
 
-    assert 1.0 == cohesion("The mill is an old one by a river.", text)
-    assert 0.5 == cohesion("The red mill is old.", text)
-    assert 0.0 == cohesion("An old tower", text)
-    assert 1.0 == cohesion("A red farm", text, "The farm")
-    assert 0.0 == cohesion("Old", text)
+    assert cohesion("The mill is an old one by a river.", text) == 1.0
+    assert cohesion("The red mill is old.", text) == 0.5
+    assert cohesion("An old tower", text) == 0.0
+    assert cohesion("A red farm", text, "The farm") == 1.0
+    assert cohesion("Old", text) == 0.0
 
 
 def test_a_list_is_kept_item_by_item() -> None:
@@ -115,15 +115,15 @@ def test_a_list_is_kept_item_by_item() -> None:
     head = "The main points are:\n\n"
 
     assert (head + "\n".join(items[:2]), "unfinished") == polish(head + "\n".join(items), TOWER)
-    assert ("", "unsupported") == polish(f"{head}1. {GOOD}\n2. It belongs to the Smiths of the harbour.", TOWER)
-    assert ("", "short") == polish("The main points are:", TOWER)
+    assert polish(f"{head}1. {GOOD}\n2. It belongs to the Smiths of the harbour.", TOWER) == ("", "unsupported")
+    assert polish("The main points are:", TOWER) == ("", "short")
 
 
 def test_abbreviations_end_no_sentence() -> None:
     """A text is not cut in the middle of a name."""
     text = "Near St. John's, on a hill above the harbour, Adela Novak built a tower that is 80 metres high."
 
-    assert (text, "") == polish(text, text)
+    assert polish(text, text) == (text, "")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_abbreviations_end_no_sentence() -> None:
 )
 def test_flaws_of_a_pair(kind: str, question: str, answer: str, flaw: str) -> None:
     """A question stands for itself; an answer is finished, says a thing once, and is held by the passage."""
-    assert flaw == pair_flaw(kind, question, answer, TOWER)
+    assert pair_flaw(kind, question, answer, TOWER) == flaw
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_flaws_of_a_pair(kind: str, question: str, answer: str, flaw: str) -> No
 )
 def test_a_known_answer(said: str, known: bool) -> None:
     """An answer counts as known when it is or holds the right one."""
-    assert known == is_known("detail", said, "Adela Novak")
+    assert is_known("detail", said, "Adela Novak") == known
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_known_answer(said: str, known: bool) -> None:
 )
 def test_a_known_sentence(said: str, known: bool) -> None:
     """A sentence is known in other words too, if most of them are the same."""
-    assert known == is_known("theme", said, "A water mill uses the river's flow to grind grain into flour.")
+    assert is_known("theme", said, "A water mill uses the river's flow to grind grain into flour.") == known
 
 
 def asked(question: str, *, kind: str = "detail", context: str = "c", source: str = "s") -> dict[str, Any]:

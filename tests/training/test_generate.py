@@ -94,8 +94,8 @@ def test_passages_are_pieces_of_their_documents(tmp_path: Path) -> None:
 
     found, skipped = passages_of_folder(tmp_path, byte_tokenizer().backend_tokenizer, window=200)
 
-    assert ["c.pdf"] == [row.path for row in skipped]
-    assert {"a.md", "b.txt"} == {passage.source for passage in found}
+    assert [row.path for row in skipped] == ["c.pdf"]
+    assert {passage.source for passage in found} == {"a.md", "b.txt"}
     assert len(found) > 3
     for passage in found:
         text = (tmp_path / passage.source).read_text()
@@ -146,7 +146,7 @@ def test_contexts_of_a_file_are_passages(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "no JSON\n")
     (first, *_), dropped = passages_of_file(path)
 
-    assert 1 == dropped
+    assert dropped == 1
     assert Passage(f"{TOWER} 0 a", "Article_0", 0, len(TOWER) + 4, ("Article 0",)) == first
 
 
@@ -194,12 +194,15 @@ def test_records_hold_all_that_training_needs(tmp_path: Path) -> None:
 
     (record,) = records(tmp_path / "qa.jsonl")
     (context,), dropped = read_contexts(tmp_path / "qa.jsonl")
-    assert {"detail": 1} == report.written
-    assert 0 == report.dropped.total()
-    assert ["instruction", "context", "gist_span", "question", "answer", "kind", "source", "heading"] == list(record)
-    assert [passage.start, passage.end] == record["gist_span"]
-    assert (passage.text, "towers.md", ("Towers",), 0) == (context.text, context.article, context.heading, dropped)
-    assert ("Adela Novak",) == context.tasks[0].answers
+    assert report.written == {"detail": 1}
+    assert report.dropped.total() == 0
+    assert list(record) == ["instruction", "context", "gist_span", "question", "answer", "kind", "source", "heading"]
+    assert record["gist_span"] == [passage.start, passage.end]
+    assert passage.text == context.text
+    assert context.article == "towers.md"
+    assert context.heading == ("Towers",)
+    assert dropped == 0
+    assert context.tasks[0].answers == ("Adela Novak",)
 
 
 def test_each_filter_counts_what_it_drops(tmp_path: Path) -> None:
@@ -222,8 +225,8 @@ def test_each_filter_counts_what_it_drops(tmp_path: Path) -> None:
         judge=judge,
     )
 
-    assert {"detail": 1} == report.written
-    assert {"duplicate": 1, "unsupported": 1, "unreadable": 1, "unanswered": 1, "known": 1} == +report.dropped
+    assert report.written == {"detail": 1}
+    assert +report.dropped == {"duplicate": 1, "unsupported": 1, "unreadable": 1, "unanswered": 1, "known": 1}
     assert {"", None} > {request.passage for request in judge.asked}
 
 
@@ -234,8 +237,10 @@ def test_what_is_too_long_is_not_asked_again(tmp_path: Path) -> None:
     first = synthesize(tmp_path / "qa.jsonl", about, ["detail"], question)
     second = synthesize(tmp_path / "qa.jsonl", about, ["detail"], question)
 
-    assert ({"detail": 1}, {"too long": 1}) == (first.written, +first.dropped)
-    assert (2, Counter()) == (second.done_before, +second.dropped)
+    assert first.written == {"detail": 1}
+    assert +first.dropped == {"too long": 1}
+    assert second.done_before == 2
+    assert +second.dropped == Counter()
 
 
 def test_long_answers_carry_their_task(tmp_path: Path) -> None:
@@ -244,8 +249,8 @@ def test_long_answers_carry_their_task(tmp_path: Path) -> None:
 
     report = synthesize(tmp_path / "long.jsonl", passages(3), ["long"], lambda request: GOOD, judge=judge)
 
-    assert {"long": 3} == report.written
-    assert [] == judge.asked
+    assert report.written == {"long": 3}
+    assert judge.asked == []
     assert {record["question"] for record in records(tmp_path / "long.jsonl")} <= set(LONG)
 
 
@@ -257,11 +262,11 @@ def test_facts_are_planted_without_a_teacher(tmp_path: Path) -> None:
 
     written = records(tmp_path / "probes.jsonl")
     assert 30 == report.written.total() == len(written)
-    assert {"probe name", "probe date", "probe number", "probe identifier"} == set(report.written)
+    assert set(report.written) == {"probe name", "probe date", "probe number", "probe identifier"}
     for passage, record in zip(about, written, strict=True):
         assert record["answer"] in record["context"]
         assert record["answer"] not in passage.text
-        assert [passage.start, passage.end] == record["gist_span"]
+        assert record["gist_span"] == [passage.start, passage.end]
 
 
 def test_the_same_seed_writes_the_same_file(tmp_path: Path) -> None:
@@ -283,10 +288,12 @@ def test_a_second_run_does_what_is_left(tmp_path: Path) -> None:
     with Ledger.opened(output) as ledger:
         second = Synthesis(ledger, teacher=script, judge=unknowing()).run(about, ["detail"])
 
-    assert (9, 11) == (first.written["detail"], first.dropped["unanswered"])
-    assert (11, 9) == (second.written["detail"], second.done_before)
+    assert first.written["detail"] == 9
+    assert first.dropped["unanswered"] == 11
+    assert second.written["detail"] == 11
+    assert second.done_before == 9
     assert all("Note 1" in request.passage for request in script.asked)
-    assert 20 == len(records(output))
+    assert len(records(output)) == 20
 
 
 def test_kinds_and_passages_can_be_added(tmp_path: Path) -> None:
@@ -296,8 +303,8 @@ def test_kinds_and_passages_can_be_added(tmp_path: Path) -> None:
     synthesize(output, passages(2), ["detail"], question)
     report = synthesize(output, passages(3), ["probe", "detail"], question)
 
-    assert 2 == report.done_before
-    assert 6 == len(records(output))
+    assert report.done_before == 2
+    assert len(records(output)) == 6
 
 
 def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
@@ -333,7 +340,8 @@ def test_a_file_that_was_taken_away_begins_anew(tmp_path: Path) -> None:
 
     report = synthesize(output, passages(2), ["detail"], question)
 
-    assert (0, 2) == (report.done_before, len(records(output)))
+    assert report.done_before == 0
+    assert len(records(output)) == 2
 
 
 def test_lines_may_be_taken_out_by_hand(tmp_path: Path) -> None:
@@ -345,7 +353,7 @@ def test_lines_may_be_taken_out_by_hand(tmp_path: Path) -> None:
 
     synthesize(output, passages(3), ["detail"], question)
 
-    assert f"{kept}# a remark\n[]\n" == output.read_text()
+    assert output.read_text() == f"{kept}# a remark\n[]\n"
 
 
 def test_a_foreign_file_is_not_touched(tmp_path: Path) -> None:
@@ -356,7 +364,7 @@ def test_a_foreign_file_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another --output"), Ledger.opened(output):
         pass
 
-    assert "precious" == output.read_text()
+    assert output.read_text() == "precious"
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -392,7 +400,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         synthesize(output, about, ["detail"], question)
     report = synthesize(output, about, ["detail"], question)
 
-    assert 16 == report.done_before
+    assert report.done_before == 16
     assert 40 == len(records(output)) == len({record["context"] for record in records(output)})
 
 
@@ -415,7 +423,8 @@ def test_progress_is_told(tmp_path: Path) -> None:
 
     synthesize(tmp_path / "qa.jsonl", passages(20), ["detail"], question, progress=steps)
 
-    assert (20, [0, 16, 20]) == (steps.planned, steps.done)
+    assert steps.planned == 20
+    assert steps.done == [0, 16, 20]
 
 
 @pytest.mark.model
@@ -440,8 +449,8 @@ def test_the_default_model_writes(default_model: GistModel, tmp_path: Path, monk
 
     text = local.write([request("detail", about[0], random.Random(0))], max_new_tokens=40)[0] or ""
 
-    assert 2 == report.written["long"]
+    assert report.written["long"] == 2
     for record in records(tmp_path / "long.jsonl"):
         assert 12 <= len(record["answer"].split()) <= 96
-        assert "." == record["answer"][-1]
+        assert record["answer"][-1] == "."
     assert parse(text) is not None

@@ -85,7 +85,7 @@ def test_the_gold_chunk_is_among_the_chunks_of_its_row(model: GistModel) -> None
     rows = all_rows(sampler(model, without_gold=0.0, chunks=(0.0, 0.0, 1.0)))
 
     assert all(3 == len(set(row.chunks)) and row.gold in row.chunks for row in rows)
-    assert {0, 1, 2} == {row.chunks.index(row.gold) for row in rows}
+    assert {row.chunks.index(row.gold) for row in rows} == {0, 1, 2}
 
 
 def test_distractors_are_mostly_of_the_same_article(model: GistModel) -> None:
@@ -106,8 +106,8 @@ def test_without_gold_the_answer_is_the_refusal(model: GistModel) -> None:
     rows = all_rows(sampler(model, without_gold=1.0))
 
     assert rows
-    assert {REFUSAL} == {answer for row in rows for answer in answers(model, row)}
-    assert {-1} == {row.gold for row in rows}
+    assert {answer for row in rows for answer in answers(model, row)} == {REFUSAL}
+    assert {row.gold for row in rows} == {-1}
 
 
 def test_labels_are_answer_and_end(model: GistModel) -> None:
@@ -185,7 +185,7 @@ def test_long_answers_are_mixed_in(model: GistModel) -> None:
     said = [answers(model, row)[0] for step in range(30) for row in samples.batch(step).rows]
 
     assert 0.06 < sum(answer.startswith("L") for answer in said) / len(said) < 0.24
-    assert 21 == sum(len(batch) for batch in samples._epoch(0))
+    assert sum(len(batch) for batch in samples._epoch(0)) == 21
 
 
 def test_questions_beside_a_long_answer_are_asked_too(model: GistModel) -> None:
@@ -195,7 +195,7 @@ def test_questions_beside_a_long_answer_are_asked_too(model: GistModel) -> None:
 
     said = [answer for row in all_rows(samples) for answer in answers(model, row)]
 
-    assert 21 == sum(len(batch) for batch in samples._epoch(0))
+    assert sum(len(batch) for batch in samples._epoch(0)) == 21
     assert 0 < said.count("L") < 10
     assert said.count("L") + len({*said} - {"L"}) <= len(said)
     assert len({*said} - {"L"}) > 10
@@ -266,4 +266,4 @@ def test_long_contexts_are_cut(model: GistModel) -> None:
 
     batch = Sampler(model, long, MIXTURE, seed=0).batch(0)
 
-    assert {MIXTURE.chunk_tokens} == set(map(len, batch.chunks))
+    assert set(map(len, batch.chunks)) == {MIXTURE.chunk_tokens}

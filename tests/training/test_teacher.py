@@ -37,17 +37,19 @@ def test_endpoint_gets_a_chat_and_gives_its_text(serve: Callable[..., Endpoint])
     texts = teacher(endpoint, key="sesame").write([PASSAGE], max_new_tokens=7)
 
     (body,) = endpoint.bodies
-    assert ["Adela Novak."] == texts
-    assert ("tutor", 7, 0) == (body["model"], body["max_tokens"], body["temperature"])
-    assert ["system", "user"] == [message["role"] for message in body["messages"]]
+    assert texts == ["Adela Novak."]
+    assert body["model"] == "tutor"
+    assert body["max_tokens"] == 7
+    assert body["temperature"] == 0
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
     assert body["messages"][0]["content"].endswith("Be brief.")
     assert "Towers\nAdela Novak runs the tower.\n\nWho runs it?" in body["messages"][1]["content"]
-    assert "Bearer sesame" == endpoint.headers[0]["Authorization"]
+    assert endpoint.headers[0]["Authorization"] == "Bearer sesame"
 
 
 def test_without_a_passage_only_the_task_is_sent() -> None:
     """A closed-book question is the question and nothing else."""
-    assert [{"role": "user", "content": "Who runs it?"}] == Request("Who runs it?").messages()
+    assert Request("Who runs it?").messages() == [{"role": "user", "content": "Who runs it?"}]
 
 
 def test_answers_stand_in_the_order_of_the_requests(serve: Callable[..., Endpoint]) -> None:
@@ -64,14 +66,14 @@ def test_thoughts_are_no_answer(serve: Callable[..., Endpoint]) -> None:
     """What a model thinks aloud before it answers is left out."""
     endpoint = serve(lambda number, body: "<think>hm,\nwho?</think>\nShe does.")
 
-    assert ["She does."] == teacher(endpoint).write([PASSAGE], max_new_tokens=5)
+    assert teacher(endpoint).write([PASSAGE], max_new_tokens=5) == ["She does."]
 
 
 def test_half_a_character_is_replaced(serve: Callable[..., Endpoint]) -> None:
     """JSON can hold what no file and no tokenizer takes."""
     endpoint = serve(lambda number, body: "Who \ud83d built it?")
 
-    assert ["Who ? built it?"] == teacher(endpoint).write([PASSAGE], max_new_tokens=5)
+    assert teacher(endpoint).write([PASSAGE], max_new_tokens=5) == ["Who ? built it?"]
 
 
 @pytest.mark.parametrize("first", RUBBISH)
@@ -79,7 +81,7 @@ def test_what_is_no_answer_is_asked_for_again(serve: Callable[..., Endpoint], fi
     """Rubbish and errors that pass are followed by another attempt."""
     endpoint = serve(lambda number, body: "fine" if number else first)
 
-    assert ["fine"] == teacher(endpoint).write([PASSAGE], max_new_tokens=5)
+    assert teacher(endpoint).write([PASSAGE], max_new_tokens=5) == ["fine"]
 
 
 def test_what_never_answers_is_none_and_the_rest_goes_on(
@@ -91,8 +93,8 @@ def test_what_never_answers_is_none_and_the_rest_goes_on(
 
     texts = teacher(endpoint, retries=2, key="sesame").write(requests, max_new_tokens=5)
 
-    assert ["fine", None, "fine"] == texts
-    assert 5 == len(endpoint.bodies)
+    assert texts == ["fine", None, "fine"]
+    assert len(endpoint.bodies) == 5
     assert "expected a chat completion, got b'<html>" in caplog.text
     assert "sesame" not in caplog.text
 
@@ -114,7 +116,7 @@ def test_an_endpoint_that_hangs_is_given_up(serve: Callable[..., Endpoint]) -> N
 
     texts = teacher(endpoint, timeout_s=1.0, retries=1).write([Request("slow"), Request("fast")], max_new_tokens=5)
 
-    assert [None, "fine"] == texts
+    assert texts == [None, "fine"]
 
 
 def test_ctrl_c_waits_for_no_slow_endpoint(serve: Callable[..., Endpoint]) -> None:
@@ -147,7 +149,7 @@ def test_an_endpoint_that_trickles_is_given_up(serve: Callable[..., Endpoint], m
 
     monkeypatch.setattr(endpoint, "_answer", trickle)
 
-    assert [None] == teacher(endpoint, timeout_s=0.2, retries=0).write([PASSAGE], max_new_tokens=5)
+    assert teacher(endpoint, timeout_s=0.2, retries=0).write([PASSAGE], max_new_tokens=5) == [None]
 
 
 def test_an_endpoint_that_is_down_costs_little_patience(serve: Callable[..., Endpoint]) -> None:
@@ -161,11 +163,11 @@ def test_an_endpoint_that_is_down_costs_little_patience(serve: Callable[..., End
     assert [None] * (HOPELESS + 5) == texts
     assert HOPELESS * 2 + 5 == len(endpoint.bodies)
     is_up = True
-    assert ["fine"] == down.write([PASSAGE], max_new_tokens=5)
+    assert down.write([PASSAGE], max_new_tokens=5) == ["fine"]
     is_up = False
     before = len(endpoint.bodies)
     down.write([PASSAGE], max_new_tokens=5)
-    assert 2 == len(endpoint.bodies) - before
+    assert len(endpoint.bodies) - before == 2
 
 
 def test_an_endpoint_that_stays_down_is_given_up(
@@ -179,7 +181,7 @@ def test_an_endpoint_that_stays_down_is_given_up(
         down.write([PASSAGE] * (LOST + 20), max_new_tokens=5)
 
     assert LOST <= len(endpoint.bodies) < LOST + 20
-    assert HOPELESS == caplog.text.count("no answer from")
+    assert caplog.text.count("no answer from") == HOPELESS
 
 
 def test_nobody_at_the_address(serve: Callable[..., Endpoint], caplog: pytest.LogCaptureFixture) -> None:
@@ -187,7 +189,7 @@ def test_nobody_at_the_address(serve: Callable[..., Endpoint], caplog: pytest.Lo
     endpoint = serve(lambda number, body: "fine")
     endpoint.close()
 
-    assert [None] == teacher(endpoint, retries=1).write([PASSAGE], max_new_tokens=5)
+    assert teacher(endpoint, retries=1).write([PASSAGE], max_new_tokens=5) == [None]
     assert "refused" in caplog.text
 
 
@@ -199,7 +201,7 @@ def test_a_refusal_that_stays_ends_the_run(serve: Callable[..., Endpoint], statu
     with pytest.raises(UsageError, match=hint) as caught:
         teacher(endpoint, key="sesame").write([PASSAGE] * 3, max_new_tokens=5)
 
-    assert 1 == len(endpoint.bodies)
+    assert len(endpoint.bodies) == 1
     assert "sesame" not in str(caught.value)
 
 
@@ -207,8 +209,8 @@ def test_a_request_the_endpoint_cannot_take_is_not_repeated(serve: Callable[...,
     """Such as one that is too long for it."""
     endpoint = serve(lambda number, body: (400, {}, b"too long"))
 
-    assert [None] == teacher(endpoint).write([PASSAGE], max_new_tokens=5)
-    assert 1 == len(endpoint.bodies)
+    assert teacher(endpoint).write([PASSAGE], max_new_tokens=5) == [None]
+    assert len(endpoint.bodies) == 1
 
 
 def test_a_redirect_is_not_followed(serve: Callable[..., Endpoint]) -> None:
@@ -216,8 +218,8 @@ def test_a_redirect_is_not_followed(serve: Callable[..., Endpoint]) -> None:
     other = serve(lambda number, body: "fine")
     endpoint = serve(lambda number, body: (302, {"Location": f"{other.url}/chat/completions"}, b""))
 
-    assert [None] == teacher(endpoint, key="sesame").write([PASSAGE], max_new_tokens=5)
-    assert [] == other.bodies
+    assert teacher(endpoint, key="sesame").write([PASSAGE], max_new_tokens=5) == [None]
+    assert other.bodies == []
 
 
 @pytest.mark.parametrize("address", ["file:///etc", "localhost:8000", "http://[::1", ""])
@@ -272,16 +274,17 @@ def test_local_teacher_reads_like_a_prompt(model: GistModel, monkeypatch: pytest
     said = [model.decode(list(generate(model, memory, ids, max_new_tokens=9))) for ids in prompts]
     expected = [said[0].strip(), said[1].strip(), f"Q:{said[2]}".strip()]
 
-    assert expected == LocalTeacher(model).write(REQUESTS, max_new_tokens=9)
+    assert LocalTeacher(model).write(REQUESTS, max_new_tokens=9) == expected
 
 
 def test_local_teacher_leaves_out_what_does_not_fit(model: GistModel) -> None:
     """A passage longer than the window has no text; the others do."""
     asked = [Request("what?", "x" * 2000), Request("what?", "x")]
     texts = LocalTeacher(model).write(asked, max_new_tokens=3)
-    assert [False, True] == [LocalTeacher(model).fits(one, max_new_tokens=3) for one in asked]
+    assert [LocalTeacher(model).fits(one, max_new_tokens=3) for one in asked] == [False, True]
 
-    assert (None, str) == (texts[0], type(texts[1]))
+    assert texts[0] is None
+    assert isinstance(texts[1], str)
 
 
 def test_local_teacher_reads_as_many_as_fit(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,10 +303,10 @@ def test_local_teacher_reads_as_many_as_fit(model: GistModel, monkeypatch: pytes
 
     texts = LocalTeacher(model).write(requests, max_new_tokens=2)
 
-    assert 7 == len(texts)
+    assert len(texts) == 7
     assert None not in texts
-    assert 7 == sum(sizes)
-    assert [3, 1] == sizes[:2]
+    assert sum(sizes) == 7
+    assert sizes[:2] == [3, 1]
 
 
 def test_local_teacher_wants_the_base_model() -> None:
@@ -321,4 +324,4 @@ def test_warnings_name_the_library_logger(serve: Callable[..., Endpoint], caplog
 
     teacher(endpoint, retries=0).write([PASSAGE], max_new_tokens=5)
 
-    assert [("gistrag", logging.WARNING)] == [(record.name, record.levelno) for record in caplog.records]
+    assert [(record.name, record.levelno) for record in caplog.records] == [("gistrag", logging.WARNING)]

@@ -189,7 +189,7 @@ def test_answers_see_text_only_through_gists() -> None:
 
     expected = one.measure().answer
 
-    assert expected == two.measure().answer
+    assert two.measure().answer == expected
     assert changed != expected
 
 
@@ -323,9 +323,9 @@ def test_a_run_that_stops_goes_on_bit_by_bit_the_same(tmp_path: Path, placement:
     second = trainer(recipe)
     rest = losses(list(Run(tmp_path / "parts", second).steps()))
 
-    assert expected == began + rest
+    assert began + rest == expected
     assert all(torch.equal(tensor, second.state()[name]) for name, tensor in whole.state().items())
-    assert 12 == len(read_log(tmp_path / "parts"))
+    assert len(read_log(tmp_path / "parts")) == 12
 
 
 def test_chunks_are_read_once_in_all_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_a_run_that_was_killed_has_no_step_twice(tmp_path: Path) -> None:
 
     list(Run(tmp_path, trainer(recipe)).steps())
 
-    assert [1, 2, 3, 4, 5, 6] == [record["step"] for record in read_log(tmp_path)]
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_a_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"another recipe \(rate differ\)"):
         Run(tmp_path, trainer(replace(RECIPE, rate=5e-3)))
-    assert 0 == Run(tmp_path, trainer(replace(RECIPE, steps=40))).step
+    assert Run(tmp_path, trainer(replace(RECIPE, steps=40))).step == 0
 
 
 def test_a_run_of_another_base_is_left_as_it_is(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_a_run_of_another_base_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="weights of this run"):
         Run(tmp_path, other)
 
-    assert "checkpoint-000002" == checkpoints(tmp_path)[-1].name
+    assert checkpoints(tmp_path)[-1].name == "checkpoint-000002"
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
     again = trainer(recipe)
     Run(tmp_path, again)
 
-    assert 2 == again.step
+    assert again.step == 2
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with pytest.raises(ResourceError, match="no space left"):
         list(run.steps())
 
-    assert ["checkpoint-000002"] == [path.name for path in checkpoints(tmp_path)]
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002"]
 
 
 def test_a_batch_without_a_finite_gradient_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,10 +453,11 @@ def test_a_batch_without_a_finite_gradient_is_skipped(tmp_path: Path, monkeypatc
     monkeypatch.setattr(one, "_update", spoiled)
     records = list(Run(tmp_path, one).steps())
 
-    assert {4: "skipped, its gradient is not finite"} == {
-        record["step"]: record["event"] for record in records if "event" in record
+    assert {record["step"]: record["event"] for record in records if "event" in record} == {
+        4: "skipped, its gradient is not finite"
     }
-    assert (6, 1.0) == (one.step, one.slowdown)
+    assert one.step == 6
+    assert one.slowdown == 1.0
     assert all(bool(tensor.isfinite().all()) for tensor in one.state().values())
 
 
@@ -478,8 +479,8 @@ def test_weights_that_are_not_finite_are_taken_back(tmp_path: Path, monkeypatch:
 
     events = [record["event"] for record in records if "event" in record]
     assert ["skipped, its gradient is not finite"] * 3 == events[:3]
-    assert ["diverged at step 7, back to 0 at 0.5 of the learning rate"] == events[3:]
-    assert 0.5 == one.slowdown
+    assert events[3:] == ["diverged at step 7, back to 0 at 0.5 of the learning rate"]
+    assert one.slowdown == 0.5
     assert all(bool(tensor.isfinite().all()) for tensor in one.state().values())
 
 
@@ -501,8 +502,9 @@ def test_a_loss_that_grows_is_taken_back_every_time(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(one, "restore", restore)
     records = list(run.steps(save_every_s=1e9))
 
-    assert [0.5, 0.25] == [
-        float(record["event"].split(" at ")[2].split()[0]) for record in records if "event" in record
+    assert [float(record["event"].split(" at ")[2].split()[0]) for record in records if "event" in record] == [
+        0.5,
+        0.25,
     ]
     assert all(torch.equal(tensor, state[name]) for state in returned for name, tensor in before.items())
 
@@ -525,7 +527,7 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
     """Other data, another base or another adapter is another run."""
     list(Run(tmp_path, trainer(replace(RECIPE, steps=2)), made_with={"data": "a"}).steps())
 
-    assert 2 == Run(tmp_path, trainer(replace(RECIPE, steps=2)), made_with={"data": "a"}).step
+    assert Run(tmp_path, trainer(replace(RECIPE, steps=2)), made_with={"data": "a"}).step == 2
     with pytest.raises(UsageError, match="made with data 'a', this one has 'b'; name another --output"):
         Run(tmp_path, trainer(replace(RECIPE, steps=2)), made_with={"data": "b"})
 
@@ -540,12 +542,12 @@ def test_checkpoints_that_cannot_be_read_make_way(tmp_path: Path, caplog: pytest
 
     second = trainer(recipe)
     again = Run(tmp_path, second)
-    assert 0 == again.step
+    assert again.step == 0
     list(again.steps(save_every_s=0, stop=lambda: second.step == 2))
 
-    assert 2 == caplog.text.count("cannot be read")
-    assert ["checkpoint-000001", "checkpoint-000002"] == [path.name for path in checkpoints(tmp_path)]
-    assert [1, 2] == [record["step"] for record in read_log(tmp_path)]
+    assert caplog.text.count("cannot be read") == 2
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000001", "checkpoint-000002"]
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -573,7 +575,7 @@ def test_validation_is_logged_and_drawn(tmp_path: Path) -> None:
 
     records = list(Run(tmp_path, one, {"text": batches}).steps(validate_every=2))
 
-    assert [2, 4] == [record["step"] for record in records if "validation text" in record]
+    assert [record["step"] for record in records if "validation text" in record] == [2, 4]
     assert (tmp_path / "curve.png") == draw(tmp_path)
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -589,7 +591,7 @@ def test_a_saved_adapter_makes_the_same_gists(tmp_path: Path) -> None:
     expected, found = (compress(each, chunk, GistSettings(placement="anchored")) for each in (one.model, model))
 
     assert torch.equal(expected[0].kv, found[0].kv)
-    assert 4 == json.loads((tmp_path / "adapter" / "gist_settings.json").read_text())["tokens_per_gist"]
+    assert json.loads((tmp_path / "adapter" / "gist_settings.json").read_text())["tokens_per_gist"] == 4
 
 
 def test_answers_from_merged_weights_are_those_of_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,7 +608,7 @@ def test_answers_from_merged_weights_are_those_of_the_adapter(monkeypatch: pytes
     model.adapter.merge()
     merged = [hidden(role) for role in roles]
 
-    assert [False, True, False, True, True] == [torch.equal(*pair) for pair in zip(apart, merged, strict=True)]
+    assert [torch.equal(*pair) for pair in zip(apart, merged, strict=True)] == [False, True, False, True, True]
     for one, other in zip(apart, merged, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     model.prepare_training()
