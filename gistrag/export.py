@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gistrag.answering.passages import load_gists
 from gistrag.compression.assemble import Content, assemble, fitting_layout, span
 from gistrag.compression.compress import compress
-from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundError, ResourceError, UsageError
+from gistrag.errors import ContextOverflowError, ResourceError, UsageError
 from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache, Layout, Memory
@@ -86,7 +87,7 @@ def cartridge_of(store: Store, model: GistModel, chunks: Sequence[StoredChunk]) 
     Raises:
         ContextOverflowError: the window holds them in neither layout.
     """
-    gists = {chunk.id: cache for chunk in chunks if (cache := _gists(store, chunk)) is not None}
+    gists = {chunk.id: cache for chunk in chunks if (cache := load_gists(chunk, store)) is not None}
     again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].is_ragged]
     gists |= _evened(model, again, store.settings.tokens_per_gist)
     texts = {chunk.id: model.encode_passage(chunk.text, chunk.heading) for chunk in chunks if chunk.id not in gists}
@@ -103,16 +104,6 @@ def cartridge_of(store: Store, model: GistModel, chunks: Sequence[StoredChunk]) 
         source_tokens=sum(cache.source_tokens for cache in caches) + sum(map(len, texts.values())),
         layout=layout,
     )
-
-
-def _gists(store: Store, chunk: StoredChunk) -> GistCache | None:
-    if chunk.gist_key is None:
-        return None
-    try:
-        return store.gists.load(chunk.gist_key)
-    except (CorruptGistError, GistNotFoundError) as error:
-        logger.warning("read as text: %s", error)
-        return None
 
 
 def _evened(model: GistModel, chunks: Sequence[StoredChunk], tokens_per_gist: int) -> dict[int, GistCache]:
