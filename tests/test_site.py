@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from html import unescape
@@ -37,6 +40,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = build(folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.mark.parametrize("name", ["site_links", "site_doctests"])
+def test_the_helpers_of_the_site_do_what_their_examples_say(name: str) -> None:
+    """The examples in the docstrings of the build's two helpers hold."""
+    program = runpy.run_path(str(ROOT / ".ci" / f"{name}.py"))
+    functions = {key: value for key, value in program.items() if inspect.isfunction(value)}
+    examples = [
+        test for key, value in functions.items() for test in doctest.DocTestFinder().find(value, key, globs=program)
+    ]
+
+    assert sum(len(test.examples) for test in examples) > 0
+    assert [str(failed) for test in examples if (failed := doctest.DocTestRunner().run(test)).failed] == []
 
 
 def test_every_page_of_the_manual_is_in_the_menu() -> None:
@@ -89,6 +105,7 @@ def test_the_reference_shows_docstrings(site: Path) -> None:
 
     for name in ("gistrag.GistRAG.query", "gistrag.errors.GistRAGError", "gistrag.compression.compress.compress"):
         assert f'id="{name}"' in page
+    assert "doctest:" not in page
 
 
 def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
