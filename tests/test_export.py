@@ -217,7 +217,7 @@ def test_a_damaged_gist_is_read_as_text(tmp_path: Path, engine: Engine, caplog: 
         chunks = export.cartridge_of(made.store, engine.model, [bees])
 
     assert (bees.id,) == chunks.texts
-    assert "read as text" in caplog.text
+    assert "answered from text" in caplog.text
 
 
 # The command
