@@ -1,10 +1,12 @@
 """Which files of a folder are documents, and their text.
 
-Two steps, so that a sync reads only what changed: `find` lists the files with their hashes, `load` reads one.
-Nothing outside the folder is ever opened: a path is opened name by name, so that no part of it can be a link, not even
-one made meanwhile; and a file that is no ordinary file is not opened.
-A file that looks like a document and cannot be one is reported with a reason; nothing is left out in silence except
-hidden files, what .gitignore or *exclude* names, index folders, and suffixes that are no documents.
+Two steps let a sync read only the changes: `find` lists the files with their hashes, `load` reads one of them.
+Nothing outside of the folder is ever opened: a path is opened name by name, so that no part of it can be a symbolic
+link, not even a link that appears during the search. Only regular files are opened.
+Every document that cannot be read is reported with a reason. Left out without a report are hidden files, files that a
+.gitignore or *exclude* matches, index folders, and files with the suffix of no document.
+
+Not here: the patterns (`gistrag.documents.patterns`) and the readers (`gistrag.documents.readers`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from gistrag.documents.patterns import Ignores, compiled, is_ignored, parse_giti
 from gistrag.documents.readers import FILE_BYTES_MAX, is_document, missing_reader
 from gistrag.errors import DocumentError, UnreadableError, UsageError
 
-INDEX_FILE = "index.db"  # a folder that holds one is an index, not documents
+INDEX_FILE = "index.db"  # a folder that contains this file is an index
 PATH_CHARS_MAX = 4096
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -35,7 +37,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, kw_only=True)
 class FoundFile:
-    """A file that is to be a document.
+    """A file that `load` can read as a document.
 
     Attributes:
         path: relative to the folder, with ``/``.
@@ -52,11 +54,11 @@ class FoundFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A file and its text; hash, size and time are those of the very bytes the text was read from.
+    """A file and its text; hash, size and time belong to the bytes from which the text was read.
 
     Attributes:
-        kind: what the reader made of it, see `gistrag.documents.readers`.
-        pages: character offset at which each page begins; empty where the format has none.
+        kind: kind of the text, see `gistrag.documents.text.Kind`.
+        pages: character offset at which each page begins; empty if the format has none.
     """
 
     path: str
@@ -70,7 +72,7 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A file that is no document, and why; sha256 is "" where it was never read."""
+    """A file that is not a document, and the reason; sha256 is "" if the file was not read."""
 
     path: str
     sha256: str
@@ -84,14 +86,14 @@ def find(
     exclude: Sequence[str] = (),
     known: Mapping[str, tuple[int, int, str]] | None = None,
 ) -> tuple[list[FoundFile], list[Skipped]]:
-    """Return the documents under *folder* and what was left out for a reason, both sorted by path.
+    """Return the documents under *folder* and the skipped files with their reasons, both sorted by path.
 
     Args:
-        folder: where to look, at every depth.
-        include: gitignore-style patterns; where given, only what they match. A pattern that names files
-            (``*.dat``, not ``data/**``) also lets in suffixes that are no documents, to be read as text.
-        exclude: gitignore-style patterns of what to leave out.
-        known: path → (size, mtime_ns, sha256) of an earlier run; a file that still has both is not read again.
+        folder: searched at every depth.
+        include: gitignore-style patterns; if given, only files that match. A pattern that names files (``*.dat``, not
+            ``data/**``) also includes unknown suffixes, which are read as text.
+        exclude: gitignore-style patterns of files and folders to leave out.
+        known: path → (size, mtime_ns, sha256) of an earlier run; a file of the same size and time is not read again.
 
     Raises:
         UsageError: *folder* is missing, not a folder, an index, unreadable, or its .gitignore is beyond the limits; or
@@ -105,11 +107,11 @@ def find(
 
 
 def load(folder: str | Path, file: FoundFile) -> Document:
-    """Return the document *file* of *folder* as it is now, which may be newer than what `find` saw.
+    """Return the document *file* of *folder* as it is now, which may be newer than at the time of `find`.
 
     Raises:
-        UnreadableError: it is gone, locked away, or still being written.
-        DocumentError: the reason, in one line, why it is no document.
+        UnreadableError: the file is gone, not readable, or another program writes to it.
+        DocumentError: the reason, in one line, why the file is not a document.
     """
     inner, _, name = file.path.rpartition("/")
     try:
@@ -133,17 +135,19 @@ def _require_folder(root: Path) -> None:
     try:
         names = {entry.name for entry in root.iterdir()}
     except NotADirectoryError:
-        raise UsageError(f"expected a folder of documents, found a file: {root}; give the folder it lies in") from None
+        raise UsageError(
+            f"expected a folder of documents, found a file: {root}; give the folder that contains it"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a zero character in the name
         found = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"expected a folder of documents at {root}, found none ({found}); check the path") from None
     if INDEX_FILE in names:
-        raise UsageError(f"expected a folder of documents, found an index: {root}; give the folder it was made from")
+        raise UsageError(f"expected a folder of documents, found an index: {root}; give the folder of its documents")
 
 
 @dataclass(kw_only=True)
 class _Search:
-    """One walk over a folder; collects as it goes."""
+    """One walk over a folder, which collects the found and the skipped files."""
 
     root: Path
     include: tuple[str, ...]
@@ -166,11 +170,11 @@ class _Search:
                     folders.extend(self.enter(folder, path, ignores))
             except DocumentError as error:
                 if not path:
-                    raise UsageError(f"cannot search {self.root} for documents: {error}; mend that first") from None
+                    raise UsageError(f"cannot search {self.root} for documents: {error}; fix that first") from None
                 self.skip(path.rstrip("/"), str(error))
 
     def enter(self, folder: int, path: str, ignores: Ignores) -> list[tuple[str, Ignores]]:
-        """Take the files of the open *folder* and return the folders in it; *path* is "" or ends with a slash."""
+        """Sort the files of an open folder, return the folders in it; *path* is "" or ends in a slash."""
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         names = {entry.name for entry in entries}
         if path and INDEX_FILE in names:
@@ -180,7 +184,7 @@ class _Search:
         return [(inner, ignores) for inner in self.visit(folder, path, entries, ignores)]
 
     def visit(self, folder: int, path: str, entries: Iterable[os.DirEntry[str]], ignores: Ignores) -> Iterator[str]:
-        """Take the files among *entries*, yield the folders."""
+        """Sort the files of *entries* into found and skipped, yield the folders."""
         for entry in entries:
             is_folder = entry.is_dir(follow_symlinks=False)
             inner = path + entry.name + "/" * is_folder
@@ -189,20 +193,20 @@ class _Search:
             if not _is_utf8(entry.name):
                 self.skip(inner, "its name is not UTF-8; rename it")
             elif len(inner) > PATH_CHARS_MAX:
-                self.skip(inner, f"its path has {len(inner):,} characters; the most is {PATH_CHARS_MAX:,}")
+                self.skip(inner, f"its path has {len(inner):,} characters; the limit is {PATH_CHARS_MAX:,}")
             elif is_folder:
                 yield inner
             else:
                 self.take(folder, inner, entry)
 
     def take(self, folder: int, path: str, entry: os.DirEntry[str]) -> None:
-        """Add a file to what is found or skipped, or leave it out."""
+        """Add a file to the found or the skipped ones, or leave it out."""
         if self.include and not self.included.match_file(path):
             return
         if entry.is_symlink():
-            self.skip(path, "a link; links are not followed")
+            self.skip(path, "a symbolic link; links are not followed")
         elif not entry.is_file(follow_symlinks=False):
-            self.skip(path, "no ordinary file")
+            self.skip(path, "not a regular file")
         elif is_document(entry.name) or self.is_named(entry.name):
             try:
                 self.found.append(self.hash(folder, path, entry.name))
@@ -217,7 +221,7 @@ class _Search:
         return any(last.strip("*") and fnmatchcase(name, last) for last in lasts)
 
     def hash(self, folder: int, path: str, name: str) -> FoundFile:
-        """Return the file with its hash, read only if size or time differ from what is known."""
+        """Return the file with its hash; read it only if its size or time differs from the known one."""
         size, mtime_ns, sha256 = self.known.get(path, (-1, -1, ""))
         digest, status = _settled(
             folder,
@@ -227,7 +231,7 @@ class _Search:
         return FoundFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
 
     def skip(self, path: str, reason: str) -> None:
-        """Remember why *path* is no document."""
+        """Remember why *path* is not a document."""
         self.skipped.append(
             Skipped(
                 path=os.fsencode(path).decode("utf-8", "backslashreplace"),
@@ -238,7 +242,7 @@ class _Search:
 
 
 def _is_utf8(name: str) -> bool:
-    """Return whether *name* can be stored; undecodable bytes come from the system as lone surrogates."""
+    """Return whether *name* can be stored; the system returns undecodable bytes as unpaired surrogates."""
     return not re.search("[\ud800-\udfff]", name)
 
 
@@ -252,7 +256,7 @@ def _gitignore(folder: int) -> bytes:
 
 @contextmanager
 def _entered(root: Path, path: str) -> Iterator[int]:
-    """Open the folder *path* under *root*, name by name; OSError where a part of it is a link or no folder."""
+    """Open the folder *path* under *root*, name by name; OSError if a part of it is a link or not a folder."""
     descriptor = os.open(root, _FOLDER)
     try:
         for name in filter(None, path.split("/")):
@@ -265,7 +269,7 @@ def _entered(root: Path, path: str) -> Iterator[int]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what the system refuses into the reason why something is no document."""
+    """Turn an error of the system into the reason why a file is not a document."""
     try:
         yield
     except OSError as error:
@@ -273,10 +277,10 @@ def _explained() -> Iterator[None]:
 
 
 def _settled(folder: int, name: str, take: Callable[[int, os.stat_result], _Value]) -> tuple[_Value, os.stat_result]:
-    """Return what *take* makes of the file *name* of an open folder, and its status; twice where it changes meanwhile.
+    """Return what *take* returns for the file *name* of an open folder, and its status; retry once if the file changes.
 
     Raises:
-        DocumentError: unreadable, no ordinary file, too large, or still changing.
+        DocumentError: unreadable, not a regular file, too large, or still changing.
     """
     for _ in range(2):
         with _explained():
@@ -290,23 +294,23 @@ def _settled(folder: int, name: str, take: Callable[[int, os.stat_result], _Valu
                 os.close(descriptor)
         if _same(before, after):
             return value, after
-    raise DocumentError("changing while it is read; build again when it rests")
+    raise DocumentError("changing while it is read; build again when no program writes to it")
 
 
 def _same(before: os.stat_result, after: os.stat_result) -> bool:
-    times = ("st_mtime_ns", "st_ctime_ns")  # the second cannot be put back by whoever changes a file
+    times = ("st_mtime_ns", "st_ctime_ns")  # a program can reset the first, but not the second
     return all(getattr(before, name) == getattr(after, name) for name in ("st_dev", "st_ino", "st_size", *times))
 
 
 def _require_ordinary(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise DocumentError("no ordinary file")
+        raise DocumentError("not a regular file")
     if status.st_size > FILE_BYTES_MAX:
-        raise DocumentError(f"holds {status.st_size:,} bytes; the most is {FILE_BYTES_MAX:,}")
+        raise DocumentError(f"too large: {status.st_size:,} bytes; the limit is {FILE_BYTES_MAX:,}")
 
 
 def _blocks(descriptor: int) -> Iterator[bytes]:
-    """Yield the bytes of an open file, no more than the largest file may hold however it grows."""
+    """Yield the bytes of an open file, at most `FILE_BYTES_MAX` even if the file grows."""
     left = FILE_BYTES_MAX
     while left > 0 and (block := os.read(descriptor, min(_BLOCK_BYTES, left))):
         left -= len(block)

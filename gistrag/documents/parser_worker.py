@@ -1,4 +1,4 @@
-"""A child process in which files are parsed, so that a hostile file costs one reason and nothing else.
+"""A child process that parses files, so that a hostile file costs one reason and nothing else.
 
     this process: Worker                       child: python -P -m gistrag.documents.parser_worker
 
@@ -6,12 +6,12 @@
       its Text, or DocumentError  ◀─── stdout ───  a line of JSON, then UTF-8
       kill after the wall limit                    ends when stdin closes or the parent is gone
 
-`guarded_read` is the way in; plain text has no parser and is read here, without a child. The child runs one file after
-another. What goes wrong in it, whether an exception, a crash or a limit, comes out as the reason why this file is no
-document; a child that is gone is replaced for the next file.
+Callers use `guarded_read`; plain text has no parser and is read in this process. The child reads one file after
+another. An exception, a crash or a limit in the child becomes the reason why the file is not a document; a child that
+ended is replaced for the next file.
 
-Not here: the formats (`gistrag.documents.readers`). No sandbox either: the limits bound what a parser uses, not what
-it may open.
+Not here: the formats (`gistrag.documents.readers`). The child is not a sandbox: its limits bound the time and memory of
+a parser, not the files that it may open.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _OUT_OF_MEMORY = 3  # exit code of the child
 
 
 def guarded_read(data: bytes, name: str) -> Text:
-    """Return what `gistrag.documents.readers.read` does, from the worker of this process if a parser is needed.
+    """Return what `gistrag.documents.readers.read` returns, from the parser worker if the format has a parser.
 
     Raises:
-        DocumentError: the reason, in one line, why this is not a document; nothing else, whatever the file holds.
-        ResourceError: the machine has no room for the child, which says nothing about the file.
+        DocumentError: the reason, in one line, why the file is not a document; no other error comes from a file.
+        ResourceError: the child cannot start, which has nothing to do with the file.
     """
     return _worker(os.getpid()).read(data, name) if has_parser(name) else read(data, name)
 
 
 @functools.cache
 def _worker(pid: int) -> Worker:
-    """Return the worker of this process; keyed by *pid*, because a fork must not share its parent's pipe."""
+    """Return the worker of this process; one for each *pid*, because a fork must not share its parent's pipe."""
     worker = Worker()
     atexit.register(worker.close)
     return worker
@@ -65,9 +65,9 @@ def _worker(pid: int) -> Worker:
 
 
 class Worker:
-    """The child and the pipes to it; started at the first file, and again after it was killed.
+    """The child and the pipes to it; the child starts at the first file, and again after it ended.
 
-    It holds no more than `MEMORY_BYTES`, and dies with this process. Safe to share between threads.
+    The child takes at most `MEMORY_BYTES` and ends with this process. Threads can share a worker.
 
     Args:
         cpu_s: most CPU time for one file, in seconds.
@@ -82,7 +82,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, data: bytes, name: str) -> Text:
-        """Return the text of *data*, or raise the `DocumentError` that the child met or was."""
+        """Return the text of *data*; raise the `DocumentError` from the child, or the one that its end means."""
         with self._lock:
             head, body = self._ask(data, name)
         if "reason" in head:
@@ -90,12 +90,12 @@ class Worker:
         return Text(text=body.decode(), kind=head["kind"], pages=tuple(head["pages"]))
 
     def close(self) -> None:
-        """Stop the child; a process that inherited this object by a fork leaves it alone."""
+        """Stop the child, but only in the process that started it, not in a fork of it."""
         if self._owner == os.getpid():
             self._stop()
 
     def _ask(self, data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
-        """Return the child's answer, head and body; whatever keeps it from answering in full ends the child."""
+        """Return the child's answer, head and body; stop a child that does not answer completely."""
         process = self._running()
         started_s = time.monotonic()
         timer = threading.Timer(self.wall_s, process.kill)
@@ -105,20 +105,20 @@ class Worker:
         except (OSError, EOFError):
             self._stop()
             raise DocumentError(self._cause(process, time.monotonic() - started_s)) from None
-        except BaseException:  # interrupted in the middle of an answer
+        except BaseException:  # interrupted before the whole answer was read
             self._stop()
             raise
         finally:
             timer.cancel()
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """Return the child, a fresh one where there is none or it ended between two files."""
+        """Return the child; start a new one if none runs."""
         if self._process is not None and self._process.poll() is not None:
             self._stop()
         return self._process or self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        """Return a fresh child. It finds its modules where we do, never in the current folder (-P)."""
+        """Start and return a child. It imports from our `sys.path`, never from the current folder (-P)."""
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
         try:
             self._process = subprocess.Popen(
@@ -130,7 +130,7 @@ class Worker:
             )
         except OSError as error:
             raise ResourceError(
-                f"could not start a process to parse files in: {error.strerror}; free memory, or raise the limits on "
+                f"could not start the parser worker: {error.strerror}; free memory, or raise the limits on "
                 "processes and open files, and run the same command again"
             ) from None
         return self._process
@@ -146,19 +146,19 @@ class Worker:
                 if pipe is not None:
                     pipe.close()
             except BrokenPipeError:
-                pass  # what could not be sent is not wanted any more
+                pass  # the rest of the request is not needed
 
     def _cause(self, process: subprocess.Popen[bytes], elapsed_s: float) -> str:
-        """Return why the child is gone."""
+        """Return why the child ended."""
         code = process.returncode
         if elapsed_s >= self.wall_s:
             return f"parsing took more than {self.wall_s:g} s"
         if code == -signal.SIGXCPU:
             return f"parsing took more than {self.cpu_s} s of CPU time"
-        if code in (_OUT_OF_MEMORY, -signal.SIGABRT):  # pdfium aborts where it gets no memory
+        if code in (_OUT_OF_MEMORY, -signal.SIGABRT):  # pdfium aborts when it gets no memory
             return f"parsing needs more than {MEMORY_BYTES // 2**20} MiB of memory"
         _log.debug("the parser ended with %s", code)
-        return "the parser crashed on it"
+        return "the parser crashed"
 
 
 def _exchange(process: subprocess.Popen[bytes], head: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -172,14 +172,14 @@ def _exchange(process: subprocess.Popen[bytes], head: Mapping[str, Any], body: b
 
 
 def _send(pipe: IO[bytes], head: Mapping[str, Any], body: bytes) -> None:
-    """Write one message: a line of JSON that holds the size of the body, then the body."""
+    """Write one message: a line of JSON with the size of the body, then the body."""
     pipe.write(json.dumps({**head, "bytes": len(body)}).encode() + b"\n")
     pipe.write(body)
     pipe.flush()
 
 
 def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
-    """Return one message; raises EOFError where the other side is gone."""
+    """Return one message; raise EOFError if the other process ended."""
     line = pipe.readline()
     if not line.endswith(b"\n"):
         raise EOFError
@@ -194,12 +194,12 @@ def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
 
 
 def _serve(parent: int, cpu_s: int) -> None:
-    """Answer requests on stdin until it closes: the whole life of the child."""
+    """Answer requests on stdin until it closes. This is all that the child does."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # whatever a parser prints must not reach the pipe
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # so that the output of a parser does not reach the pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit(resource.RLIMIT_CORE, 0)
-    if sys.platform == "linux":  # elsewhere the kernel refuses it or takes it for something else
+    if sys.platform == "linux":  # other kernels refuse it or count something else
         _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     while True:
@@ -212,7 +212,7 @@ def _serve(parent: int, cpu_s: int) -> None:
 
 
 def _limit(which: int, most: int) -> None:
-    """Set a soft limit; one the machine's owner set lower stays."""
+    """Set a soft limit, at most the hard limit."""
     hard = resource.getrlimit(which)[1]
     resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
@@ -224,7 +224,7 @@ def _die_with(parent: int) -> None:
 
 
 def _answer(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
-    """Return the text of *data* as a message, or the reason why there is none."""
+    """Return the text of *data* as a message, or the reason why the file is not a document."""
     try:
         text = read(data, name)
         return {"kind": text.kind, "pages": text.pages}, text.text.encode()
@@ -232,12 +232,12 @@ def _answer(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
         return {"reason": str(error)}, b""
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
-    except Exception as error:  # a parser met something its author did not think of
+    except Exception as error:  # the author of a parser did not expect these bytes
         return {"reason": f"cannot be parsed: {type(error).__name__}: {_printable(str(error))}"[:200]}, b""
 
 
 def _printable(text: str) -> str:
-    """Return *text* on one line, with nothing in it that would steer a terminal or cannot be stored."""
+    """Return *text* on one line, with control characters and unpaired surrogates escaped."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in one_line(text))
 
 

@@ -50,7 +50,7 @@ def compiled(option: str, patterns: Sequence[str]) -> GitIgnoreSpec:
         raise UsageError(f"{option} expects gitignore-style patterns, got {list(patterns)}: {error}") from None
     for pattern in patterns:
         if mistake := _too_many_wildcards(pattern):
-            raise UsageError(f"{option} {mistake}; split it into simpler patterns")
+            raise UsageError(f"{option} has a {mistake}; use several simpler patterns")
     return spec
 
 
@@ -62,17 +62,17 @@ def parse_gitignore(data: bytes) -> GitIgnoreSpec:
             exclude, so the caller must not go on.
     """
     if len(data) > IGNORE_BYTES_MAX or data.count(b"\n") > IGNORE_LINES_MAX:
-        most = f"{IGNORE_LINES_MAX:,} lines or {IGNORE_BYTES_MAX:,} bytes"
-        raise DocumentError(f"its .gitignore holds {len(data):,} bytes; the most is {most}")
+        limit = f"{IGNORE_LINES_MAX:,} lines or {IGNORE_BYTES_MAX:,} bytes"
+        raise DocumentError(f"its .gitignore is too long: {len(data):,} bytes; the limit is {limit}")
     lines = [line for line in data.decode("utf-8", "surrogateescape").splitlines() if not line.startswith("#")]
     for line in lines:
         if mistake := _too_many_wildcards(line):
-            raise DocumentError(f"its .gitignore holds a {mistake}")
+            raise DocumentError(f"its .gitignore has a {mistake}")
     slow = sum(map(_is_slow, lines))
     if slow > IGNORE_SLOW_LINES_MAX:
         raise DocumentError(
-            f"its .gitignore holds {slow:,} patterns of {WILDCARDS_MAX} wildcards or {FOLDER_WILDCARDS_MAX} **; "
-            f"the most is {IGNORE_SLOW_LINES_MAX}"
+            f"its .gitignore has {slow:,} patterns of {WILDCARDS_MAX} wildcards or {FOLDER_WILDCARDS_MAX} **; "
+            f"the limit is {IGNORE_SLOW_LINES_MAX}"
         )
     return GitIgnoreSpec([pattern for line in lines for pattern in _rules(line)])
 
@@ -100,7 +100,7 @@ def _too_many_wildcards(pattern: str) -> str | None:
         return None
     shown = pattern if len(pattern) <= _SHOWN_CHARS else pattern[:_SHOWN_CHARS] + "…"
     limit = f"{WILDCARDS_MAX}, {FOLDER_WILDCARDS_MAX} of them **"
-    return f"pattern with {wildcards} wildcards ({folders} of them **), where the most is {limit}: {shown!r}"
+    return f"pattern of {wildcards} wildcards, {folders} of them **; the limit is {limit}: {shown!r}"
 
 
 def _is_slow(pattern: str) -> bool:

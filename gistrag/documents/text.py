@@ -34,7 +34,7 @@ class Text:
 def require_length(chars: int) -> None:
     """Return if a document may have *chars* characters."""
     if chars > TEXT_CHARS_MAX:
-        raise DocumentError(f"holds {chars:,} characters or more of text; the most is {TEXT_CHARS_MAX:,}")
+        raise DocumentError(f"too long: {chars:,} characters or more of text; the limit is {TEXT_CHARS_MAX:,}")
 
 
 def clean(text: str) -> str:
@@ -45,7 +45,7 @@ def clean(text: str) -> str:
     """
     text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffe\uffff]", "", text).replace("\r\n", "\n")
     if re.search(r"[\ud800-\udfff]", text):
-        raise DocumentError("broken encoding: half of a surrogate pair")
+        raise DocumentError("broken encoding: an unpaired surrogate")
     return text.replace("\r", "\n")
 
 

@@ -36,7 +36,7 @@ GOOD = "The harbour has three cranes, and the oldest of them is red."
 
 @dataclass(frozen=True)
 class Built:
-    """How a build ended: its code, its line of JSON and what it told people."""
+    """How a build ended: its code, its line of JSON and what it printed."""
 
     code: int
     done: dict[str, Any]
@@ -83,7 +83,7 @@ def hurried() -> Iterator[Worker]:
 
 def listed(docs: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Return what `gistrag inspect` lists as skipped."""
-    assert 0 == run_command(["inspect", "--index", str(docs.parent / "index"), "--json"])
+    assert run_command(["inspect", "--index", str(docs.parent / "index"), "--json"]) == 0
     return {row["path"]: row["reason"] for row in json.loads(capsys.readouterr().out)["skipped_files"]}
 
 
@@ -131,22 +131,22 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "empty": ("a.py", write(b""), "empty"),
     "blank": ("a.html", write(b"<p> <br>"), "empty"),
     "scan": ("a.pdf", write(make_pdf([], [])), "no text on its 2 pages; if it is a scan, run OCR on it first"),
-    "huge": ("a.csv", make_huge, "holds 1,073,741,824 bytes; the most is 268,435,456"),
+    "huge": ("a.csv", make_huge, "too large: 1,073,741,824 bytes; the limit is 268,435,456"),
     "locked pdf": ("a.pdf", write(make_encrypted_pdf()), "encrypted; save it without a password"),
     "locked docx": ("a.docx", write(b"\xd0\xcf\x11\xe0" + bytes(99)), "encrypted, or an old .doc file"),
-    "zip bomb": ("a.docx", write(bombs("")["overlap.docx"]()), "expands to 2,097,152,000 bytes"),
+    "zip bomb": ("a.docx", write(bombs("")["overlap.docx"]()), "unpacks to 2,097,152,000 bytes"),
     "entity bomb": ("a.docx", write(laughs()), "cannot be parsed: XMLSyntaxError: Maximum entity amplification"),
     "page bomb": ("a.pdf", write(make_bomb_pdf()), "parsing "),  # too much CPU time or memory, whichever comes first
     "tag bomb": ("a.html", write(b"<!--" * 200_000), "parsing took more than 1 s of CPU time"),
-    "disguise": ("a.docx", write(b"hello"), "not a docx file: it is no zip archive"),
+    "disguise": ("a.docx", write(b"hello"), "not a docx file: not a zip archive"),
     "no notebook": ("a.ipynb", write(b"[" * 99_999), "not a Jupyter notebook (RecursionError)"),
     "office": ("a.pptx", write(b"PK"), "no reader for .pptx files; save it as pdf, docx or html"),
-    "link out": ("a.md", lambda path: path.symlink_to("/etc/hostname"), "a link; links are not followed"),
-    "link in a circle": ("a.md", lambda path: path.symlink_to("a.md"), "a link; links are not followed"),
-    "folder in a circle": ("sub", lambda path: path.symlink_to(".."), "a link; links are not followed"),
-    "pipe": ("a.md", os.mkfifo, "no ordinary file"),
-    "socket": ("a.md", make_socket, "no ordinary file"),
-    "device": ("a.md", make_device, "no ordinary file"),
+    "link out": ("a.md", lambda path: path.symlink_to("/etc/hostname"), "a symbolic link; links are not followed"),
+    "link in a circle": ("a.md", lambda path: path.symlink_to("a.md"), "a symbolic link; links are not followed"),
+    "folder in a circle": ("sub", lambda path: path.symlink_to(".."), "a symbolic link; links are not followed"),
+    "pipe": ("a.md", os.mkfifo, "not a regular file"),
+    "socket": ("a.md", make_socket, "not a regular file"),
+    "device": ("a.md", make_device, "not a regular file"),
 }
 
 
@@ -159,22 +159,26 @@ def test_a_bad_file_costs_one_reason(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It is skipped, told and listed with its reason, the good file is indexed, and a second build says the same."""
+    """It is skipped, printed and listed with its reason, the good file is indexed, and a second build says the same."""
     monkeypatch.setattr(parser_worker, "_worker", lambda _: hurried)
     name, make, expected = BAD[kind]
     make(docs / name)
 
     first, again = build(), build("--strict")
 
-    assert (0, [name], {"good.md": GOOD}) == (first.code, list(first.skipped), indexed(docs))
+    assert first.code == 0
+    assert list(first.skipped) == [name]
+    assert indexed(docs) == {"good.md": GOOD}
     assert first.skipped[name].startswith(expected)
     assert f"skipped {name}: {expected}" in first.told
-    assert (3, first.skipped, 1) == (again.code, again.skipped, again.done["unchanged"])
+    assert again.code == 3
+    assert again.skipped == first.skipped
+    assert again.done["unchanged"] == 1
     assert first.skipped == listed(docs, capsys)
 
 
 def test_a_file_with_an_impossible_name_costs_one_reason(docs: Path, build: Build) -> None:
-    """A name that is no text is shown with its bytes spelt out; one with a line end is only a name."""
+    """A name that is not UTF-8 is shown with its bytes escaped; a name with a line end is indexed."""
     with suppress(OSError):
         (docs / os.fsdecode(b"caf\xe9.md")).write_text("text")
     (docs / ("n" * 251 + ".md")).write_text("long name")
@@ -183,8 +187,8 @@ def test_a_file_with_an_impossible_name_costs_one_reason(docs: Path, build: Buil
 
     done = build()
 
-    assert {"caf\\xe9.md": "its name is not UTF-8; rename it"} == done.skipped
-    assert ["GOOD.md", "good.md", "line\nend.md", "n" * 251 + ".md"] == sorted(indexed(docs))
+    assert done.skipped == {"caf\\xe9.md": "its name is not UTF-8; rename it"}
+    assert sorted(indexed(docs)) == ["GOOD.md", "good.md", "line\nend.md", "n" * 251 + ".md"]
 
 
 def test_a_file_that_cannot_be_opened_costs_one_reason(
@@ -196,7 +200,8 @@ def test_a_file_that_cannot_be_opened_costs_one_reason(
 
     done = build()
 
-    assert ({"a.md": "unreadable: Permission denied"}, {"good.md": GOOD}) == (done.skipped, indexed(docs))
+    assert done.skipped == {"a.md": "unreadable: Permission denied"}
+    assert indexed(docs) == {"good.md": GOOD}
 
 
 def test_a_file_that_changes_all_the_time_costs_one_reason(
@@ -214,7 +219,7 @@ def test_a_file_that_changes_all_the_time_costs_one_reason(
 
     monkeypatch.setattr(discovery, "_hash", meddle)
 
-    assert {"a.log": "changing while it is read; build again when it rests"} == build().skipped
+    assert build().skipped == {"a.log": "changing while it is read; build again when no program writes to it"}
 
 
 @pytest.mark.parametrize("how", ["unreadable", "pipe", "link"])
@@ -232,9 +237,10 @@ def test_what_was_indexed_stays_while_its_file_cannot_be_read(
 
     done = build()
 
-    assert (["a.md"], []) == (list(done.skipped), [path for path in ("a.md",) if path not in indexed(docs)])
+    assert list(done.skipped) == ["a.md"]
+    assert "a.md" in indexed(docs)
     with Store.open(docs.parent / "index") as store:
-        assert {"a.md": True, "good.md": False} == {row.path: row.stale for row in store.documents()}
+        assert {row.path: row.stale for row in store.documents()} == {"a.md": True, "good.md": False}
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -260,10 +266,10 @@ def test_an_entity_brings_no_other_file_in(docs: Path, build: Build) -> None:
 
     build()
 
-    assert "see" == indexed(docs)["a.docx"].strip()
-    assert [] == [
+    assert indexed(docs)["a.docx"].strip() == "see"
+    assert [
         path for path in (docs.parent / "index").rglob("*") if path.is_file() and b"canary" in path.read_bytes()
-    ]
+    ] == []
 
 
 def test_equal_files_are_two_documents_with_one_gist(docs: Path, build: Build) -> None:
@@ -272,8 +278,10 @@ def test_equal_files_are_two_documents_with_one_gist(docs: Path, build: Build) -
 
     done = build().done
 
-    assert (2, 2, 1) == (done["documents"], done["chunks"], done["gists_made"])
-    assert 1 == len(list((docs.parent / "index" / "gists").rglob("*.safetensors")))
+    assert done["documents"] == 2
+    assert done["chunks"] == 2
+    assert done["gists_made"] == 1
+    assert len(list((docs.parent / "index" / "gists").rglob("*.safetensors"))) == 1
 
 
 def test_what_is_shorter_than_a_gist_stays_text(docs: Path, build: Build) -> None:
@@ -282,7 +290,9 @@ def test_what_is_shorter_than_a_gist_stays_text(docs: Path, build: Build) -> Non
 
     done = build("--tokens-per-gist", "4").done
 
-    assert (2, 1, 1) == (done["chunks"], done["gists_made"], done["without_gist"])
+    assert done["chunks"] == 2
+    assert done["gists_made"] == 1
+    assert done["without_gist"] == 1
 
 
 def test_control_tokens_are_plain_text(docs: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +311,7 @@ def test_control_tokens_are_plain_text(docs: Path, build: Build, monkeypatch: py
 
     build()
 
-    assert {"a.html", "a.json", "a.md", "good.md"} == set(indexed(docs))
+    assert set(indexed(docs)) == {"a.html", "a.json", "a.md", "good.md"}
     assert max(seen) < 256  # the special ones are 256 and above
 
 
@@ -314,15 +324,17 @@ def test_an_empty_folder_is_a_valid_index(docs: Path, build: Build, engine: Engi
 
     done = build()
 
-    assert (0, 0, {}) == (done.code, done.done["documents"], done.skipped)
+    assert done.code == 0
+    assert done.done["documents"] == 0
+    assert done.skipped == {}
     with GistRAG.open(docs.parent / "index", engine=engine) as rag:
-        assert "There are no documents in this index." == rag.query("Anything?").text
+        assert rag.query("Anything?").text == "There are no documents in this index."
 
 
 def test_a_folder_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
     """Nothing is created, not even a folder for the index."""
-    assert 2 == main.main(["build", str(tmp_path / "docs"), "--index", str(tmp_path / "index")])
-    assert [] == list(tmp_path.iterdir())
+    assert main.main(["build", str(tmp_path / "docs"), "--index", str(tmp_path / "index")]) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 # An end in the middle of a bad file
@@ -349,11 +361,12 @@ def test_a_build_ends_at_once_while_a_file_is_parsed(docs: Path, build: Build) -
     building.send_signal(signal.SIGINT)
     _, told = building.communicate(timeout=parser_worker.CPU_S / 2)  # the parser would go on until its limit
 
-    assert (130, 1) == (building.returncode, told.count("\n"))
+    assert building.returncode == 130
+    assert told.count("\n") == 1
     assert "goes on where it stopped" in told
     assert not _is_running(child)
     (docs / "bomb.html").unlink()
-    assert 1 == build().done["documents"]
+    assert build().done["documents"] == 1
 
 
 def _busy_child(parent: int) -> int:

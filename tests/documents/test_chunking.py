@@ -63,10 +63,10 @@ def require_sound(document: Document, chunks: list[Chunk], most: int) -> None:
         assert document.text[chunk.start : chunk.end] == chunk.text
         assert chunk.text.strip()
         assert at <= chunk.start
-        assert "" == document.text[at : chunk.start].strip()
+        assert document.text[at : chunk.start].strip() == ""
         assert 0 < chunk.tokens <= most
         at = chunk.end
-    assert "" == document.text[at:].strip()
+    assert document.text[at:].strip() == ""
 
 
 MARKDOWN = "".join(
@@ -153,11 +153,11 @@ def test_headings_name_the_way_down(chunker: Chunker) -> None:
     chunks = chunker.split(make_document(text))
 
     by_start = {chunk.text.split("\n")[0]: chunk.heading for chunk in chunks}
-    assert ("A", "B") == by_start["# A"]
-    assert ("A", "B", "C#") == by_start["### C#"]
-    assert ("D",) == by_start["D"]
-    assert ("D", "E") == by_start["E"]
-    assert ("D", "E") == chunks[-1].heading
+    assert by_start["# A"] == ("A", "B")
+    assert by_start["### C#"] == ("A", "B", "C#")
+    assert by_start["D"] == ("D",)
+    assert by_start["E"] == ("D", "E")
+    assert chunks[-1].heading == ("D", "E")
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_what_only_looks_like_a_heading_is_none(chunker: Chunker, text: str) -> 
     """Comments in code and front matter are no titles."""
     chunks = chunker.split(make_document(f"{text}\n{make_prose(500)}"))
 
-    assert {()} == {chunk.heading for chunk in chunks}
+    assert {chunk.heading for chunk in chunks} == {()}
 
 
 def test_other_kinds_have_no_headings(chunker: Chunker) -> None:
     """A comment in Python is no title."""
-    assert {()} == {chunk.heading for chunk in chunker.split(make_document("# comment\n" * 100, "code"))}
+    assert {chunk.heading for chunk in chunker.split(make_document("# comment\n" * 100, "code"))} == {()}
 
 
 def test_pages_are_counted_from_one(chunker: Chunker) -> None:
@@ -191,8 +191,9 @@ def test_pages_are_counted_from_one(chunker: Chunker) -> None:
 
     pages = {chunk.text[:9]: chunk.page for chunk in chunker.split(document)}
 
-    assert (1, 3) == (pages[first[:9]], list(pages.values())[-1])
-    assert {None} == {chunk.page for chunk in chunker.split(make_document(text))}
+    assert pages[first[:9]] == 1
+    assert list(pages.values())[-1] == 3
+    assert {chunk.page for chunk in chunker.split(make_document(text))} == {None}
 
 
 def test_a_heading_is_not_left_alone(chunker: Chunker) -> None:
@@ -202,7 +203,7 @@ def test_a_heading_is_not_left_alone(chunker: Chunker) -> None:
     chunks = chunker.split(make_document(f"# Title\n\n{paragraph}\n\n## Next\n\n{paragraph}"))
 
     titled = [chunk for chunk in chunks if chunk.text.startswith("#")]
-    assert 2 == len(titled)
+    assert len(titled) == 2
     assert all(chunk.tokens > 32 for chunk in titled)
 
 

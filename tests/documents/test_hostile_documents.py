@@ -33,7 +33,7 @@ def test_real_files_are_read(trial: Trial, name: str) -> None:
     """What libraries write becomes text, a locked file its reason."""
     expected = "encrypted; save it without a password" if "locked" in name else "text"
 
-    assert expected == trial.read(name, SEEDS[name])
+    assert trial.read(name, SEEDS[name]) == expected
 
 
 @pytest.mark.parametrize("name", bombs(""))
@@ -71,4 +71,4 @@ def test_the_listener_works(tmp_path: Path) -> None:
 
     subprocess.run([sys.executable, "-c", meddling], env={**os.environ, "PYTHONPATH": str(log.parent)}, check=True)
 
-    assert ["open", "os.mkdir", "os.system"] == [line.split("\t")[0] for line in escapes(log)]
+    assert [line.split("\t")[0] for line in escapes(log)] == ["open", "os.mkdir", "os.system"]

@@ -66,7 +66,7 @@ def test_an_external_entity_is_not_opened(tmp_path: Path) -> None:
 
     leak = make_docx_of_xml("see &x;", f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]>')
 
-    assert "see" == guarded_read(leak, "a.docx").text
+    assert guarded_read(leak, "a.docx").text == "see"
 
 
 def test_an_entity_bomb_does_not_go_off() -> None:
@@ -93,7 +93,7 @@ def test_a_bomb_is_stopped_and_replaced(hurried: Worker) -> None:
     with pytest.raises(DocumentError, match=r"CPU time|memory|crashed"):
         hurried.read(make_bomb_pdf(), "bomb.pdf")
 
-    assert "next" == hurried.read(make_pdf(["next"]), "a.pdf").text
+    assert hurried.read(make_pdf(["next"]), "a.pdf").text == "next"
 
 
 def test_a_parser_that_hangs_is_stopped() -> None:
@@ -157,7 +157,7 @@ def test_a_worker_killed_between_files_costs_nothing(hurried: Worker) -> None:
     hurried.read(b"<p>warm", "a.html")
     kill(hurried)
 
-    assert "kept" == hurried.read(b"<p>kept", "a.html").text
+    assert hurried.read(b"<p>kept", "a.html").text == "kept"
 
 
 def test_a_worker_killed_within_a_file_costs_that_file() -> None:
@@ -166,10 +166,10 @@ def test_a_worker_killed_within_a_file_costs_that_file() -> None:
     worker.read(b"<p>warm", "a.html")
     threading.Timer(0.3, kill, [worker]).start()
 
-    with pytest.raises(DocumentError, match="the parser crashed on it"):
+    with pytest.raises(DocumentError, match="the parser crashed"):
         worker.read(make_bomb_pdf(), "bomb.pdf")
 
-    assert "kept" == worker.read(b"<p>kept", "a.html").text
+    assert worker.read(b"<p>kept", "a.html").text == "kept"
     worker.close()
 
 
@@ -188,13 +188,13 @@ def test_a_machine_without_room_for_a_worker_is_no_fault_of_the_file(monkeypatch
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
 
-    with pytest.raises(ResourceError, match="could not start a process to parse files in: Resource temporarily"):
+    with pytest.raises(ResourceError, match="could not start the parser worker: Resource temporarily"):
         Worker().read(b"<p>a", "a.html")
 
 
 def test_a_reason_cannot_steer_a_terminal() -> None:
     """What a parser quotes from a file is spelt out where it is no letter."""
-    assert r"a \x1b[2J \xd800 é" == _printable("a\n\x1b[2J \ud800 é")
+    assert _printable("a\n\x1b[2J \ud800 é") == r"a \x1b[2J \xd800 é"
 
 
 def test_the_worker_dies_with_its_parent() -> None:
@@ -237,4 +237,4 @@ def test_plain_text_needs_no_worker() -> None:
 
     out = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True).stdout
 
-    assert "0 []" == out.strip()
+    assert out.strip() == "0 []"

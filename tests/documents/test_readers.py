@@ -43,7 +43,9 @@ def test_plain_text_is_read_as_it_stands(name: str, kind: str) -> None:
 
     result = read(expected.encode(), name)
 
-    assert (expected, kind, ()) == (result.text, result.kind, result.pages)
+    assert result.text == expected
+    assert result.kind == kind
+    assert result.pages == ()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -52,7 +54,7 @@ def test_known_encodings_and_line_ends_give_the_same_text(encoding: str, end: st
     """A byte order mark is obeyed and dropped, line ends become one kind."""
     data = end.join(["naïve", "日本"]).encode(encoding)
 
-    assert "naïve\n日本" == read(data, "a.txt").text
+    assert read(data, "a.txt").text == "naïve\n日本"
 
 
 @pytest.mark.parametrize(
@@ -76,14 +78,14 @@ def test_what_is_no_text_is_refused(data: bytes, expected: str) -> None:
 
 def test_a_replacement_character_of_the_author_stays() -> None:
     """A U+FFFD that is really in the file is text like any other."""
-    assert "a\ufffdb" == read("a\ufffdb".encode(), "a.txt").text
+    assert read("a\ufffdb".encode(), "a.txt").text == "a\ufffdb"
 
 
 def test_too_much_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text over the limit is refused with both numbers."""
     monkeypatch.setattr(texts, "TEXT_CHARS_MAX", 3)
 
-    assert "holds 4 characters or more of text; the most is 3" == reason(b"four", "a.txt")
+    assert reason(b"four", "a.txt") == "too long: 4 characters or more of text; the limit is 3"
 
 
 def test_too_much_text_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,16 +97,16 @@ def test_too_much_text_is_refused_before_it_is_decoded(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(texts, "TEXT_CHARS_MAX", 4)
 
-    assert "holds 5 characters or more of text; the most is 4" == reason(Undecoded("née🎉s".encode()), "a.txt")
+    assert reason(Undecoded("née🎉s".encode()), "a.txt") == "too long: 5 characters or more of text; the limit is 4"
 
 
 def test_names_tell_documents() -> None:
     """Suffixes and well-known names are documents, others are not; office formats without a reader are told."""
     names = ["a.PDF", "LICENSE", "a.b.rst", "a.png", "a", "pdf"]
 
-    assert ["a.PDF", "LICENSE", "a.b.rst"] == list(filter(is_document, names))
+    assert list(filter(is_document, names)) == ["a.PDF", "LICENSE", "a.b.rst"]
     assert missing_reader("a.png") is None
-    assert "no reader for .pptx files; save it as pdf, docx or html" == missing_reader("a.PPTX")
+    assert missing_reader("a.PPTX") == "no reader for .pptx files; save it as pdf, docx or html"
 
 
 def test_only_plain_text_has_no_parser() -> None:
@@ -121,7 +123,7 @@ def test_rst_titles_become_headings() -> None:
 
     text = read(source.encode(), "a.rst").text
 
-    assert ["# Top", "## One", "### Deep", "## Two"] == [line for line in text.split("\n") if line.startswith("#")]
+    assert [line for line in text.split("\n") if line.startswith("#")] == ["# Top", "## One", "### Deep", "## Two"]
     assert text.endswith("==== ====\na    b\n==== ====\n\n::\n\n  --\n")
 
 
@@ -133,7 +135,7 @@ def test_rst_with_very_many_title_styles_takes_no_time() -> None:
     text = read(source.encode(), "a.rst").text
 
     assert time.process_time() - started_s < 5
-    assert ["# t", "## t", "###### t"] == [text.split("\n")[at] for at in (0, 2, -3)]
+    assert [text.split("\n")[at] for at in (0, 2, -3)] == ["# t", "## t", "###### t"]
 
 
 def test_html_becomes_markdown() -> None:
@@ -150,7 +152,7 @@ def test_html_becomes_markdown() -> None:
         "| name | price |\n| --- | --- |\n| saw\\|blade | 12 net |\n\n\\# no heading\n\n"
         '````\ndef f():\n    return "```"\n````\n\n## End\n\nbye'
     )
-    assert Text(text=expected, kind="html") == read(page, "a.html")
+    assert read(page, "a.html") == Text(text=expected, kind="html")
 
 
 @pytest.mark.parametrize(
@@ -169,14 +171,14 @@ def test_html_becomes_markdown() -> None:
 )
 def test_broken_html_loses_no_words(page: bytes, expected: str) -> None:
     """Missing and stray tags are forgiven."""
-    assert expected == read(page, "a.htm").text
+    assert read(page, "a.htm").text == expected
 
 
 def test_lists_in_lists_without_end_do_not_grow() -> None:
     """From the ninth level on no item is indented further: 2,000 levels would make four million spaces."""
     text = read(b"<ul><li>x" * 2000, "a.html").text
 
-    assert ["- x", "  - x", " " * 16 + "- x"] == [*text.split("\n")[:2], text.split("\n")[-1]]
+    assert [*text.split("\n")[:2], text.split("\n")[-1]] == ["- x", "  - x", " " * 16 + "- x"]
 
 
 def test_notebooks_keep_markdown_code_and_short_outputs() -> None:
@@ -190,7 +192,7 @@ def test_notebooks_keep_markdown_code_and_short_outputs() -> None:
     data = json.dumps({"cells": cells, "nbformat": 4}).encode()
 
     expected = "# Title\nwords\n\n```python\n1 + 1\n```\n\n```output\n2\n```\n\n```python\nnoise()\n```"
-    assert Text(text=expected, kind="notebook") == read(data, "a.ipynb")
+    assert read(data, "a.ipynb") == Text(text=expected, kind="notebook")
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[]", b"nonsense", b'{"cells": [1]}', b"[" * 100_000])
@@ -210,7 +212,7 @@ def test_what_is_no_notebook_is_refused(data: bytes) -> None:
 )
 def test_tables_become_records(data: bytes, expected: str) -> None:
     """Every row says what its cells are; what is no table stays as it is."""
-    assert Text(text=expected, kind="table") == read(data, "a.csv")
+    assert read(data, "a.csv") == Text(text=expected, kind="table")
 
 
 def test_a_header_far_longer_than_its_rows_takes_no_time() -> None:
@@ -245,19 +247,21 @@ def test_a_name_that_would_be_repeated_without_end_stays_once() -> None:
 )
 def test_json_becomes_paths_and_values(data: bytes, expected: str) -> None:
     """Values keep their path and digits; what is no JSON stays as it is."""
-    assert Text(text=expected, kind="json") == read(data, "a.json")
+    assert read(data, "a.json") == Text(text=expected, kind="json")
 
 
 def test_jsonl_has_a_record_a_line() -> None:
     """A broken line stays as it is, among the others."""
-    assert "a: 1\n\nbroken {\n\na: 2" == read(b'{"a": 1}\nbroken {\n\n{"a": 2}\n', "a.jsonl").text
+    assert read(b'{"a": 1}\nbroken {\n\n{"a": 2}\n', "a.jsonl").text == "a: 1\n\nbroken {\n\na: 2"
 
 
 def test_pdf_pages_have_offsets() -> None:
     """Pages begin where they are said to, an empty one included, and a word cut at a line end is whole."""
     result = read(make_pdf(["Hello infor-", "mation"], [], ["page three"]), "a.pdf")
 
-    assert ("Hello information\n\npage three", "pdf", (0, 19, 19)) == (result.text, result.kind, result.pages)
+    assert result.text == "Hello information\n\npage three"
+    assert result.kind == "pdf"
+    assert result.pages == (0, 19, 19)
 
 
 def test_docx_becomes_markdown() -> None:
@@ -265,7 +269,7 @@ def test_docx_becomes_markdown() -> None:
     expected = "# Handbook\n\nRead me first.\n\n## Tools\n\n- hammer\n- saw\n\n"
     expected += "| tool | price |\n| --- | --- |\n| hammer | 12 |"
 
-    assert Text(text=expected, kind="docx") == read(make_docx(), "a.docx")
+    assert read(make_docx(), "a.docx") == Text(text=expected, kind="docx")
 
 
 def test_a_docx_as_long_as_a_book_takes_no_time() -> None:
@@ -281,7 +285,7 @@ def test_a_docx_as_long_as_a_book_takes_no_time() -> None:
     text = read(data, "a.docx").text
 
     assert time.process_time() - started_s < 10
-    assert 20_000 == text.count("x")
+    assert text.count("x") == 20_000
 
 
 def test_docx_cells_that_span_rows_stand_in_each_row() -> None:
@@ -298,7 +302,7 @@ def test_docx_cells_that_span_rows_stand_in_each_row() -> None:
     lines = read(out.getvalue(), "a.docx").text.split("\n")
 
     assert time.process_time() - started_s < 8
-    assert ["|  | all year | day 0 |", "| --- | --- | --- |", "|  | all year | day 599 |"] == [*lines[:2], lines[-1]]
+    assert [*lines[:2], lines[-1]] == ["|  | all year | day 0 |", "| --- | --- | --- |", "|  | all year | day 599 |"]
 
 
 @pytest.mark.parametrize(
@@ -315,7 +319,7 @@ def test_docx_spans_are_not_believed(span: str, expected: str) -> None:
 
     text = read(with_part(make_docx(), "word/document.xml", xml.encode()), "a.docx").text
 
-    assert expected == text
+    assert text == expected
 
 
 def locked_zip() -> bytes:
@@ -339,7 +343,7 @@ def locked_zip() -> bytes:
         (b"PK\x05\x06" + bytes(18), "nothing.docx", "not a docx file: the archive holds no Word document"),
         (with_part(make_docx(), "_rels/.rels", b"<Relationships/>"), "other.docx", "not a docx file: the archive"),
         (locked_zip(), "locked.docx", "encrypted; save it without a password"),
-        (with_part(make_docx(), "x", b"0" * 2**25), "ratio.docx", "expands"),
+        (with_part(make_docx(), "x", b"0" * 2**25), "ratio.docx", "unpacks to "),
     ],
 )
 def test_documents_that_cannot_be_read_have_a_reason(data: bytes, name: str, expected: str) -> None:
@@ -351,5 +355,5 @@ def test_a_zip_that_expands_too_far_is_refused(monkeypatch: pytest.MonkeyPatch) 
     """The expanded size counts even where the ratio is harmless."""
     monkeypatch.setattr(word, "ZIP_BYTES_MAX", 1000)
 
-    with pytest.raises(DocumentError, match=r"expands to [\d,]+ bytes; the most is 1,000"):
+    with pytest.raises(DocumentError, match=r"unpacks to [\d,]+ bytes; the limit is 1,000"):
         word.read_docx(make_docx())

@@ -1,10 +1,10 @@
-"""Looks for bytes that a reader answers with anything but a sound text or one sound reason; see README.md.
+"""Looks for bytes from which a reader makes neither a valid text nor one valid reason; see README.md.
 
     python tests/fuzz/fuzz_readers.py html /tmp/found -max_total_time=60
 
-The first argument is a suffix of `gistrag.documents.readers.READERS`, or ``chunks`` for the step from text to
-chunks. The second
-is a folder for what is found on the way; whatever follows is for libFuzzer. Inputs that fail are left where it runs.
+The first argument is a suffix of `gistrag.documents.readers.READERS`, or ``chunks`` for the step from text to chunks.
+The second is a folder for inputs that reach new code; the others go to libFuzzer. Inputs that fail stay in the working
+folder.
 """
 
 from __future__ import annotations

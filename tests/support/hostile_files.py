@@ -70,7 +70,8 @@ def require_whole(document: Document, chunks: Sequence[Chunk]) -> None:
     """Return if chunks are what chunking promises: in order, apart, and nothing but white space left out."""
     end = 0
     for number, chunk in enumerate(chunks):
-        assert (number, document.text[chunk.start : chunk.end]) == (chunk.ordinal, chunk.text)
+        assert chunk.ordinal == number
+        assert chunk.text == document.text[chunk.start : chunk.end]
         assert chunk.start >= end
         assert not document.text[end : chunk.start].strip()
         end = chunk.end

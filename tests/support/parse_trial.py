@@ -95,7 +95,7 @@ def tried(folder: Path, child: Worker) -> Iterator[Trial]:
         finally:
             child.close()
             trial.tripwire.close()
-    assert [] == escapes(log)
+    assert escapes(log) == []
     assert 0 < trial.peak_bytes <= MEMORY_BYTES
 
 

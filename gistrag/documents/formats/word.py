@@ -34,19 +34,19 @@ def read_docx(data: bytes) -> Text:
 def _require_small_zip(data: bytes) -> None:
     """Return if the archive is small when it is unpacked; zipfile never reads more than the declared size."""
     if data.startswith(b"\xd0\xcf\x11\xe0"):
-        raise DocumentError("encrypted, or an old .doc file by another name; save it as docx without a password")
+        raise DocumentError("encrypted, or an old .doc file named .docx; save it as docx without a password")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        raise DocumentError("not a docx file: it is no zip archive") from None
+        raise DocumentError("not a docx file: not a zip archive") from None
     if any(entry.flag_bits & 1 for entry in entries):
         raise DocumentError("encrypted; save it without a password")
     expanded = sum(entry.file_size for entry in entries)
     if expanded > ZIP_BYTES_MAX:
-        raise DocumentError(f"expands to {expanded:,} bytes; the most is {ZIP_BYTES_MAX:,}")
+        raise DocumentError(f"unpacks to {expanded:,} bytes; the limit is {ZIP_BYTES_MAX:,}")
     if expanded > ZIP_RATIO_MAX * len(data):
-        raise DocumentError(f"expands {expanded // len(data)} times; the most is {ZIP_RATIO_MAX}")
+        raise DocumentError(f"unpacks to {expanded // len(data)} times its size; the limit is {ZIP_RATIO_MAX} times")
 
 
 def _docx_blocks(container: Any, styles: Mapping[str, str]) -> Iterator[Block]:
