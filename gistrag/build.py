@@ -1,8 +1,6 @@
 """`python -m gistrag.build` is `gistrag build`."""
 
-import sys
-
-from gistrag.cli.main import main
+from gistrag.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main(["build", *sys.argv[1:]]))
+    run("build")

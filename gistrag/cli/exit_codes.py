@@ -30,15 +30,8 @@ logger = logging.getLogger("gistrag")
 INTERRUPTED = 130
 READER_GONE = 141
 INSIST_S = 3.0
-
-
-def application(*, completes: bool = False) -> typer.Typer:
-    """Return an empty typer application that leaves errors to `run`.
-
-    Args:
-        completes: it can teach a shell to complete its commands, see `completed`.
-    """
-    return typer.Typer(add_completion=completes, pretty_exceptions_enable=False, rich_markup_mode=None)
+RESUMED = {"build", "synthesize", "train", "evaluate"}
+"""Commands that resume where they stopped."""
 
 
 def examples(*lines: str) -> str:
@@ -52,17 +45,21 @@ def run(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> int:
     Args:
         app: with one command or several.
         argv: arguments without the program's name; None for those of the process.
-        program: how it is called, for messages.
+        program: its name, for messages.
     """
+    verb: str | None = None
     with _messages(), _terminable():
         try:
             command = typer.main.get_command(app)
             with command.make_context(program, list(sys.argv[1:] if argv is None else argv)) as context:
-                code: int | None = command.invoke(context)
+                try:
+                    code: int | None = command.invoke(context)
+                finally:
+                    verb = context.invoked_subcommand
             sys.stdout.flush()
             return code or 0
         except BaseException as error:
-            return _explained(error)
+            return _explained(error, verb)
 
 
 def completed(app: typer.Typer, *, program: str) -> int | None:
@@ -78,15 +75,15 @@ def completed(app: typer.Typer, *, program: str) -> int | None:
     return shell_complete(typer.main.get_command(app), {}, program, variable, instruction)
 
 
-def _explained(error: BaseException) -> int:
-    """Say in one line what went wrong and return the exit code for it."""
-    code, line = _verdict(error)
+def _explained(error: BaseException, verb: str | None) -> int:
+    """Print in one line what went wrong with a command, and return the exit code."""
+    code, line = _verdict(error, verb)
     if line:
         logger.error(" ".join(line.split()), exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
     return code
 
 
-def _verdict(error: BaseException) -> tuple[int, str]:
+def _verdict(error: BaseException, verb: str | None) -> tuple[int, str]:
     """Return the exit code for an error and the line that explains it."""
     match error:
         case typer.Exit():
@@ -94,7 +91,7 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         case GistRAGError():
             return error.exit_code, str(error)
         case KeyboardInterrupt() | SystemExit(code=130) | typer.Abort():
-            return INTERRUPTED, "interrupted; a build that is run again goes on where it stopped"
+            return INTERRUPTED, "interrupted" + ("; run the same command again to resume" if verb in RESUMED else "")
         case SystemExit(code=0):  # how typer ends when it has taught a shell
             return 0, ""
         case SystemExit():  # how rich takes it when the reader is gone
@@ -113,8 +110,11 @@ def _verdict(error: BaseException) -> tuple[int, str]:
 
 def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
-    told = error.format_message().rstrip(".")
-    return f"{told}; see {context.command_path} --help" if context else told
+    message: str = error.format_message().rstrip(".")
+    if context is None:
+        return message
+    link = " See" if message.endswith("?") else "; see"
+    return f"{message}{link} {context.command_path} --help"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gistrag import __version__
 from gistrag.cli import (
@@ -28,22 +31,45 @@ from gistrag.cli import (
     train,
     verify,
 )
-from gistrag.cli.exit_codes import application, completed, examples
+from gistrag.cli.exit_codes import completed, examples
 
-VERBS: tuple[ModuleType, ...] = (
-    build, query, chat, serve, mcp, inspect, verify, gc, backup, models, synthesize, train, evaluate, export, bench,
-)  # fmt: skip
-"""The module of each command; it holds a function of its name, and examples for its help."""
+PROGRAM = "gistrag"
+GROUPS: dict[str, tuple[ModuleType, ...]] = {
+    "Use": (build, query, chat, serve),
+    "Look after": (inspect, verify, gc, backup, models),
+    "Agents and research": (mcp, synthesize, train, evaluate, export, bench),
+}
+"""The modules of the commands, under the headings of the help; each holds a function of its name, and EXAMPLES."""
 
-app = application(completes=True)
-for _module in VERBS:
-    _name = _module.__name__.rpartition(".")[2]
-    app.command(_name, epilog=examples(*_module.EXAMPLES))(getattr(_module, _name))
+
+def _verb(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+class _Grouped(TyperGroup):
+    """Lists the commands under headings, and answers a bare question with the command that asks it."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands))
+        for title, modules in GROUPS.items():
+            listed = [self.commands[_verb(module)] for module in modules]
+            with formatter.section(title):
+                formatter.write_dl([(f"{one.name:<{width}}", one.get_short_help_str(200)) for one in listed])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if " " in args[0].strip():
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {PROGRAM} query {shlex.quote(args[0])}?")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=_Grouped, pretty_exceptions_enable=False, rich_markup_mode=None)  # `run` takes the errors
+for _module in chain.from_iterable(GROUPS.values()):
+    app.command(_verb(_module), epilog=examples(*_module.EXAMPLES))(getattr(_module, _verb(_module)))
 
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        print(f"gistrag {__version__}")
+        print(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 
@@ -65,10 +91,10 @@ def program(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    code = completed(app, program="gistrag")
-    return exit_codes.run(app, argv, program="gistrag") if code is None else code
+    code = completed(app, program=PROGRAM)
+    return exit_codes.run(app, argv, program=PROGRAM) if code is None else code
 
 
-def run() -> None:
-    """Run the program and end the process with its exit code."""
-    sys.exit(main())
+def run(*verb: str) -> None:
+    """Run the program, or one verb of it, with the arguments of the process, and end the process."""
+    sys.exit(main([*verb, *sys.argv[1:]]))

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from support.tiny_models import byte_tokenizer
 
 from gistrag.answering.answer import Answer, Options
@@ -32,10 +34,11 @@ from gistrag.index.store import IndexedChunk, Store
 from gistrag.kv.cache import GistCache
 from gistrag.model import hub
 from gistrag.model.prompt import passage_text
+from gistrag.rag import GistRAG
 from gistrag.settings import IndexSettings
 from gistrag.storage import files
 
-VERBS = tuple(verb.__name__.rpartition(".")[2] for verb in main.VERBS)
+VERBS = tuple(verb.__name__.rpartition(".")[2] for group in main.GROUPS.values() for verb in group)
 TEXT = "The harbour has three cranes."
 
 
@@ -97,11 +100,11 @@ def test_help_and_usage_errors_are_quick(arguments: list[str]) -> None:
     for _ in range(3):  # others may use the machine, so one quick run is enough
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         has_torch, seconds = ran.stdout.split()[-2:]
-        if float(seconds) < 1:
+        if float(seconds) <= 0.7:
             break
 
     assert "False" == has_torch
-    assert float(seconds) < 1
+    assert float(seconds) <= 0.7
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -153,9 +156,28 @@ def test_a_missing_folder_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_no_verb_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     """`gistrag` alone shows the commands and ends with code 2."""
-    assert 2 == main.main([])
+    code = main.main([])
+
     shown = capsys.readouterr().out
-    assert all(f"\n  {verb} " in shown for verb in VERBS)
+    assert code == 2
+    assert [verb for verb in VERBS if f"\n  {verb} " not in shown] == []
+
+
+def test_the_help_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """What everybody needs comes first, under a heading of its own."""
+    main.main(["--help"])
+
+    sections = capsys.readouterr().out.partition("\nUse:\n")[2].split("\n\n")
+    assert re.findall(r"^  (\w+)", sections[0], re.MULTILINE) == ["build", "query", "chat", "serve"]
+    assert [section.splitlines()[0] for section in sections[1:3]] == ["Look after:", "Agents and research:"]
+
+
+def test_a_bare_question_is_answered_with_the_command_that_asks_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """`gistrag "a question"` is refused, with the command line that was meant."""
+    code = main.main(["How many cranes are there?"])
+
+    assert code == 2
+    assert "Did you mean gistrag query 'How many cranes are there?'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["query", "x"], ["chat"], ["inspect"], ["verify"], ["bench"]])
@@ -223,7 +245,7 @@ def test_a_bash_learns_to_complete(tmp_path: Path) -> None:
 
 def _fail_with(error: BaseException) -> Any:
     """Return an application whose one command raises *error*."""
-    app = exit_codes.application()
+    app = typer.Typer(rich_markup_mode=None)
 
     @app.command("fail")
     def fail(quiet: options.Quiet = False, debug: options.Debug = False) -> None:
@@ -253,6 +275,23 @@ def test_errors_become_codes(error: BaseException, code: int, told: str, capsys:
 
     assert code == exit_codes.run(_fail_with(error), ["--debug"], program="gistrag fail")
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("verb", "told"), [("build", "run the same command again to resume"), ("gc", "interrupted")])
+def test_an_interruption_says_what_resumes(
+    verb: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only a command that resumes where it stopped says so."""
+
+    def stop(*given: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "open", stop)
+    monkeypatch.setattr(GistRAG, "from_folder", stop)
+    code = main.main([verb, "."] if verb == "build" else [verb])
+
+    assert code == 130
+    assert capsys.readouterr().err.strip().endswith(told)
 
 
 def test_a_run_leaves_the_process_as_it_was() -> None:
@@ -575,4 +614,4 @@ def test_an_interrupted_build_ends_at_once(number: signal.Signals, tmp_path: Pat
             continue
 
     assert building.returncode == 130
-    assert "goes on where it stopped" in told
+    assert "run the same command again to resume" in told

@@ -363,7 +363,7 @@ def test_a_build_ends_at_once_while_a_file_is_parsed(docs: Path, build: Build) -
 
     assert building.returncode == 130
     assert told.count("\n") == 1
-    assert "goes on where it stopped" in told
+    assert "run the same command again to resume" in told
     assert not _is_running(child)
     (docs / "bomb.html").unlink()
     assert build().done["documents"] == 1

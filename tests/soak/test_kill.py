@@ -213,7 +213,7 @@ def test_interrupted_build(
     started_s = time.monotonic()
     assert child.wait() == 130
     assert time.monotonic() - started_s < LIMIT_S
-    assert "gistrag: interrupted; a build that is run again goes on where it stopped\n" == child.errors()
+    assert "gistrag: interrupted; run the same command again to resume\n" == child.errors()
     killing.look(child.reports(), set(killing.versions.items()))
     last_commit = [line for line in child.reports() if line[0] == "commit"][-1]
     assert killing.acknowledged == _state(last_commit[1])
