@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from gistrag.errors import UnsupportedModelError
-from gistrag.model.gguf import converted
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -39,9 +36,3 @@ def require_supported(config: Any) -> None:
                                     f"window {getattr(config, 'sliding_window', None)}")  # fmt: skip
     if rope.get("rope_type", "default") not in ROPE_TYPES:
         raise UnsupportedModelError(f"expected RoPE of {', '.join(ROPE_TYPES)}, found {rope.get('rope_type')!r}")
-
-
-def read_config(path: Path) -> Any:
-    """Return the transformers configuration of a model folder or GGUF file; no weights are read."""
-    folder = converted(path) if path.suffix == ".gguf" else path
-    return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
