@@ -25,7 +25,7 @@ def corpus() -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of real files: the seeds, the manual, the code and the tests of this repository."""
     yield from SEEDS.items()
     for folder in ("docs", "gistrag", "tests"):
-        paths = (path for path in sorted((REPOSITORY / folder).glob("*")) if path.is_file() and is_document(path.name))
+        paths = (path for path in sorted((REPOSITORY / folder).rglob("*")) if path.is_file() and is_document(path.name))
         yield from ((path.name, path.read_bytes()) for path in paths)
 
 
