@@ -1,47 +1,59 @@
-"""How far a build is: a bar with rate and remaining time on a terminal, plain lines elsewhere.
+"""Progress of long work on standard error: a bar with rate and remaining time on a terminal, plain lines elsewhere.
 
-The library never prints by itself; whoever starts a build passes a `Progress` or leaves it out.
+The library never prints by itself; the caller passes a `Progress` or leaves it out. The commands show synthesis and
+evaluation with the same class.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+T = TypeVar("T")
+
 
 class Progress(Protocol):
-    """What a build tells: first the whole, then each step."""
+    """Receives the progress of a build: first the whole, then each step."""
 
     def plan(self, *, chunks: int, tokens: int, gist_bytes: int) -> None:
-        """Say how much work there is before it starts."""
+        """Receive how much work is ahead, and how much disk its gists need at most."""
 
     def advance(self, *, chunks: int, tokens: int) -> None:
-        """Say that this much more is done."""
+        """Receive how much more is done."""
 
 
 class NoProgress:
-    """A progress that nobody watches."""
+    """A progress that shows nothing."""
 
     def plan(self, *, chunks: int, tokens: int, gist_bytes: int) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def advance(self, *, chunks: int, tokens: int) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
 
 class TerminalProgress:
-    """A progress on standard error: a bar where it is a terminal, else one plain line every *interval_s* seconds."""
+    """A progress on standard error: a bar on a terminal, elsewhere a plain line every *interval_s* seconds.
 
-    def __init__(self, *, interval_s: float = 10.0) -> None:
-        self._interval_s = interval_s
+    As a context manager it removes the bar at its end.
+
+    Args:
+        doing: verb before the bar.
+        unit: what is counted; work without tokens, such as answers, is measured in it alone.
+        interval_s: seconds between two plain lines.
+    """
+
+    def __init__(self, doing: str = "compressing", unit: str = "chunks", *, interval_s: float = 10.0) -> None:
+        self._doing, self._unit, self._interval_s = doing, unit, interval_s
         self._bar: Bar | None = None
         self._done_chunks = self._done_tokens = self._chunks = self._tokens = 0
-        self._started_s = self._spoke_s = time.monotonic()
+        self._started_s = self._printed_s = time.monotonic()
 
     def __enter__(self) -> TerminalProgress:
         return self
@@ -53,38 +65,54 @@ class TerminalProgress:
             self._bar.stop()
 
     def plan(self, *, chunks: int, tokens: int, gist_bytes: int) -> None:
-        """Print what is ahead, with the disk it needs."""
+        """Print what is ahead, with the disk it needs, and show the bar."""
         self._chunks, self._tokens = chunks, tokens
-        self._started_s = self._spoke_s = time.monotonic()
-        _say(f"{chunks:,} chunks, {tokens:,} tokens to compress; the gists need up to {megabytes(gist_bytes)} of disk")
-        if chunks and sys.stderr.isatty():
+        self._started_s = self._printed_s = time.monotonic()
+        if not chunks:
+            return
+        size = f", {tokens:,} tokens" if tokens else ""
+        disk = f"; the gists need up to {megabytes(gist_bytes)} of disk" if gist_bytes else ""
+        _print(f"{self._doing} {chunks:,} {self._unit}{size}{disk}")
+        if sys.stderr.isatty():
             self._start_bar()
 
     def advance(self, *, chunks: int, tokens: int) -> None:
-        """Move the bar, or print a line when it is time for one."""
+        """Move the bar, or print a line if one is due."""
         self._done_chunks += chunks
         self._done_tokens += tokens
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done_tokens, note=self._note())
-        elif time.monotonic() - self._spoke_s >= self._interval_s:
-            self._spoke_s = time.monotonic()
-            _say(f"{self._done_chunks:,} of {self._chunks:,} chunks, {self._note()}")
+            done = self._done_tokens if self._tokens else self._done_chunks
+            self._bar.update(self._bar.task_ids[0], completed=done, note=self._note())
+        elif time.monotonic() - self._printed_s >= self._interval_s:
+            self._printed_s = time.monotonic()
+            _print(f"{self._done_chunks:,} of {self._chunks:,} {self._unit}, {self._note()}")
 
     def _note(self) -> str:
+        """Return rate and remaining time, the latter from tokens where they are known."""
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)
-        rate = self._done_tokens / elapsed_s
-        left_s = (self._tokens - self._done_tokens) / rate if rate else 0
-        return f"{self._done_chunks / elapsed_s:.1f} chunks/s, {rate:,.0f} tokens/s, {left_s:,.0f} s left"
+        done, total = (self._done_tokens, self._tokens) if self._tokens else (self._done_chunks, self._chunks)
+        rates = [f"{self._done_chunks / elapsed_s:,.1f} {self._unit}/s"]
+        rates += [f"{self._done_tokens / elapsed_s:,.0f} tokens/s"] if self._tokens else []
+        left = [f"{_duration(elapsed_s / done * (total - done))} left"] if done else []
+        return ", ".join([*rates, *left])
 
     def _start_bar(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("compressing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
+        columns = (TextColumn(self._doing), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
         self._bar = Bar(*columns, console=Console(stderr=True))
-        self._bar.add_task("", total=self._tokens, note="")
+        self._bar.add_task("", total=self._tokens or self._chunks, note="")
         self._bar.start()
+
+
+def shown(items: Iterable[T], progress: Progress, *, total: int) -> Iterator[T]:
+    """Yield *items*, and report each to *progress* as one chunk done."""
+    progress.plan(chunks=total, tokens=0, gist_bytes=0)
+    for item in items:
+        yield item
+        progress.advance(chunks=1, tokens=0)
 
 
 def megabytes(count: int) -> str:
@@ -96,6 +124,17 @@ def megabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _say(line: str) -> None:
+def _duration(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> _duration(90), _duration(600), _duration(9000)
+    ('90 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _print(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet
-from gistrag.cli.output import print_json, say
-from gistrag.progress import NoProgress, Progress, TerminalProgress, megabytes
+from gistrag.cli.output import print_json, progress_of, say
+from gistrag.progress import megabytes
 from gistrag.settings import KvCacheDtype, Placement
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def build(
     """
     from gistrag.rag import GistRAG
 
-    with _watching(quiet) as progress:
+    with progress_of() as progress:
         rag = GistRAG.from_folder(
             folder,
             index=index,
@@ -137,10 +136,6 @@ def summary(rag: GistRAG) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "tokens_per_s": round(report.tokens / report.seconds, 1) if report.seconds else 0.0,
     }
-
-
-def _watching(is_quiet: bool) -> AbstractContextManager[Progress]:
-    return nullcontext(NoProgress()) if is_quiet else TerminalProgress()
 
 
 def _lines(done: dict[str, Any]) -> list[str]:

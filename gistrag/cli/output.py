@@ -9,11 +9,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gistrag.errors import UsageError
+from gistrag.progress import NoProgress, Progress, TerminalProgress
 
 if TYPE_CHECKING:
     from gistrag.answering.answer import Answer
@@ -49,6 +50,11 @@ def loading() -> Iterator[None]:
     finally:
         if is_enabled:
             gc.enable()
+
+
+def progress_of(doing: str = "compressing", unit: str = "chunks") -> AbstractContextManager[Progress]:
+    """Return what shows how far some work is, nothing under ``--quiet``; see `gistrag.progress.TerminalProgress`."""
+    return TerminalProgress(doing, unit) if logger.isEnabledFor(logging.INFO) else nullcontext(NoProgress())
 
 
 def require_output(path: Path) -> None:

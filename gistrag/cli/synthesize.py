@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -14,14 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from gistrag.cli.options import Debug, Device, Json, Quiet
-from gistrag.cli.output import loading, print_json, say
+from gistrag.cli.output import loading, print_json, progress_of, say
 from gistrag.errors import ResourceError, UsageError
-from gistrag.progress import NoProgress, Progress
 from gistrag.settings import DEFAULT_MODEL, IndexSettings
 
 if TYPE_CHECKING:
-    import rich.progress
-
     from gistrag.documents.discovery import Skipped
     from gistrag.model.gist_model import GistModel
     from gistrag.training.generate import Passage, Report
@@ -29,7 +24,6 @@ if TYPE_CHECKING:
 
 PARTIAL = 3
 REASONS_SHOWN = 5
-INTERVAL_S = 10.0
 KEYS = ("GISTRAG_TEACHER_KEY", "OPENAI_API_KEY")
 
 
@@ -96,7 +90,7 @@ def synthesize(
     wanted = kinds_from(kinds)
     base = cache(lambda: _load(model, quantize, device))
     remote = _endpoint(base_url, teacher, timeout_s=timeout_s, retries=retries)
-    with Ledger.opened(output) as ledger, _watching(is_quiet=quiet) as progress:
+    with Ledger.opened(output) as ledger, progress_of("writing", "texts") as progress:
         passages, skipped = _passages(source, base, window=window, training_only=training_only)
         writer = None if wanted == [PLANTED] else remote or _local(base)
         judge = _local(base) if TASKS.keys() & wanted else None
@@ -213,43 +207,3 @@ def _require_answers(report: Report) -> None:
             f"the teacher answered none of {unanswered:,} requests; "
             "start it, or check --base-url, and run the same command again"
         )
-
-
-class _Watch:
-    """Shows how many texts are done: a bar on a terminal, elsewhere a line every `INTERVAL_S` seconds."""
-
-    def __init__(self, bar: rich.progress.Progress) -> None:
-        self._bar = bar
-        self._count = self._done = 0
-        self._started_s = self._spoke_s = time.monotonic()
-
-    def plan(self, *, chunks: int, tokens: int, gist_bytes: int) -> None:
-        """Print how many texts are to be written."""
-        self._count = chunks
-        self._started_s = self._spoke_s = time.monotonic()
-        say(f"{chunks:,} texts to write")
-        self._bar.add_task("", total=chunks)
-
-    def advance(self, *, chunks: int, tokens: int) -> None:
-        """Move the bar, or print a line if one is due."""
-        self._done += chunks
-        now_s = time.monotonic()
-        self._bar.advance(self._bar.task_ids[0], chunks)
-        if self._bar.disable and now_s - self._spoke_s >= INTERVAL_S:
-            self._spoke_s = now_s
-            left_s = (now_s - self._started_s) / self._done * (self._count - self._done)
-            say(f"{self._done:,} of {self._count:,} texts, {left_s:,.0f} s left")
-
-
-@contextmanager
-def _watching(*, is_quiet: bool) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    if is_quiet:
-        yield NoProgress()
-        return
-    columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        yield _Watch(bar)

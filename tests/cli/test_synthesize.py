@@ -156,7 +156,7 @@ def test_people_get_counts(
     run(docs, serve(lambda number, body: good(number, body) if number else "nothing"), "--kinds", "detail,planted")
 
     told = capsys.readouterr()
-    assert "20 texts to write" in told.err
+    assert "writing 20 texts" in told.err
     assert "skipped broken.pdf: " in told.err
     assert "dropped: 1 unreadable" in told.err
     assert "9 detail, " in told.err
@@ -228,14 +228,3 @@ def test_an_empty_folder_is_refused(tmp_path: Path, base: GistModel, capsys: pyt
 def test_a_missing_source_is_refused(tmp_path: Path, base: GistModel) -> None:
     """As any argument that names nothing."""
     assert run(tmp_path / "nowhere", None) == 2
-
-
-def test_progress_is_a_line_now_and_then(
-    docs: Path, base: GistModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where nobody watches a terminal."""
-    monkeypatch.setattr(synthesize, "INTERVAL_S", 0.0)
-
-    run(docs, None, "--kinds", "planted")
-
-    assert "10 of 10 texts, 0 s left" in capsys.readouterr().err
