@@ -12,14 +12,15 @@ Nothing here knows a model, an arm or a file.
 
 from __future__ import annotations
 
-import random
 import re
 import string
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
 
 DRAWS = 1000
 CONFIDENCE = 0.95
@@ -125,22 +126,17 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: i
         raise ValueError(f"expected as many denominators as numerators, got {len(denominators)} and {count}")
     if not sum(denominators):
         return None
-    drawn = []
-    for draw in _draws(count, seed):
-        below = sum(map(denominators.__getitem__, draw))
-        if below:
-            drawn.append(sum(map(numerators.__getitem__, draw)) / below)
-    drawn.sort()
-    tail = (1 - CONFIDENCE) / 2 * (len(drawn) - 1)
-    low, high = drawn[round(tail)], drawn[round(len(drawn) - 1 - tail)]
-    return Estimate(sum(numerators) / sum(denominators), low, high, count)
+    draws = _draws(count, seed)
+    above, below = (np.asarray(values, float)[draws].sum(axis=1) for values in (numerators, denominators))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(above[below > 0] / below[below > 0], [tail, 1 - tail])
+    return Estimate(sum(numerators) / sum(denominators), float(low), float(high), count)
 
 
 @lru_cache(maxsize=8)
-def _draws(count: int, seed: int) -> list[array[int]]:
-    """Return `DRAWS` times *count* numbers of questions, drawn with replacement."""
-    randomness = random.Random(f"{seed} {count}")
-    return [array("l", randomness.choices(range(count), k=count)) for _ in range(DRAWS)]
+def _draws(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of resampled questions, ``(DRAWS, count)``."""
+    return np.random.default_rng(seed).integers(count, size=(DRAWS, count))
 
 
 def mean(values: Sequence[float], *, seed: int = 0) -> Estimate | None:
