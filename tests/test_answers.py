@@ -17,8 +17,10 @@ from support.fake_compressor import fake_compression
 
 from gistrag import GistRAG
 from gistrag.compression.compress import compress
-from gistrag.evaluation.cases import Case, Passage
-from gistrag.evaluation.runner import Arm, Examiner
+from gistrag.evaluation.arms import Arm, MemoryCache
+from gistrag.evaluation.cases import Case
+from gistrag.evaluation.corpus import Passage
+from gistrag.evaluation.runner import Runner
 from gistrag.index.retriever import Hit
 from gistrag.kv.cache import concatenate
 from gistrag.model.generation import generate, read_text
@@ -30,19 +32,19 @@ ROOT = Path(__file__).parents[1]
 TOP_K, NEW_TOKENS = 3, 24
 PAGES = ("how-gists-work.md", "concepts.md")
 ARMS = (
-    Arm("text untuned", "text", is_tuned=False),
+    Arm("text without adapter", "text", has_adapter=False),
     Arm("text", "text"),
-    Arm("full cache", "gists", "selected", 1),
+    Arm("uncompressed KV", "gists", "selected", 1),
     Arm("gist 2", "gists", "matched", 2),
     Arm("gist 4", "gists", "matched", 4),
     Arm("hybrid 4", "hybrid", "matched", 4),
-    Arm("gist 4 untuned", "gists", "matched", 4, is_tuned=False),
-    Arm("selected 4 untuned", "gists", "selected", 4, is_tuned=False),
+    Arm("gist 4 without adapter", "gists", "matched", 4, has_adapter=False),
+    Arm("selected 4 without adapter", "gists", "selected", 4, has_adapter=False),
 )
 EVERY = 3
 """Every third of the hundred questions is left out: all of them take a slow machine a quarter of an hour."""
 
-FLOORS = {"full cache": 0.7, "gist 2": 0.7, "gist 4": 0.7, "hybrid 4": 0.7}
+FLOORS = {"uncompressed KV": 0.7, "gist 2": 0.7, "gist 4": 0.7, "hybrid 4": 0.7}
 """Of what text answers; the last two were measured at 0.84 and 0.90, and so few questions about one manual vary."""
 
 
@@ -113,7 +115,7 @@ def trial(manual: GistRAG) -> Trial:
     hits = [manual.retrieve(question.question, top_k=5) for question in questions]
     cases = [case(number, *pair) for number, pair in enumerate(zip(questions, hits, strict=True))]
     answered = {arm.name: [False] * len(cases) for arm in ARMS}
-    for row in Examiner(manual.model).rows([(one, arm) for one in cases for arm in ARMS]):
+    for row in Runner(MemoryCache(manual.model)).rows([(one, arm) for one in cases for arm in ARMS]):
         answered[row["arm"]][int(row["name"])] = bool(row["contains"])
     return Trial(questions, hits, answered)
 
@@ -128,9 +130,9 @@ def test_the_written_questions(trial: Trial, record_property: Callable[[str, obj
 
     assert len(trial.questions) >= 60
     assert trial.recall(3) >= 0.9
-    assert trial.share("text") > trial.share("text untuned")
+    assert trial.share("text") > trial.share("text without adapter")
     assert {arm for arm, floor in FLOORS.items() if trial.kept(arm) < floor} == set()
-    assert trial.share("gist 4 untuned") > trial.share("selected 4 untuned")
+    assert trial.share("gist 4 without adapter") > trial.share("selected 4 without adapter")
 
 
 def test_a_query_answers_from_gists_alone(rag: GistRAG) -> None:

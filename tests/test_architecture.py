@@ -35,7 +35,7 @@ DOORS = {
     "fastapi": {"server.app"},
     "h11": {"server.http"},
     "huggingface_hub": {"model.hub"},
-    "matplotlib": {"evaluation.report", "training.checkpoints"},
+    "matplotlib": {"evaluation.plots", "training.checkpoints"},
     "mcp": {"server.mcp"},
     "openai": {"training.teacher"},
     "pathspec": {"documents.patterns"},

@@ -22,11 +22,16 @@ RESEARCH = re.compile(r"gistrag\.kv(\.\w+)*|gistrag\.compression\.compress(\.\w+
 OPEN_MACHINE = {
     "notebooks/02_inside_a_gist.ipynb": {"cli", "model", "settings"},  # looks at kept tokens of a loaded model
     "notebooks/03_train_an_adapter.ipynb": {"model", "qa", "settings", "training"},  # takes training steps one by one
-    "notebooks/04_results.ipynb": {"evaluation"},  # draws the tables of an evaluation again
+    "notebooks/bench/frontier.py": {"compression", "evaluation", "model", "qa", "settings", "storage"},  # own cases
     "notebooks/bench/home_gpu.py": {"evaluation", "model", "qa", "training"},  # times parts of a step
-    "notebooks/bench/results.py": {"cli", "evaluation", "qa"},  # gathers rows of many evaluations
-    "notebooks/bench/safety.py": {"cli", "documents", "index", "storage"},  # runs a build with one protection left out
-    "notebooks/bench/serving.py": {"cli"},  # asks the questions of `gistrag bench`
+    "notebooks/bench/results.py": {"evaluation", "qa", "settings", "storage"},  # gathers rows of many evaluations
+    "notebooks/bench/safety.py": {
+        "documents",
+        "evaluation",
+        "index",
+        "storage",
+    },  # runs a build with one protection left out
+    "notebooks/bench/serving.py": {"evaluation"},  # asks the questions of `gistrag bench`
 }
 
 

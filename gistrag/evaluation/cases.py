@@ -1,70 +1,67 @@
-"""What an evaluation asks: contexts as a corpus, questions, and the passages each is to be answered from.
+"""What an evaluation asks: questions, and the passages each is answered from.
 
-A `Case` is settled before any model answers, so all arms get the same passages in the same order. Cases come in parts::
+A `Case` is complete before any model answers, so all arms get the same passages in the same order. Cases belong to
+parts::
 
-    questions      sampled over articles, with the best chunks of the main top k, best one last as in the product
-    top 1, top 5   the same questions with fewer or more chunks;   oracle   with the one chunk that holds the answer
+    questions      sampled over articles, with the best chunks of the main top_k, best one last as in the product
+    top 1, top 5   the same questions with fewer or more chunks
+    oracle         the same questions with the one chunk that contains the answer
     order 1 …      the same chunks in other orders
-    refusal        the same questions, every passage with an answer taken away
-    probe …        facts planted in contexts of the corpus, found by retrieval
-    passkey        an identifier planted at a depth of a long filler, all of which is given
+    refusal        the same questions, every passage with an answer removed
+    planted …      facts planted in contexts of the corpus, found by retrieval
+    passkey        an identifier planted at some depth of a long filler, all of which is given
     whole          questions about a whole document (kind ``whole``), all of which is given
 
-Chunks are cut, embedded and searched by the code that serves an index. Long-form tasks (kind ``long``) are not asked:
-their answers are a model's own words. Nothing here runs a language model.
+Long-form tasks (kind ``long``) are not asked, because a model wrote their answers. Nothing here runs a language model.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-from tokenizers import Tokenizer
-
-from gistrag.documents.chunking import Chunk, Chunker
-from gistrag.documents.discovery import Document
 from gistrag.errors import UsageError
-from gistrag.index.retriever import Retriever
-from gistrag.index.schema import StoredChunk
-from gistrag.index.store import IndexedChunk, Store
+from gistrag.evaluation.corpus import CANDIDATES, Corpus, Passage
 from gistrag.model.prompt import REFUSAL
 from gistrag.qa.dataset import Context, Task
 from gistrag.qa.metrics import contains, is_refusal
 from gistrag.qa.planted_facts import FACTS, is_planted, plant
-from gistrag.settings import IndexSettings
-
-logger = logging.getLogger("gistrag")
 
 LONG, WHOLE = "long", "whole"
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ORDERS = 3
-REACH = 12
-"""Chunks retrieved for every question, from which those of each top k and those without the answer are taken."""
-LONGER = 4
+WHOLE_FACTOR = 4
 """An answer about a whole document may be this many times longer."""
+
+Suite = Literal["quick", "full"]
+SUITES: dict[Suite, dict[str, Any]] = {
+    "quick": {"top_k": (3,), "oracle": False, "planted_facts": 0, "passkey": 0, "lengths": (), "orders": 0,
+              "repeats": 0},
+    "full": {},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much of what is asked; the same plan and file give the same cases.
+    """How much is asked; the same plan and file give the same cases.
 
     Attributes:
-        questions: sampled over articles; seed: of everything drawn.
-        top_k: chunks to answer from; the first is the main one, the others are asked beside it.
-        oracle: ask with the one right chunk too.
-        probes: planted facts, of all kinds in turn; unanswerable: questions asked without their passage.
-        passkey: fillers of each length, each asked at all of `DEPTHS`; lengths: of fillers, in tokens.
-        orders: questions asked again in `ORDERS` other orders; whole: questions about whole documents.
-        max_new_tokens: where an answer is cut.
+        questions: number sampled over articles.
+        seed: of everything random.
+        top_k: numbers of chunks to answer from; the first is the main one.
+        oracle: whether to ask with the one right chunk too.
+        planted_facts: number of planted facts, of all kinds alternately.
+        unanswerable: number of questions asked without the passage that answers them.
+        passkey: fillers of each length, each asked at all of `DEPTHS`.
+        lengths: tokens of the fillers, and of the contexts that are timed.
+        orders: number of questions asked again in `ORDERS` other orders.
+        whole: number of questions about whole documents.
+        repeats: timings of each context and arm; 0 measures no time.
+        max_new_tokens: most tokens of an answer.
 
     Raises:
         UsageError: a value out of range.
@@ -74,37 +71,38 @@ class Plan:
     seed: int = 0
     top_k: tuple[int, ...] = (3, 1, 5)
     oracle: bool = True
-    probes: int = 100
+    planted_facts: int = 100
     unanswerable: int = 100
     passkey: int = 2
     lengths: tuple[int, ...] = (1000, 2000, 4000)
     orders: int = 50
     whole: int = 50
+    repeats: int = 3
     max_new_tokens: int = 24
 
     def __post_init__(self) -> None:
-        for name in ("questions", "max_new_tokens"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("probes", "unanswerable", "passkey", "orders", "whole"):
+        _require(self.questions >= 1, "--questions", "at least 1", self.questions)
+        _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
+        for name in ("planted_facts", "unanswerable", "passkey", "orders", "whole", "repeats"):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        _require(bool(self.top_k), "top-k", "one number or several", self.top_k)
-        _require(min(self.top_k) >= 1, "top-k", "at least 1", min(self.top_k))
-        _require(max(self.top_k) <= REACH, "top-k", f"at most {REACH}", max(self.top_k))
+        _require(bool(self.top_k), "--top-k", "one number or several", self.top_k)
+        _require(min(self.top_k) >= 1, "--top-k", "at least 1", min(self.top_k))
+        _require(max(self.top_k) <= CANDIDATES, "--top-k", f"at most {CANDIDATES}", max(self.top_k))
         _require(min(self.lengths, default=1) >= 1, "lengths", "at least 1", self.lengths)
+
+    @classmethod
+    def of_suite(cls, suite: Suite, **given: Any) -> Self:
+        """Return the plan of a suite, with the values *given* in place of its own; None leaves its own.
+
+        ``quick`` asks the questions themselves, refusals and whole documents; ``full`` also asks everything derived
+        from them, and measures time.
+        """
+        return cls(**SUITES[suite] | {name: value for name, value in given.items() if value is not None})
 
 
 def _require(holds: bool, name: str, expected: str, found: object) -> None:
     if not holds:
-        raise UsageError(f"--{name.replace('_', '-')} must be {expected}, got {found}")
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A chunk as it goes into a prompt, whichever way; tokens are those of its text."""
-
-    text: str
-    heading: tuple[str, ...] = ()
-    tokens: int = 0
+        raise UsageError(f"{name} must be {expected}, got {found}")
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,11 @@ class Case:
     """A question and what it is answered from.
 
     Attributes:
-        part, name: which case it is; a name is that of one question in every part.
-        question, answers: as in the file; answers that are the refusal mean that there is none.
+        part, name: identify the case; the same question has the same name in every part.
+        question, answers: as in the file; a refusal among the answers means that no passage answers.
         passages: in prompt order.
-        document: the consecutive part of the article that holds the answer, for the arm that reads all of it.
-        about: what its row says besides.
+        document: consecutive passages of the article that contains the answer, for the arm that reads the article.
+        about: further fields of its row.
     """
 
     part: str
@@ -129,133 +127,12 @@ class Case:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-class Embedder(Protocol):
-    """What a corpus needs of an embedder; see `gistrag.index.embedder`."""
-
-    @property
-    def fingerprint(self) -> dict[str, str]:
-        """What a vector depends on."""
-
-    def embed_query(self, question: str, /) -> npt.NDArray[np.float32]:
-        """Return the vector of a question, ``(dim,)``, normalized."""
-
-    def embed_documents(self, texts: Sequence[str], /) -> list[npt.NDArray[np.float32]]:
-        """Return for each text the vectors of its windows, ``(windows, dim)``."""
-
-
-class Corpus:
-    """Contexts cut into chunks and indexed, an article as one document; a store that has them is read.
-
-    Attributes:
-        contexts: as given; chunks: passages by chunk id.
-        of_context: chunk ids of each context, in order; of_article: those of each article.
-    """
-
-    def __init__(self, store: Store, embedder: Embedder, contexts: Sequence[Context], chunker: Chunker) -> None:
-        self.contexts = contexts
-        self.chunks: dict[int, Passage] = {}
-        self.of_context: list[list[int]] = [[] for _ in contexts]
-        self.of_article: dict[str, list[int]] = {}
-        self._store, self._embedder, self._chunker = store, embedder, chunker
-        articles: dict[str, list[int]] = {}
-        for number, context in enumerate(contexts):
-            articles.setdefault(context.article, []).append(number)
-        known = {row.path for row in store.documents()}
-        for place, (article, numbers) in enumerate(articles.items()):
-            cut = [(number, chunk) for number in numbers for chunk in self._cut(contexts[number])]
-            if f"{place}" not in known:
-                self._put(f"{place}", [chunk for _, chunk in cut])
-                logger.info("indexed %s, article %d of %d", article or "contexts", place + 1, len(articles))
-            self._take(article, [number for number, _ in cut], store.chunks_of(f"{place}"))
-        self._retriever = Retriever(store, embedder)
-
-    def _put(self, path: str, chunks: Sequence[Chunk]) -> None:
-        """Index the chunks of an article as one document."""
-        vectors = self._embedder.embed_documents([chunk.search_text for chunk in chunks])
-        entries, start = [], 0
-        for (ordinal, chunk), parts in zip(enumerate(chunks), vectors, strict=True):
-            placed = replace(chunk, ordinal=ordinal, start=start, end=start + len(chunk.text))
-            entries.append(IndexedChunk(chunk=placed, gist_key=None, vectors=parts))
-            start = placed.end + 2
-        self._store.replace_document(_document(path, "\n\n".join(chunk.text for chunk in chunks)), entries)
-        self._store.commit()
-
-    def _take(self, article: str, numbers: Sequence[int], rows: Sequence[StoredChunk]) -> None:
-        """Keep the chunks of an article, each with the number of its context."""
-        self.of_article[article] = [row.id for row in rows]
-        for number, row in zip(numbers, rows, strict=True):
-            self.chunks[row.id] = Passage(row.text, row.heading, row.tokens)
-            self.of_context[number].append(row.id)
-
-    def _cut(self, context: Context) -> list[Chunk]:
-        chunks = self._chunker.split(_document("", context.text))
-        return [replace(chunk, heading=context.heading) for chunk in chunks]
-
-    @property
-    def facts(self) -> dict[str, int]:
-        """How large it is."""
-        tokens = sum(passage.tokens for passage in self.chunks.values())
-        return {"articles": len(self.of_article), "chunks": len(self.chunks), "tokens": tokens}
-
-    def search(self, question: str, *, top_k: int = REACH) -> list[int]:
-        """Return the ids of the *top_k* best chunks, best first."""
-        return [hit.chunk.id for hit in self._retriever.search(question, top_k=top_k)]
-
-    def gold(self, number: int, answers: Sequence[str]) -> list[int]:
-        """Return the ids of the chunks of a context that hold an answer, all of its chunks where none does."""
-        ids = self.of_context[number]
-        return [chunk for chunk in ids if contains(self.chunks[chunk].text, answers)] or ids
-
-    def document(self, chunk: int, tokens: int) -> tuple[Passage, ...]:
-        """Return the article of a chunk as it reads; of a longer one the part of about *tokens* with the chunk in it.
-
-        Parts are the same for all chunks of an article, so that a part is read once for many questions.
-        """
-        part: list[int] = []
-        for other in next(ids for ids in self.of_article.values() if chunk in ids):
-            if sum(self.chunks[one].tokens for one in part) >= tokens:
-                if chunk in part:
-                    break
-                part = []
-            part.append(other)
-        return tuple(self.chunks[one] for one in part)
-
-    def passages(self, text: str, heading: tuple[str, ...] = ()) -> tuple[Passage, ...]:
-        """Return a text that is not in the corpus, cut as one that is."""
-        return tuple(
-            Passage(chunk.text, heading, chunk.tokens) for chunk in self._cut(Context(text, "", heading=heading))
-        )
-
-
-def _document(path: str, text: str) -> Document:
-    return Document(path=path, sha256="", size=len(text), mtime_ns=0, kind="text", text=text)
-
-
-@contextmanager
-def indexed(
-    folder: Path, contexts: Sequence[Context], embedder: Embedder, *, tokenizer: Tokenizer, chunk_tokens: int
-) -> Iterator[Corpus]:
-    """Hold the contexts indexed in a folder, whose index is used again if it is there.
-
-    Args:
-        folder: of nothing else; the caller knows that an index in it is of the same contexts.
-        tokenizer: of the model that answers.
-        chunk_tokens: most tokens of a chunk.
-
-    Raises:
-        IndexLockedError: another evaluation holds it.
-    """
-    settings = IndexSettings(chunk_tokens=chunk_tokens)
-    with Store.build(folder, command="gistrag evaluate") as store:
-        store.configure(settings, source=".", gist_fingerprint={}, embedder_fingerprint=embedder.fingerprint)
-        yield Corpus(store, embedder, contexts, Chunker(tokenizer, chunk_tokens=chunk_tokens))
-
-
-_Asked = tuple[int, Task]
+NumberedTask = tuple[int, Task]
+"""A question with the number of the context it is about."""
 
 
 def split_whole(contexts: Sequence[Context]) -> tuple[list[Context], list[Context]]:
-    """Return the contexts of the corpus, and those that are whole documents, which are never retrieved."""
+    """Return the contexts of the corpus, and the whole documents, which are never retrieved."""
     chunked = [context for context in contexts if any(task.kind != WHOLE for task in context.tasks)]
     return chunked, [context for context in contexts if any(task.kind == WHOLE for task in context.tasks)]
 
@@ -265,26 +142,28 @@ def planted(contexts: Sequence[Context], plan: Plan) -> list[Context]:
     randomness = random.Random(f"{plan.seed} probes")
     contexts, asked = list(contexts), {task.question for context in contexts for task in context.tasks}
     places = randomness.sample(range(len(contexts)), len(contexts))
-    places = places[: max(1, len(places) // 2)]  # what is left makes the fillers of passkeys
-    for number in range(plan.probes if places else 0):
+    places = places[: max(1, len(places) // 2)]  # the others make the fillers of passkeys
+    for number in range(plan.planted_facts if places else 0):
         kind = sorted(FACTS)[number % len(FACTS)]
         place = places[number % len(places)]
-        contexts[place] = _with_probe(contexts[place], randomness, kind, asked)
+        contexts[place] = _with_fact(contexts[place], randomness, kind, asked)
         asked.add(contexts[place].tasks[-1].question)
     return contexts
 
 
-def _with_probe(context: Context, randomness: random.Random, kind: str, asked: set[str]) -> Context:
-    """Return a context with a fact that nobody asked for yet, planted where it parts no answer if there is a place.
+def _with_fact(context: Context, randomness: random.Random, kind: str, asked: set[str]) -> Context:
+    """Return a context with a planted fact that is not asked for yet, where possible without splitting an answer.
 
     Raises:
-        UsageError: everything that can be planted is asked for.
+        UsageError: every fact that can be planted is asked for already.
     """
     for attempt in range(10_000):
         found = plant(context, randomness, kind)
         if found.tasks[-1].question not in asked and (attempt > 100 or _keeps_answers(context, found)):
             return found
-    raise UsageError("the file asks for everything that could be planted; lower --probes")
+    raise UsageError(
+        "the file already asks for every fact that could be planted; name --suite quick, which plants none"
+    )
 
 
 def _keeps_answers(before: Context, after: Context) -> bool:
@@ -292,10 +171,10 @@ def _keeps_answers(before: Context, after: Context) -> bool:
     return all(answer in after.text for answer in answers if answer in before.text)
 
 
-def sampled(contexts: Sequence[Context], count: int, seed: int, wanted: Callable[[Task], bool]) -> list[_Asked]:
-    """Return up to *count* questions with the number of their context, from all articles in turn."""
+def sampled(contexts: Sequence[Context], count: int, seed: int, wanted: Callable[[Task], bool]) -> list[NumberedTask]:
+    """Return up to *count* questions with the number of their context, from all articles alternately."""
     randomness = random.Random(f"{seed} sample")
-    articles: dict[str, list[_Asked]] = {}
+    articles: dict[str, list[NumberedTask]] = {}
     for number, context in enumerate(contexts):
         articles.setdefault(context.article, []).extend((number, task) for task in context.tasks if wanted(task))
     queues = [randomness.sample(asked, len(asked)) for asked in articles.values()]
@@ -311,29 +190,30 @@ def _is_unanswerable(task: Task) -> bool:
     return all(map(is_refusal, task.answers))
 
 
-def asked_plainly(corpus: Corpus, plan: Plan) -> list[_Asked]:
-    """Return the main questions, with the number of the context that each is about."""
-    return sampled(corpus.contexts, plan.questions, plan.seed, _is_plain)
+def main_questions(corpus: Corpus, plan: Plan) -> list[tuple[str, int, Task]]:
+    """Return the name of each main question, the number of its context, and its task, sorted by article."""
+    asked = enumerate(sampled(corpus.contexts, plan.questions, plan.seed, _is_plain))
+    named = [(f"{name}", number, task) for name, (number, task) in asked]
+    return sorted(named, key=lambda one: (corpus.contexts[one[1]].article, one[1]))
 
 
 def cases(corpus: Corpus, wholes: Sequence[Context], plan: Plan, *, document_tokens: int) -> list[Case]:
-    """Return everything that is asked, the cases that share passages near each other.
+    """Return all cases, those that share passages near each other.
 
     Args:
-        corpus: of the contexts that are retrieved; wholes: whole documents.
-        document_tokens: about the most of an article that is given as a whole.
+        corpus: of the contexts that are retrieved.
+        wholes: whole documents.
+        document_tokens: about the most of an article that the full-context arm reads.
     """
-    asked = [(f"{number}", *pair) for number, pair in enumerate(asked_plainly(corpus, plan))]
-    probes = sampled(corpus.contexts, plan.probes, plan.seed, is_planted)
-    grouped = sorted(asked, key=lambda one: (corpus.contexts[one[1]].article, one[1]))
+    facts = sampled(corpus.contexts, plan.planted_facts, plan.seed, is_planted)
     return [
         *(
             case
-            for name, number, task in grouped
+            for name, number, task in main_questions(corpus, plan)
             for case in _asking(corpus, plan, name, number, task, document_tokens)
         ),
         *_unanswered(corpus, plan),
-        *(_probing(corpus, plan, place, number, task) for place, (number, task) in enumerate(probes)),
+        *(_asking_fact(corpus, plan, place, number, task) for place, (number, task) in enumerate(facts)),
         *passkeys(corpus, plan, samples=plan.passkey),
         *_wholes(corpus, wholes, plan),
     ]
@@ -368,7 +248,7 @@ def _asking(corpus: Corpus, plan: Plan, name: str, number: int, task: Task, docu
 
 
 def other_orders(ids: Sequence[int], randomness: random.Random) -> list[tuple[int, ...]]:
-    """Return up to `ORDERS` different orders that are not the given one."""
+    """Return up to `ORDERS` different orders, none of them the given one."""
     orders: dict[tuple[int, ...], None] = {}
     while len(orders) < min(ORDERS, math.factorial(len(ids)) - 1):
         order = tuple(randomness.sample(ids, len(ids)))
@@ -378,7 +258,7 @@ def other_orders(ids: Sequence[int], randomness: random.Random) -> list[tuple[in
 
 
 def _unanswered(corpus: Corpus, plan: Plan) -> Iterator[Case]:
-    """Yield the questions of the file that have no answer in it."""
+    """Yield the questions of the file that no passage answers."""
     for place, (_, task) in enumerate(sampled(corpus.contexts, plan.unanswerable, plan.seed, _is_unanswerable)):
         best = corpus.search(task.question)[: plan.top_k[0]][::-1]
         passages = tuple(corpus.chunks[chunk] for chunk in best)
@@ -386,12 +266,14 @@ def _unanswered(corpus: Corpus, plan: Plan) -> Iterator[Case]:
         yield Case("refusal", f"given {place}", task.question, (REFUSAL,), passages, plan.max_new_tokens, about=about)
 
 
-def _probing(corpus: Corpus, plan: Plan, place: int, number: int, task: Task) -> Case:
+def _asking_fact(corpus: Corpus, plan: Plan, place: int, number: int, task: Task) -> Case:
+    """Return the case of a planted fact."""
     best = corpus.search(task.question)[: plan.top_k[0]][::-1]
     has_gold = not set(corpus.gold(number, task.answers)).isdisjoint(best)
     passages = tuple(corpus.chunks[chunk] for chunk in best)
     about = {"kind": task.kind, "has_gold": has_gold}
-    return Case(task.kind, f"{place}", task.question, task.answers, passages, plan.max_new_tokens, about=about)
+    part = f"planted {task.kind.partition(' ')[2]}"
+    return Case(part, f"{place}", task.question, task.answers, passages, plan.max_new_tokens, about=about)
 
 
 def passkeys(corpus: Corpus, plan: Plan, *, samples: int, depths: Sequence[float] = DEPTHS) -> Iterator[Case]:
@@ -414,7 +296,7 @@ def passkeys(corpus: Corpus, plan: Plan, *, samples: int, depths: Sequence[float
             randomness = random.Random(f"{plan.seed} passkey {length} {sample}")
             filler = _filler(corpus, clean, length, randomness)
             for depth in depths:
-                yield _hidden(corpus, plan, filler, randomness, length=length, depth=depth, sample=sample)
+                yield _hidden(plan, filler, randomness, length=length, depth=depth, sample=sample)
 
 
 def _filler(corpus: Corpus, clean: Sequence[int], length: int, randomness: random.Random) -> list[Passage]:
@@ -428,14 +310,7 @@ def _filler(corpus: Corpus, clean: Sequence[int], length: int, randomness: rando
 
 
 def _hidden(
-    corpus: Corpus,
-    plan: Plan,
-    filler: Sequence[Passage],
-    randomness: random.Random,
-    *,
-    length: int,
-    depth: float,
-    sample: int,
+    plan: Plan, filler: Sequence[Passage], randomness: random.Random, *, length: int, depth: float, sample: int
 ) -> Case:
     """Return the case of one identifier planted in a copy of the filler."""
     place = round(depth * (len(filler) - 1))
@@ -454,5 +329,5 @@ def _wholes(corpus: Corpus, wholes: Sequence[Context], plan: Plan) -> Iterator[C
     for place, (number, task) in enumerate(asked):
         passages = corpus.passages(wholes[number].text, wholes[number].heading)
         about = {"kind": WHOLE, "article": wholes[number].article}
-        new_tokens = LONGER * plan.max_new_tokens
+        new_tokens = WHOLE_FACTOR * plan.max_new_tokens
         yield Case(WHOLE, f"{place}", task.question, task.answers, passages, new_tokens, about=about)

@@ -1,119 +1,81 @@
-"""How long the arms of an evaluation take: one answer at a time, gists read from files as a query reads them.
+"""What every measurement of time and memory shares, and how long the arms of an evaluation take.
 
-The arms take turns, so that whatever else the machine does hits all of them; only their ratios travel to another one.
-Peak memory is what torch allocated on a GPU, and what the whole process held elsewhere.
+Arms are measured interleaved, so that whatever else the machine does affects all of them; only their ratios transfer to
+another machine. Peak memory is what torch allocated on a GPU, and what the whole process held elsewhere. How long the
+product itself takes, from the question on, is measured by `gistrag.evaluation.benchmark`.
 """
 
 from __future__ import annotations
 
+import os
+import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import chain
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Self
 
 import torch
 
-from gistrag.evaluation.cases import Case, Passage
-from gistrag.evaluation.runner import Arm, Dial, Memories, Pair, Row
+from gistrag.compression.assemble import Content, assemble
+from gistrag.evaluation.arms import Arm, MemoryCache, Pair, Row, Setting
+from gistrag.evaluation.cases import Case
+from gistrag.evaluation.corpus import Passage
 from gistrag.kv import gist_file
-from gistrag.kv.cache import GistCache, concatenate
-from gistrag.model.generation import read_text
+from gistrag.kv.cache import GistCache
+from gistrag.model.generation import generate
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import KvCacheDtype
 
 TIMED_TOKENS = 16
+BUSY_SHARE = 0.5
 
 
-class Stopwatch:
-    """Times answers; a context manager, whose folder of gist files goes when it ends."""
+# The machine
 
-    def __init__(self, model: GistModel, kv_cache_dtype: KvCacheDtype = "auto") -> None:
-        self._model, self._kv_cache_dtype = model, kv_cache_dtype
-        self._memories = Memories(model)
-        self._folder = tempfile.TemporaryDirectory(prefix="gistrag-evaluate-")
-        self._files: dict[tuple[Passage, Dial], Path] = {}
 
-    def __enter__(self) -> Stopwatch:
-        return self
+def machine(model: GistModel) -> dict[str, Any]:
+    """Return what figures depend on besides data and settings: hardware, device, versions and load."""
+    is_gpu = model.device.type == "cuda"
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(model.device) if is_gpu else str(model.device),
+        "dtype": str(model.network_dtype).removeprefix("torch."),
+        "model": f"{model.network.config.model_type}, {model.layers} layers, {model.kv_heads} kv_heads",
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("gistrag", "torch", "transformers", "peft", "sentence-transformers")},
+    }
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._folder.cleanup()
 
-    def samples(self, cases: Mapping[str, Sequence[Case]], arms: Sequence[Arm], *, repeats: int) -> Iterator[Row]:
-        """Yield one measurement after the other.
+def _processor() -> str:
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return platform.processor()
 
-        Args:
-            cases: by what their contexts are called.
-            arms: those that do not take a case, or for which it is too long, are left out.
-            repeats: measurements of each case and arm; one more before them is to warm up.
-        """
-        for label, listed in cases.items():
-            for case in listed:
-                yield from self.turns(label, [(case, arm) for arm in arms if arm.takes(case)], repeats=repeats)
 
-    def turns(self, label: str, pairs: Sequence[Pair], *, repeats: int) -> Iterator[Row]:
-        """Yield measurements of pairs that take turns; arguments as for `samples`."""
-        fitting = [(case, arm) for case, arm in pairs if not self._memories.overflow(case, arm)]
-        self._write(fitting)
-        for repeat in range(repeats + 1):
-            for case, arm in fitting:
-                measured = self._measure(case, arm)
-                if repeat:
-                    yield {"context": label, "arm": arm.name, **measured}
+def is_busy() -> bool:
+    """Return whether other work disturbs a measurement: more than half of the processors were busy of late."""
+    return os.getloadavg()[0] > BUSY_SHARE * (os.cpu_count() or 1)
 
-    def _write(self, pairs: Sequence[Pair]) -> None:
-        """Write the gists that the pairs need to files."""
-        for (passage, dial), cache in self._memories.caches(pairs).items():
-            path = Path(self._folder.name) / f"{len(self._files)}.safetensors"
-            path.write_bytes(gist_file.encode(cache, key="", fingerprint="", kv_cache_dtype=self._kv_cache_dtype))
-            self._files[passage, dial] = path
 
-    def _measure(self, case: Case, arm: Arm) -> Row:
-        """Return what one answer of `TIMED_TOKENS` tokens took, whether it would have ended before or not.
-
-        ``ttft_s`` runs to the first token and holds ``load_s``, the reading of gist files.
-        """
-        model = self._model
-        reset_peak(model)
-        started_s = time.perf_counter()
-        gists, texts = arm.shares(case)
-        held = [self._load(passage, arm.dial) for passage in gists]
-        load_s = time.perf_counter() - started_s
-        ids = list(chain.from_iterable(model.encode_passage(passage.text, passage.heading) for passage in texts))
-        begin = concatenate([model.prefix, *held], model.rope, layout=self._memories.layout(case, arm))
-        memory = read_text(model, begin, ids)
-        fed, position = torch.tensor([model.encode_question(case.question)]), memory.next_position
-        reading, ttft_s = model.read(memory), 0.0
-        for _ in range(TIMED_TOKENS):
-            hidden = reading.feed(fed, positions=position + torch.arange(fed.shape[1]), role="answers")
-            position += fed.shape[1]
-            fed = model.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True).cpu()  # the copy waits for the device
-            ttft_s = ttft_s or time.perf_counter() - started_s
-        decode_s = time.perf_counter() - started_s - ttft_s
-        return {
-            "ttft_s": ttft_s,
-            "load_s": load_s,
-            "decode_tokens_per_s": (TIMED_TOKENS - 1) / decode_s,
-            "peak_bytes": peak_bytes(model),
-            "source_tokens": len(ids) + sum(cache.source_tokens for cache in held),
-        }
-
-    def _load(self, passage: Passage, dial: Dial) -> GistCache:
-        path = self._files[passage, dial]
-        return gist_file.decode(path.read_bytes(), path, key="", fingerprint="").to(self._model.device)
+# Measuring
 
 
 def reset_peak(model: GistModel) -> None:
-    """Let the peak of memory be counted from now."""
+    """Start counting peak memory anew."""
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
         return
-    with suppress(OSError):  # Linux only; without it the peak is that of the process so far
+    with suppress(OSError):  # Linux only; elsewhere the peak is that of the process so far
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
@@ -127,3 +89,106 @@ def peak_bytes(model: GistModel) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextmanager
+def fixed_length(model: GistModel) -> Iterator[None]:
+    """Let every answer run to its limit of tokens inside the block, so that all arms generate equally many."""
+    stop_ids = model.stop_ids
+    model.stop_ids = frozenset()
+    try:
+        yield
+    finally:
+        model.stop_ids = stop_ids
+
+
+def medians(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median of every figure of samples that have the same figures.
+
+    >>> medians([{"ttft_s": 0.1}, {"ttft_s": 5.0}, {"ttft_s": 0.2}])
+    {'ttft_s': 0.2}
+    """
+    return {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}
+
+
+# The arms of an evaluation
+
+
+class Stopwatch:
+    """Times answers from gist files; a context manager that removes its folder of gist files in the end."""
+
+    def __init__(self, model: GistModel, kv_cache_dtype: KvCacheDtype = "auto") -> None:
+        self._model, self._kv_cache_dtype = model, kv_cache_dtype
+        self._memories = MemoryCache(model)
+        self._folder = tempfile.TemporaryDirectory(prefix="gistrag-evaluate-")
+        self._files: dict[tuple[Passage, Setting], Path] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._folder.cleanup()
+
+    def samples(self, cases: Mapping[str, Sequence[Case]], arms: Sequence[Arm], *, repeats: int) -> Iterator[Row]:
+        """Yield one measurement after the other.
+
+        Args:
+            cases: by the name of their context.
+            arms: an arm that does not take a case, or for which the case is too long, is left out.
+            repeats: measurements of each case and arm, after one that warms up.
+        """
+        for label, listed in cases.items():
+            for case in listed:
+                yield from self.interleaved(label, [(case, arm) for arm in arms if arm.takes(case)], repeats=repeats)
+
+    def interleaved(self, label: str, pairs: Sequence[Pair], *, repeats: int) -> Iterator[Row]:
+        """Yield interleaved measurements of pairs; arguments as for `samples`."""
+        fitting = [(case, arm) for case, arm in pairs if not self._memories.overflow(case, arm)]
+        self._write(fitting)
+        for repeat in range(repeats + 1):
+            for case, arm in fitting:
+                measured = self._measure(case, arm)
+                if repeat:
+                    yield {"context": label, "arm": arm.name, **measured}
+
+    def _write(self, pairs: Sequence[Pair]) -> None:
+        """Write the gists that the pairs need to files."""
+        for (passage, setting), cache in self._memories.caches(pairs).items():
+            path = Path(self._folder.name) / f"{len(self._files)}.safetensors"
+            path.write_bytes(gist_file.encode(cache, key="", fingerprint="", kv_cache_dtype=self._kv_cache_dtype))
+            self._files[passage, setting] = path
+
+    def _measure(self, case: Case, arm: Arm) -> Row:
+        """Return what one answer of `TIMED_TOKENS` tokens took, even if it would have ended before.
+
+        ``ttft_s`` runs to the first token and includes ``load_s``, the reading of gist files.
+        """
+        model = self._model
+        reset_peak(model)
+        started_s = time.perf_counter()
+        gists, texts = arm.shares(case)
+        held = [self._load(passage, arm.setting) for passage in gists]
+        load_s = time.perf_counter() - started_s
+        ids = [model.encode_passage(passage.text, passage.heading) for passage in texts]
+        contents: list[Content] = [*held, *ids]
+        memory = assemble(model, contents, layout=self._memories.layout(case, arm))
+        prompt = model.encode_question(case.question)
+        with fixed_length(model):
+            tokens = generate(model, memory, prompt, max_new_tokens=TIMED_TOKENS)
+            next(tokens)
+            ttft_s = time.perf_counter() - started_s
+            further = sum(1 for _ in tokens)
+        decode_s = time.perf_counter() - started_s - ttft_s
+        return {
+            "ttft_s": ttft_s,
+            "load_s": load_s,
+            "decode_tokens_per_s": further / decode_s,
+            "peak_bytes": peak_bytes(model),
+            "source_tokens": sum(map(len, ids)) + sum(cache.source_tokens for cache in held),
+        }
+
+    def _load(self, passage: Passage, setting: Setting) -> GistCache:
+        path = self._files[passage, setting]
+        return gist_file.decode(path.read_bytes(), path, key="", fingerprint="").to(self._model.device)

@@ -5,8 +5,8 @@
 
 The model has the shape of Llama-3-8B-Instruct in NF4 with *random* weights: memory and speed are those of the real one,
 answers mean nothing and none is judged. Everything runs through the code of `gistrag train`, `build` and `query`: a
-step of the recipe ``24gb``, compression, and the first token from 20 chunks read as text, loaded as full caches, and
-loaded as gists. On a larger GPU the process may use no more than the cap. The last line is JSON.
+step of the recipe ``24gb``, compression, and the first token from 20 chunks read as text, loaded as uncompressed KV
+caches, and loaded as gists. On a larger GPU the process may use no more than the cap. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gistrag.compression.compress import compress
-from gistrag.evaluation.cases import Case, Passage
-from gistrag.evaluation.runner import Arm, gist_arm
+from gistrag.evaluation.arms import Arm, gist_arm
+from gistrag.evaluation.cases import Case
+from gistrag.evaluation.corpus import Passage
 from gistrag.evaluation.speed import Stopwatch, peak_bytes, reset_peak
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task
@@ -186,12 +187,12 @@ def train(model: GistModel, texts: list[str], recipe: Any, *, steps: int) -> dic
 
 
 def serve(model: GistModel, texts: list[str], given: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return time to first token, decoding and memory from text, full caches and gists of the same chunks."""
+    """Return time to first token, decoding and memory from text, uncompressed caches and gists of the same chunks."""
     chunks = tuple(Passage(text, (), given.chunk_tokens) for text in texts)
     case = Case("questions", "0", "What of the mill?", ("rye",), chunks, 16)
     arms = [
         Arm("text", "text"),
-        Arm("full KV", "gists", "selected", 1),
+        Arm("uncompressed KV", "gists", "selected", 1),
         *(gist_arm("matched", rate) for rate in (4, 8, 16)),
     ]
     with Stopwatch(model) as stopwatch:

@@ -2,32 +2,38 @@
 
     python notebooks/bench/results.py squad.jsonl.gz --work evaluation/
 
-Runs `gistrag evaluate` four times, each into a folder below ``--work``, where one that was stopped goes on:
+Runs three evaluations and one script, each into a folder below ``--work``; a stopped one resumes:
 
     questions   1,000 held-out questions and planted facts, gists as a build stores them
     16-bit      the same from gists in the numbers of the model; the right passage alone, refusals and other orders too
-    frontier    100 of them, text and gists with the same slots, gists in the numbers of the model
     breadth     the written questions of ``tests/data/breadth.jsonl`` over other texts
+    frontier    100 of the questions, text and gists with the same number of slots: ``frontier.py``
 
-What comes out goes into ``notebooks/results/summary.json``, into `04_results`, and into the tables of the page on
-performance and of the card, behind a comment with their name. The sentences around them do not follow, nor do the
-figures in README.md and README.ko.md; ``tests/test_docs.py`` compares those.
+The result goes into ``notebooks/results/`` (``summary.json`` and ``table.md``), into `04_results`, and into the tables
+of the page on performance and of the card, behind a comment with their name. The sentences around them do not follow,
+nor do the figures in README.md and README.ko.md; ``tests/test_docs.py`` compares those.
+
+This script uses internal modules of gistrag, which change without notice.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from gistrag.cli.main import main as run_command
-from gistrag.evaluation.cases import WHOLE
-from gistrag.evaluation.report import Table, in_markdown, percent, summarised
-from gistrag.evaluation.runner import Journal, Row
+from gistrag.evaluation import evaluate
+from gistrag.evaluation.arms import Row
+from gistrag.evaluation.cases import WHOLE, Plan
+from gistrag.evaluation.report import PLANTED, Table, in_markdown, markdown, percent, summarized
 from gistrag.qa.metrics import mean
+from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL
+from gistrag.storage import jsonl
 
 ROOT = Path(__file__).parents[2]
 SUMMARY = ROOT / "notebooks" / "results" / "summary.json"
@@ -46,27 +52,43 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--work", type=Path, default=Path("evaluation"))
     given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    held_out = [str(given.file), "--held-out", "--seed", "0", "--top-k", "3"]
-    thousand = [*held_out, "--questions", "1000", "--passkey", "0"]
-    few = ["--no-oracle", "--unanswerable", "0", "--orders", "0"]
-    plain = ["--kv-cache-dtype", "auto"]
-    runs = {
-        "questions": [*thousand, *few, "--arms", "none,untuned,text,gist"],
-        "16-bit": [*thousand, *plain, "--repeats", "0", "--arms", "text,gist"],
-        "frontier": [*held_out, *plain, "--frontier", "--questions", "100", "--probes", "0", "--repeats", "1"],
-        "breadth": [str(BREADTH), "--top-k", "3", "--no-oracle", "--probes", "0", "--passkey", "0", "--orders", "0",
-                    "--repeats", "0", "--arms", "untuned,text,gist"],
-    }  # fmt: skip
-    for name, arguments in runs.items():
-        if code := run_command(["evaluate", *arguments, "--output", str(given.work / name)]):
-            raise SystemExit(code)
+    gists = ("text", "gist")
+    asked = Plan(questions=1000, top_k=(3,), passkey=0, oracle=False, unanswerable=0, orders=0)
+    exact = Plan(questions=1000, top_k=(3,), passkey=0, repeats=0)
+    evaluated(given.file, given.work / "questions", asked, ("none", "without-adapter", *gists))
+    evaluated(given.file, given.work / "16-bit", exact, gists, kv_cache_dtype="auto")
+    evaluated(BREADTH, given.work / "breadth", Plan.of_suite("quick"), ("without-adapter", *gists), is_held_out=False)
+    frontier = [sys.executable, str(Path(__file__).with_name("frontier.py")), str(given.file)]
+    subprocess.run([*frontier, "--output", str(given.work / "frontier")], check=True)
+
     summary = gathered(given.work)
     SUMMARY.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    SUMMARY.with_name("table.md").write_text(markdown(summary), "utf-8")
     for page in PAGES:
         path = ROOT / page
         path.write_text(with_tables(path.read_text("utf-8"), summary), "utf-8")
     subprocess.run(["jupyter-execute", "--inplace", "04_results.ipynb"], cwd=SUMMARY.parents[1], check=True)
+
+
+def evaluated(
+    file: Path,
+    output: Path,
+    plan: Plan,
+    arm_names: tuple[str, ...],
+    *,
+    kv_cache_dtype: str = "int8",
+    is_held_out: bool = True,
+) -> None:
+    """Run one evaluation with the default models, or finish it."""
+    settings, engine = evaluate.load(
+        {"model": DEFAULT_MODEL, "adapter": "auto", "embedder": DEFAULT_EMBEDDER, "kv_cache_dtype": kv_cache_dtype}
+    )
+    evaluation = evaluate.Evaluation(
+        file=file, output=output, plan=plan, arm_names=arm_names, rates=RATES, is_held_out=is_held_out
+    )
+    evaluation.run(evaluate.read(file), settings, engine)
 
 
 def gathered(work: Path) -> Figures:
@@ -88,12 +110,11 @@ def gathered(work: Path) -> Figures:
 
 def rows_in(folder: Path) -> list[Row]:
     """Return the answers of an evaluation."""
-    with Journal(folder / "rows.jsonl") as journal:
-        return [row for row in journal.rows.values() if "left_out" not in row]
+    return [row for row in jsonl.read(folder / "rows.jsonl") if "left_out" not in row]
 
 
 def storage(stored: list[Row], exact: list[Row]) -> dict[str, Figures]:
-    """Return for each gist arm what F1 loses, question by question, when its gists are stored as a build does it."""
+    """Return the F1 that each gist arm loses, question by question, when gists are stored as a build stores them."""
     by_arm: dict[str, dict[str, tuple[Row, Row]]] = {}
     known = {(row["arm"], row["name"]): row for row in exact if row["part"] == "questions"}
     for row in stored:
@@ -108,22 +129,22 @@ def _lost(pairs: list[tuple[Row, Row]]) -> Figures:
     return {
         "count": len(pairs),
         "f1_lost": vars(mean([other["f1"] - row["f1"] for row, other in pairs])),
-        "same_words": sum(row["said"] == other["said"] for row, other in pairs) / len(pairs),
+        "same_words": sum(row["generated"] == other["generated"] for row, other in pairs) / len(pairs),
         "bytes": sum(row["stored_bytes"] for row, _ in pairs) / tokens,
         "bytes_in_16_bits": sum(other["stored_bytes"] for _, other in pairs) / tokens,
     }
 
 
 def breadth(rows: list[Row]) -> dict[str, dict[str, Figures]]:
-    """Return the figures of every arm by sort of text, of all sorts, of whole documents, and of what nothing says."""
+    """Return the figures of every arm by sort of text, of all sorts, of whole documents, and without an answer."""
     names: dict[str, list[Row]] = {}
     for row in rows:
         sort = row["part"] if row["part"] in (WHOLE, "refusal") else row["article"].partition("/")[0]
-        called = {"refusal": ["what nothing says"], "unanswerable": ["what nothing says"], WHOLE: ["whole documents"]}
+        called = {"refusal": ["without an answer"], "unanswerable": ["without an answer"], WHOLE: ["whole documents"]}
         for name in called.get(sort, [sort, "all of these"]):
             names.setdefault(name, []).append({**row, "part": "questions", "name": f"{row['part']} {row['name']}"})
     listed = sorted(names, key=lambda name: (" " in name, name))
-    found = {name: summarised(names[name])["parts"]["questions"] for name in listed}
+    found = {name: summarized(names[name])["parts"]["questions"] for name in listed}
     return {
         name: {arm: one for arm, one in arms.items() if one["count"] == arms["text"]["count"]}
         for name, arms in found.items()
@@ -133,9 +154,9 @@ def breadth(rows: list[Row]) -> dict[str, dict[str, Figures]]:
 def tables(summary: Figures) -> dict[str, Table]:
     """Return the tables that pages show, by the name in their comment."""
     parts, storage = summary["parts"], summary["storage"]
-    arms = ["text untuned", "text", *(f"gist {rate}" for rate in RATES)]
+    arms = ["text without adapter", "text", *(f"gist {rate}" for rate in RATES)]
     main = [(_called(arm), parts["questions"][arm], arm) for arm in arms]
-    kept = ["exact match", "F1", "F1 kept of text", "bytes a source token"]
+    kept = ["exact match", "F1", "% of text-RAG F1", "bytes per source token"]
     sizes = {arm: f"{found['bytes']:,.0f}" for arm, found in storage.items()}
     return {
         "questions": (
@@ -144,11 +165,11 @@ def tables(summary: Figures) -> dict[str, Table]:
              for name, one, arm in main],
         ),
         "details": (
-            ["arm", "of the answers text gets right", "the right passage alone, F1", "F1 lost beside two others",
-             "refused where nothing answers", "planted facts, exactly", "said, and in no passage"],
+            ["arm", "% of text's right answers", "F1, right passage alone", "F1 lost beside two others",
+             "refused without an answer", "planted facts, exact match", "in no passage"],
             [[name, percent(one["retention"]), percent(parts["oracle"][arm]["f1"]),
               points(summary["mixing"][arm]["questions"]), percent(parts["refusal"][arm]["refused"]),
-              percent(parts["probes"][arm]["em"]), percent(one["hallucinated"])] for name, one, arm in main[1:]],
+              percent(parts[PLANTED][arm]["em"]), percent(one["hallucinated"])] for name, one, arm in main[1:]],
         ),
         "frontier": (
             ["slots", *(_called(arm) for arm in arms[1:])],
@@ -161,12 +182,12 @@ def tables(summary: Figures) -> dict[str, Table]:
              for budget, found in summary["frontier"].items()],
         ),
         "storage": (
-            ["gists of", "F1 lost to 8 bits", "in the same words, %", "bytes a source token, 8 bits", "16 bits"],
+            ["gists of", "F1 lost to 8 bits", "same output, %", "bytes per source token, 8 bits", "16 bits"],
             [[arm.removeprefix("gist ") + " tokens", points(found["f1_lost"]), f"{100 * found['same_words']:.0f}",
               f"{found['bytes']:,.0f}", f"{found['bytes_in_16_bits']:,.0f}"] for arm, found in storage.items()],
         ),
         "breadth": (
-            ["F1, of questions about", "questions", *(_called(arm) for arm in arms)],
+            ["F1, questions about", "questions", *(_called(arm) for arm in arms)],
             [[sort, str(found["text"]["count"]), *(percent(found[arm]["f1"]) if arm in found else "" for arm in arms)]
              for sort, found in summary["breadth"].items()],
         ),
@@ -183,9 +204,11 @@ def points(estimate: Figures) -> str:
 
 
 def _called(arm: str) -> str:
-    """Return what tables call an arm."""
+    """Return the name of an arm in tables."""
     name, _, rate = arm.partition(" ")
-    return {"text": "**text**", "text untuned": "text, no adapter"}.get(arm) or f"{name}s of {rate} tokens"
+    if arm.startswith("text "):
+        return arm
+    return "**text**" if arm == "text" else f"{name}s of {rate} tokens"
 
 
 def with_tables(page: str, summary: Figures) -> str:

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from gistrag import Engine, GistRAG, IndexSettings
-from gistrag.cli.bench import machine
 from gistrag.documents import discovery, parser_worker, readers
+from gistrag.evaluation.speed import machine
 from gistrag.index import gist_store, schema, store
 from gistrag.index.database import Database
 from gistrag.index.gist_store import GistStore

@@ -11,18 +11,20 @@ import pytest
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag import engine as engine_module
-from gistrag.cli import evaluate
 from gistrag.cli.main import main as run_command
 from gistrag.engine import Engine
 from gistrag.errors import UsageError
+from gistrag.evaluation import cases
+from gistrag.evaluation import evaluate as evaluation
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import read_contexts, split_by_article
 
-SMALL = ("--questions", "3", "--top-k", "2,1", "--rates", "2,4", "--probes", "2", "--unanswerable", "1",
-         "--passkey", "1", "--lengths", "100,200", "--orders", "1", "--max-new-tokens", "4",
-         "--repeats", "1")  # fmt: skip
-ONLY_MAIN = ("--probes", "0", "--unanswerable", "0", "--passkey", "0", "--orders", "0", "--repeats", "0", "--no-oracle",
-             "--top-k", "1", "--max-new-tokens", "4", "--rates", "2")  # fmt: skip
+SMALL: dict[str, Any] = {
+    "top_k": (2, 1), "planted_facts": 2, "unanswerable": 1, "passkey": 1, "lengths": (100, 200), "orders": 1,
+    "max_new_tokens": 4, "repeats": 1,
+}  # fmt: skip
+QUICK = ("--suite", "quick", "--rates", "2")
+FULL = ("--questions", "3", "--rates", "2,4")
 THINGS = {"crane": "frogs", "deer": "grass", "finch": "seeds", "goat": "thistles", "bear": "honey", "owl": "mice"}
 
 
@@ -62,6 +64,9 @@ def folder(tmp_path: Path, private_cache: Path) -> Path:
 def given(tmp_path: Path, file: Path, folder: Path, tiny: GistModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments that evaluate a tiny model, which is loaded already."""
     monkeypatch.setattr(Engine, "load", lambda settings, device=None: Engine(tiny, HashEmbedder()))
+    monkeypatch.setitem(cases.SUITES, "full", SMALL)
+    quick = {**cases.SUITES["quick"], "top_k": (1,), "unanswerable": 0, "max_new_tokens": 4}
+    monkeypatch.setitem(cases.SUITES, "quick", quick)
     return [str(file), "--model", str(folder), "--output", str(tmp_path / "out")]
 
 
@@ -78,17 +83,17 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_an_evaluation_is_a_folder(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows, summary, table and pictures are there, and the table is printed with a line for each arm."""
-    code = run_command(["evaluate", *given, *SMALL])
+    code = run_command(["evaluate", *given, *FULL])
 
     printed = capsys.readouterr()
     output = tmp_path / "out"
     summary = json.loads((output / "summary.json").read_text("utf-8"))
-    arms = ["none", "full context", "text", "full KV", "gist 2", "gist 4", "hybrid 4"]
+    arms = ["none", "full context", "text", "uncompressed KV", "gist 2", "gist 4", "hybrid 4"]
     assert 0 == code, printed.err
     assert arms == [line.split("  ")[0].strip() for line in printed.out.splitlines()[1:]]
     assert arms == list(summary["parts"]["questions"])
     assert (3, 6) == (summary["parts"]["questions"]["text"]["count"], summary["corpus"]["chunks"])
-    parts = {"questions", "top 1", "oracle", "refusal", "probe date", "probe identifier", "probes", "passkey"}
+    parts = {"questions", "top 1", "oracle", "refusal", "planted date", "planted identifier", "planted", "passkey"}
     assert parts == set(summary["parts"])
     assert {"question", "100 tokens", "200 tokens"} == set(summary["speed"])
     assert (output / "table.md").read_text("utf-8").startswith("# Evaluation of model, no adapter, gists in int8\n")
@@ -96,30 +101,11 @@ def test_an_evaluation_is_a_folder(given: list[str], tmp_path: Path, capsys: pyt
     assert "3 questions of questions.jsonl" in printed.err
 
 
-def test_a_frontier_is_a_folder_too(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only what fills the budgets is asked; table, summary and picture show both sides, and no gist is left."""
-    code = run_command(["evaluate", *given, "--frontier", "--budgets", "60,30", "--rates", "2", "--questions", "2",
-                          "--probes", "0",
-                        "--max-new-tokens", "4", "--repeats", "1"])  # fmt: skip
-
-    printed = capsys.readouterr()
-    output = tmp_path / "out"
-    summary = json.loads((output / "summary.json").read_text("utf-8"))
-    assert 0 == code, printed.err
-    assert {"budget 30", "budget 60"} == {row["part"] for row in rows(output)}
-    assert ["30", "60"] == list(summary["frontier"])
-    assert ["text", "gist 2"] == list(summary["frontier"]["60"])
-    assert all(figures["ttft_s"] > 0 for arms in summary["frontier"].values() for figures in arms.values())
-    assert ["30", "30", "60", "60"] == [line.split()[0] for line in printed.out.splitlines()[1:]]
-    assert "## The same slots for text and gists" in (output / "table.md").read_text("utf-8")
-    assert ["frontier.png"] == [path.name for path in (output / "figures").iterdir()]
-    assert not (output / "gists").exists()
-
-
 def test_an_evaluation_goes_on(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is there is not answered again, what is missing is, and the figures are those of one go."""
-    monkeypatch.setattr("gistrag.evaluation.report.draw", lambda summary, folder: [])
-    given += [*SMALL, "--repeats", "0"]
+    monkeypatch.setattr("gistrag.evaluation.provenance.draw", lambda summary, folder: [])
+    monkeypatch.setitem(SMALL, "repeats", 0)
+    given += FULL
     assert 0 == run_command(["evaluate", *given])
     path, summary = tmp_path / "out" / "rows.jsonl", tmp_path / "out" / "summary.json"
     whole, figures = path.read_bytes(), json.loads(summary.read_bytes())
@@ -138,10 +124,10 @@ def test_an_evaluation_goes_on(given: list[str], tmp_path: Path, monkeypatch: py
 
 def test_more_questions_and_rates_go_on_too(given: list[str], tmp_path: Path) -> None:
     """How much is asked may grow; the rows so far stay."""
-    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--questions", "2", "--arms", "text"])
+    assert 0 == run_command(["evaluate", *given, *QUICK, "--questions", "2", "--arms", "text"])
     before = rows(tmp_path / "out")
 
-    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--questions", "4", "--arms", "text,gist"])
+    assert 0 == run_command(["evaluate", *given, *QUICK, "--questions", "4", "--arms", "text,gist"])
 
     after = rows(tmp_path / "out")
     assert before == after[:2]
@@ -154,10 +140,10 @@ def test_other_settings_need_another_folder(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An evaluation is never mixed with one of another seed; the rows stay as they are."""
-    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none"])
+    assert 0 == run_command(["evaluate", *given, *QUICK, "--arms", "none"])
     before = (tmp_path / "out" / "rows.jsonl").read_bytes()
 
-    code = run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none", "--seed", "1"])
+    code = run_command(["evaluate", *given, *QUICK, "--arms", "none", "--seed", "1"])
 
     assert 2 == code
     assert "was made with seed '0', this one has '1'; name another --output" in last_line(capsys)
@@ -166,7 +152,7 @@ def test_other_settings_need_another_folder(
 
 def test_json_is_one_line(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """With --json standard output is the summary."""
-    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none,text", "--json", "--quiet"])
+    assert 0 == run_command(["evaluate", *given, *QUICK, "--arms", "none,text", "--json", "--quiet"])
 
     (line,) = capsys.readouterr().out.splitlines()
     assert ["none", "text"] == list(json.loads(line)["parts"]["questions"])
@@ -178,7 +164,7 @@ def test_only_held_out_articles_are_asked(given: list[str], file: Path, tmp_path
     file.write_text("".join(json.dumps(record) + "\n" for record in held), "utf-8")
     expected = {context.article for context in split_by_article(read_contexts(file)[0])[1]}
 
-    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none", "--held-out"])
+    assert 0 == run_command(["evaluate", *given, *QUICK, "--arms", "none", "--held-out"])
 
     assert expected == {row["article"] for row in rows(tmp_path / "out")}
     assert 0 < len(expected) < 30
@@ -192,22 +178,10 @@ def test_what_is_held_out_is_what_the_adapter_never_saw(file: Path) -> None:
     model: Any = SimpleNamespace(adapter=SimpleNamespace(settings=SimpleNamespace(held_out=0.2)))
     expected = [one.article for one in split_by_article(contexts, held_out=0.2)[1]]
 
-    assert expected == [one.article for one in evaluate._held_out(contexts, model, file)]
+    assert expected == [one.article for one in evaluation.held_out(contexts, model, file)]
     model.adapter.settings.held_out = 0.0
     with pytest.raises(UsageError, match="trained on all articles"):
-        evaluate._held_out(contexts, model, file)
-
-
-def test_a_sweep_reports_what_it_tried(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The most tokens per gist whose F1 is at least that share of text's, found by bisection."""
-    monkeypatch.setattr("gistrag.evaluation.runner.f1", lambda said, answers: 1.0)  # everything is right at any rate
-
-    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "text,gist", "--sweep", "0.9"])
-
-    sweep = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["sweep"]
-    assert (0.9, 64) == (sweep["floor"], sweep["tokens_per_gist"])
-    assert [32, 48, 56, 60, 62, 63, 64] == [point["tokens_per_gist"] for point in sweep["points"]]
-    assert "at most 64 tokens per gist" in (tmp_path / "out" / "table.md").read_text("utf-8")
+        evaluation.held_out(contexts, model, file)
 
 
 # Refusing
@@ -218,7 +192,7 @@ def test_bad_lines_are_counted(given: list[str], file: Path, capsys: pytest.Capt
     with file.open("a", encoding="utf-8") as opened:
         opened.write('no json\n{"context": "Nothing is asked."}\n')
 
-    assert 0 == run_command(["evaluate", *given, *ONLY_MAIN, "--arms", "none"])
+    assert 0 == run_command(["evaluate", *given, *QUICK, "--arms", "none"])
 
     assert "2 lines of" in capsys.readouterr().err
 
@@ -246,7 +220,7 @@ def test_only_long_form_is_not_enough(given: list[str], file: Path, capsys: pyte
     record = {"context": "A pump.", "question": "Summarise it.", "answer": "A pump stands there.", "kind": "long"}
     file.write_text(json.dumps(record) + "\n", "utf-8")
 
-    assert 2 == run_command(["evaluate", *given, *ONLY_MAIN])
+    assert 2 == run_command(["evaluate", *given, *QUICK])
 
     assert "found only long-form ones" in last_line(capsys)
 
@@ -255,19 +229,15 @@ def test_only_long_form_is_not_enough(given: list[str], file: Path, capsys: pyte
     ("arguments", "told"),
     [
         (["--rates", "0,2"], "--rates must be at least 1, got 0"),
-        (["--rates", "two"], "--rates takes whole numbers"),
+        (["--rates", "two"], "--rates takes integers"),
         (["--top-k", "0"], "--top-k must be at least 1, got 0"),
-        (["--top-k", ","], "--top-k takes whole numbers"),
+        (["--top-k", ","], "--top-k takes integers"),
         (["--questions", "0"], "--questions must be at least 1, got 0"),
         (["--arms", "text,txt"], "got txt"),
-        (["--arms", ""], "--arms names none"),
-        (["--sweep", "1.5"], "--sweep must be a share"),
-        (["--sweep", "0.9", "--arms", "gist"], "add both to --arms"),
-        (["--sweep", "0.9", "--frontier"], "two evaluations"),
-        (["--frontier", "--budgets", "0,64"], "--budgets must be at least 1, got 0"),
+        (["--arms", ""], "--arms names no arm"),
         (["--adapter", "no/such/adapter"], "no adapter 'no/such/adapter'"),
         (["--model", "no-such-model"], "no-such-model"),
-        (["--placement", "random"], "selected"),
+        (["--suite", "none"], "quick"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -306,8 +276,7 @@ def test_an_adapter_of_another_base_is_refused(
 
     code = run_command(
         ["evaluate", str(file), "--model", str(folder), "--embedder", str(folder),
-         "--adapter", str(tmp_path / "adapter"),
-         "--output", str(tmp_path / "out")]
+         "--adapter", str(tmp_path / "adapter"), "--output", str(tmp_path / "out")]
     )  # fmt: skip
 
     assert 2 == code
@@ -322,6 +291,6 @@ def test_a_damaged_settings_file_is_refused(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "settings.json").write_text("{", "utf-8")
 
-    assert 2 == run_command(["evaluate", *given, *ONLY_MAIN])
+    assert 2 == run_command(["evaluate", *given, *QUICK])
 
     assert "settings.json is damaged" in last_line(capsys)

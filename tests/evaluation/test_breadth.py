@@ -16,7 +16,8 @@ import pytest
 from support.tiny_models import HashEmbedder, byte_tokenizer
 
 from gistrag.cli.main import main as run_command
-from gistrag.evaluation.cases import Plan, cases, indexed, split_whole
+from gistrag.evaluation.cases import Plan, cases, split_whole
+from gistrag.evaluation.corpus import indexed
 from gistrag.model.prompt import REFUSAL
 from gistrag.qa.dataset import read_contexts
 from gistrag.qa.metrics import contains
@@ -78,7 +79,7 @@ def test_all_of_them_are_asked(tmp_path: Path) -> None:
     """No line is left out by the reader, and each becomes a case of its part."""
     contexts, left_out = read_contexts(FILE)
     chunked, wholes = split_whole(contexts)
-    plan = Plan(questions=1000, probes=0, passkey=0, orders=0, top_k=(3,), oracle=False)
+    plan = Plan.of_suite("quick", questions=1000)
     with indexed(
         tmp_path / "corpus", chunked, HashEmbedder(), tokenizer=byte_tokenizer().backend_tokenizer, chunk_tokens=4000
     ) as corpus:
@@ -101,14 +102,12 @@ def test_the_adapter_is_better_than_none(tmp_path: Path, record_property: Callab
     found: dict[tuple[str, str], list[float]] = {}
     for adapter in ("auto", "none"):
         folder = tmp_path / adapter
-        dials = ["--adapter", adapter, "--arms", "text,gist", "--rates", "4", "--placement", "matched", "--top-k", "3"]
-        small = ["--probes", "0", "--unanswerable", "0", "--passkey", "0", "--orders", "0", "--repeats", "0"]
-        assert 0 == run_command(
-            ["evaluate", str(few), "--output", str(folder), "--no-oracle", "--quiet", *dials, *small]
-        )
+        options = ["--adapter", adapter, "--arms", "text,gist", "--rates", "4", "--suite", "quick", "--quiet"]
+        assert run_command(["evaluate", str(few), "--output", str(folder), *options]) == 0
         rows = map(json.loads, (folder / "rows.jsonl").read_text("utf-8").splitlines())
         for row in sorted(rows, key=lambda row: row["name"]):
-            found.setdefault((adapter, row["arm"]), []).append(row["f1"])
+            if row["part"] == "questions":
+                found.setdefault((adapter, row["arm"]), []).append(row["f1"])
     means = ", ".join(f"{arm} with adapter {name} {statistics.mean(f1):.2f}" for (name, arm), f1 in found.items())
     record_property("report", f"F1 of {len(found['auto', 'text'])} written questions: {means}")
     gain = [more - less for more, less in zip(found["auto", "gist 4"], found["none", "gist 4"], strict=True)]

@@ -13,15 +13,24 @@ from support.tiny_models import HashEmbedder, byte_tokenizer
 
 from gistrag.errors import UsageError
 from gistrag.evaluation import cases
-from gistrag.evaluation.cases import Case, Corpus, Plan, indexed, other_orders, passkeys, planted, sampled, split_whole
+from gistrag.evaluation.cases import Case, Plan, other_orders, passkeys, planted, sampled, split_whole
+from gistrag.evaluation.corpus import Corpus, indexed
 from gistrag.model.prompt import REFUSAL
 from gistrag.qa.dataset import Context, Task
 from gistrag.qa.metrics import contains
-from gistrag.qa.planted_facts import FACTS, PLANTED
+from gistrag.qa.planted_facts import FACTS, PLANTED, is_planted
 
 ANIMALS = {"bear": "honey", "crane": "frogs", "deer": "grass", "eagle": "hares", "finch": "seeds", "goat": "thistles"}
 PLACES = {"harbour": "three cranes", "mill": "two wheels", "tower": "nine bells", "bridge": "five arches"}
-SMALL = {"questions": 8, "top_k": (2, 1), "probes": 4, "unanswerable": 2, "passkey": 1, "lengths": (150,), "orders": 1}
+SMALL = {
+    "questions": 8,
+    "top_k": (2, 1),
+    "planted_facts": 4,
+    "unanswerable": 2,
+    "passkey": 1,
+    "lengths": (150,),
+    "orders": 1,
+}
 
 
 def contexts() -> list[Context]:
@@ -218,29 +227,29 @@ def test_facts_of_all_kinds_are_planted_once(plan: Plan) -> None:
     """Kinds take turns, each fact stands in its context, no answer is torn apart and no question comes twice."""
     found = planted(contexts(), plan)
     tasks = [(context, task) for context in found for task in context.tasks]
-    probes = [(context, task) for context, task in tasks if task.kind.startswith("probe ")]
+    facts = [(context, task) for context, task in tasks if is_planted(task)]
 
-    assert sorted(f"{PLANTED} {kind}" for kind in FACTS) == sorted(task.kind for _, task in probes)
+    assert sorted(task.kind for _, task in facts) == sorted(f"{PLANTED} {kind}" for kind in FACTS)
     assert all(task.answers[0] in context.text for context, task in tasks)
-    assert len(probes) == len({task.question for _, task in probes})
+    assert len({task.question for _, task in facts}) == len(facts)
     assert [len(context.tasks) for context in contexts()] == [1] * 10
     assert found == planted(contexts(), plan)
 
 
 def test_more_facts_than_contexts_share_them(plan: Plan) -> None:
     """Of four contexts two get three of six facts each, and two none: passkeys are hidden in those."""
-    found = planted(contexts()[:4], Plan(probes=6))
+    found = planted(contexts()[:4], Plan(planted_facts=6))
 
     assert [1, 1, 4, 4] == sorted(len(context.tasks) for context in found)
     assert [] == planted([], plan)
 
 
-def test_probes_are_asked_by_kind(corpus: Corpus, plan: Plan) -> None:
+def test_planted_facts_are_asked_by_kind(corpus: Corpus, plan: Plan) -> None:
     """Every planted fact is a case of the part of its kind, with retrieved passages."""
-    probes = [case for case in asked(corpus, plan) if case.part.startswith("probe ")]
+    facts = [case for case in asked(corpus, plan) if case.part.startswith("planted ")]
 
-    assert sorted(f"{PLANTED} {kind}" for kind in FACTS) == sorted(case.part for case in probes)
-    assert {2} == {len(case.passages) for case in probes}
+    assert sorted(case.part for case in facts) == sorted(f"planted {kind}" for kind in FACTS)
+    assert {len(case.passages) for case in facts} == {2}
 
 
 def test_a_passkey_lies_at_its_depth(corpus: Corpus, plan: Plan) -> None:
@@ -289,15 +298,26 @@ def test_a_whole_document_is_given_in_order_and_not_retrieved(corpus: Corpus, pl
     ("values", "told"),
     [
         ({"questions": 0}, "--questions must be at least 1, got 0"),
-        ({"probes": -1}, "--probes must be at least 0, got -1"),
+        ({"planted_facts": -1}, "planted_facts must be at least 0, got -1"),
         ({"top_k": (0,)}, "--top-k must be at least 1, got 0"),
         ({"top_k": (3, 50)}, "--top-k must be at most 12, got 50"),
         ({"top_k": ()}, "--top-k must be one number or several"),
-        ({"lengths": (0,)}, "--lengths must be at least 1"),
-        ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1"),
+        ({"lengths": (0,)}, "lengths must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
     ],
 )
 def test_a_plan_out_of_range_is_refused(values: dict[str, Any], told: str) -> None:
     """The message names the option, what is expected and what was found."""
     with pytest.raises(UsageError, match=told):
         Plan(**values)
+
+
+def test_a_suite_is_a_plan() -> None:
+    """``quick`` derives nothing from the questions and measures no time; what is given replaces what the suite has."""
+    quick = Plan.of_suite("quick", questions=7, top_k=None)
+
+    assert quick == Plan(
+        questions=7, top_k=(3,), oracle=False, planted_facts=0, passkey=0, lengths=(), orders=0, repeats=0
+    )
+    assert Plan.of_suite("full") == Plan()
+    assert Plan.of_suite("quick", top_k=(5, 1)).top_k == (5, 1)

@@ -1,19 +1,27 @@
-"""At a budget of slots every arm gets the best chunks that fit, and no more."""
+"""`notebooks/bench/frontier.py`: at a budget of slots every arm gets the best chunks that fit, and no more."""
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.pages import ROOT
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model
 
 from gistrag.compression.placements import gist_count
-from gistrag.evaluation.cases import Corpus, Passage, Plan, indexed
-from gistrag.evaluation.frontier import Shares, beginning, frontier
-from gistrag.evaluation.runner import Arm, Examiner, Journal, gist_arm, key_of, rows_of, unanswered
+from gistrag.evaluation.arms import Arm, MemoryCache, gist_arm
+from gistrag.evaluation.cases import Plan
+from gistrag.evaluation.corpus import Corpus, Passage, indexed
+from gistrag.evaluation.runner import Journal, Runner, answered, key_of, unanswered
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task
+
+SCRIPT: dict[str, Any] = runpy.run_path(str(ROOT / "notebooks" / "bench" / "frontier.py"))
+frontier, beginning, frontier_figures = SCRIPT["frontier"], SCRIPT["beginning"], SCRIPT["frontier_figures"]
+Shares, MemoriesOnDisk = SCRIPT["Shares"], SCRIPT["MemoriesOnDisk"]
 
 FOOD = {"bear": "honey", "crane": "frogs", "deer": "grass", "eagle": "hares", "finch": "seeds", "goat": "thistles"}
 PLAN = Plan(questions=2, max_new_tokens=4)
@@ -89,16 +97,44 @@ def test_gists_are_made_once_and_answers_are_the_same(
 ) -> None:
     """Gists that several questions need come from files, and say what fresh ones say; nothing is answered twice."""
     pairs = frontier(corpus, PLAN, tiny, ARMS, BUDGETS)
-    fresh = {key_of(row): row for row in Examiner(tiny).rows(pairs)}
+    fresh = {key_of(row): row for row in Runner(MemoryCache(tiny)).rows(pairs)}
     (tmp_path / "gists").mkdir()
 
-    examiner = Examiner(tiny, folder=tmp_path / "gists", group_bytes=1)
+    runner = Runner(MemoriesOnDisk(tiny, tmp_path / "gists"), group_bytes=1)
     with Journal(tmp_path / "rows.jsonl") as journal:
-        for row in examiner.rows(pairs):
+        for row in runner.rows(pairs):
             journal.add(row)
-        monkeypatch.setattr("gistrag.evaluation.runner.TextPass", None)  # everything is kept by now
-        again = {key_of(row): row for row in Examiner(tiny, folder=tmp_path / "gists").rows(pairs)}
+        monkeypatch.setattr("gistrag.evaluation.arms.TextPass", None)  # every cache is in the folder by now
+        again = {key_of(row): row for row in Runner(MemoriesOnDisk(tiny, tmp_path / "gists")).rows(pairs)}
+        found = {key_of(row): row for row in answered(pairs, journal)}
+        left = unanswered(pairs, journal)
 
-        assert [] == unanswered(pairs, journal)
-        assert fresh == again == {key_of(row): row for row in rows_of(pairs, journal)}
+    assert left == []
+    assert found == fresh
+    assert again == fresh
     assert all(row["slots"] <= row["budget"] for row in fresh.values())
+
+
+def rows_of(arm: str, scores: tuple[float, ...], *, chunks: int) -> list[dict[str, Any]]:
+    """Answers to questions a, b, …, of which d has not got its passage."""
+    cost = {"slots": 10, "source_tokens": 40, "chunks": chunks}
+    return [
+        {"part": "budget 64", "name": name, "arm": arm, "budget": 64, "em": float(f1 == 1), "f1": f1,
+         "contains": f1 > 0.5, "has_gold": name != "d", **cost}
+        for name, f1 in zip("abcd", scores, strict=True)
+    ]  # fmt: skip
+
+
+def test_arms_with_the_same_slots_are_compared() -> None:
+    """By budget: means, the gain over text with its interval, and median times; rows left out do not count."""
+    rows = [*rows_of("text", (1, 0, 0, 0), chunks=1), *rows_of("gist 4", (1, 1, 0, 0.4), chunks=3)]
+    left_out = {"part": "budget 64", "name": "e", "arm": "text", "budget": 64, "left_out": "too long"}
+    samples = [{"context": "64", "arm": "gist 4", "ttft_s": seconds, "load_s": 0.0} for seconds in (1.0, 3.0, 2.0)]
+
+    found = frontier_figures([*rows, left_out], samples)["64"]
+
+    assert found["text"]["f1"]["value"] == 0.25
+    assert found["gist 4"]["f1_more"]["value"] == pytest.approx(0.35)
+    assert found["gist 4"]["has_gold"]["value"] == 0.75
+    assert [found["gist 4"][name] for name in ("count", "chunks", "ttft_s")] == [4, 3, 2.0]
+    assert found["text"]["ttft_s"] is None

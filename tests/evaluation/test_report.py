@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from gistrag.evaluation.report import draw, frontier_figures, frontier_table, main_table, markdown, summarised, timed
+from gistrag.evaluation.plots import draw
+from gistrag.evaluation.report import main_table, markdown, summarized, timed
 
 
 def row(arm: str, name: str, f1: float, *, part: str = "questions", **values: Any) -> dict[str, Any]:
     defaults = {
-        "said": f"{arm} {f1}",
+        "generated": f"{arm} {f1}",
         "em": float(f1 == 1),
         "f1": f1,
         "contains": f1 > 0.5,
@@ -42,14 +43,14 @@ ROWS = [
     *rows_of("gist 4", (1, 0.5, 0.6), part="oracle"),
     row("text", "a", 1, part="refusal", refused=True),
     row("text", "b", 0, part="refusal"),
-    row("text", "0", 1, part="probe name", has_gold=True),
-    row("text", "1", 0, part="probe date", has_gold=False),
+    row("text", "0", 1, part="planted name", has_gold=True),
+    row("text", "1", 0, part="planted date", has_gold=False),
     *(row("text", f"{depth}", 1, part="passkey", length=500, depth=depth) for depth in (0.0, 1.0)),
     *(row("gist 4", f"{depth}", 1 - depth, part="passkey", length=500, depth=depth) for depth in (0.0, 1.0)),
-    row("text", "a", 1, part="order 1", said="Text 1!"),
+    row("text", "a", 1, part="order 1", generated="Text 1!"),
     row("text", "a", 0.5, part="order 2"),
     row("text", "b", 1, part="order 1"),
-    row("text", "b", 1, part="order 2", said="the text 1"),
+    row("text", "b", 1, part="order 2", generated="the text 1"),
     {"part": "questions", "name": "e", "arm": "text", "left_out": "9 positions more"},
 ]
 
@@ -67,10 +68,13 @@ def summary() -> dict[str, Any]:
         for context, tokens in (("question", 300), ("500 tokens", 500))
         for arm, ttft_s in (("text", 0.4), ("text", 0.6), ("text", 5.0), ("gist 4", 0.06), ("gist 4", 0.06))
     ]  # fmt: skip
-    point = {"tokens_per_gist": 4, "f1_kept": {"value": 0.9, "low": 0.8, "high": 1.0}, "bytes_per_source_token": 20.0}
-    sweep = {"floor": 0.9, "tokens_per_gist": 4, "points": [point]}
-    return {**summarised(ROWS), "speed": timed(samples), "sweep": sweep, "title": "tiny",
-            "notes": ["4 questions."], "plan": {"top_k": [3, 1]}}  # fmt: skip
+    return {
+        **summarized(ROWS),
+        "speed": timed(samples),
+        "title": "tiny",
+        "notes": ["4 questions."],
+        "plan": {"top_k": [3, 1]},
+    }
 
 
 def test_scores_are_means(summary: dict[str, Any]) -> None:
@@ -102,7 +106,7 @@ def test_costs_are_for_a_token_of_text(summary: dict[str, Any]) -> None:
 
 def test_retrieval_is_the_same_for_all_arms(summary: dict[str, Any]) -> None:
     """The share of questions with the right passage among those given."""
-    assert {"questions": 0.75, "probe name": 1.0, "probe date": 0.0, "probes": 0.5} == {
+    assert {"questions": 0.75, "planted name": 1.0, "planted date": 0.0, "planted": 0.5} == {
         part: value(found) for part, found in summary["retrieval"].items() if found
     }
 
@@ -120,11 +124,11 @@ def test_orders_are_compared_with_the_products(summary: dict[str, Any]) -> None:
     assert (2, 0.25, 0.25) == (found["count"], value(found["f1_spread"]), value(found["changed"]))
 
 
-def test_probes_count_by_kind_and_together(summary: dict[str, Any]) -> None:
+def test_planted_facts_count_by_kind_and_together(summary: dict[str, Any]) -> None:
     """Each kind is a part, and all of them are one more."""
     parts = summary["parts"]
 
-    shares = [value(parts[name]["text"]["em"]) for name in ("probe name", "probe date", "probes")]
+    shares = [value(parts[name]["text"]["em"]) for name in ("planted name", "planted date", "planted")]
     assert [1.0, 0.0, 0.5] == shares
 
 
@@ -142,28 +146,11 @@ def test_times_are_medians(summary: dict[str, Any]) -> None:
     assert pytest.approx(0.05) == speed["gist 4"]["warm_ttft_s"]
 
 
-def test_arms_with_the_same_slots_are_compared() -> None:
-    """By budget: means, what is more than text with its interval, and median times; rows left out do not count."""
-    text = rows_of("text", (1, 0, 0, 0), part="budget 64", budget=64, chunks=1)
-    gists = rows_of("gist 4", (1, 1, 0, 0.4), part="budget 64", budget=64, chunks=3)
-    left_out = {"part": "budget 64", "name": "e", "arm": "text", "budget": 64, "left_out": "too long"}
-    samples = [{"context": "64", "arm": "gist 4", "ttft_s": seconds, "load_s": 0.0} for seconds in (1.0, 3.0, 2.0)]
-
-    found = frontier_figures([*text, *gists, left_out], samples)
-
-    assert (0.25, 0.6) == (found["64"]["text"]["f1"]["value"], found["64"]["gist 4"]["f1"]["value"])
-    assert (0.0, pytest.approx(0.35)) == tuple(found["64"][arm]["f1_more"]["value"] for arm in ("text", "gist 4"))
-    assert (None, 2.0) == tuple(found["64"][arm]["ttft_s"] for arm in ("text", "gist 4"))
-    assert (4, 3) == (found["64"]["gist 4"]["count"], found["64"]["gist 4"]["chunks"])
-    assert 0.75 == found["64"]["gist 4"]["has_gold"]["value"]
-    assert ["64", "gist 4", "3.0"] == frontier_table({"frontier": found})[1][1][:3]
-
-
 def test_no_rows_have_no_figures() -> None:
     """An evaluation of nothing is empty, not wrong."""
-    assert {} == summarised([])["parts"]
+    assert {} == summarized([])["parts"]
     assert {} == timed([])
-    assert [] == main_table({**summarised([]), "speed": {}})[1]
+    assert [] == main_table({**summarized([]), "speed": {}})[1]
 
 
 def test_the_table_has_a_row_for_each_arm(summary: dict[str, Any]) -> None:
@@ -185,7 +172,7 @@ def test_the_report_is_made_of_the_file_alone(summary: dict[str, Any]) -> None:
 
     assert text == markdown(summary)
     assert text.startswith("# Evaluation of tiny\n\n4 questions.\n")
-    for title in ("Found by retrieval", "F1 lost", "Planted facts", "Passkey", "other orders", "Speed", "Sweep"):
+    for title in ("Right passage retrieved", "F1 lost", "Planted facts", "Passkey", "other orders", "Speed"):
         assert title in text
     assert "Whole documents" not in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
@@ -207,7 +194,7 @@ def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = [line for line in ROWS if line["part"] == "questions"]
 
-    drawn = draw({**summarised(rows), "speed": {}, "title": "tiny"}, tmp_path / "figures")
+    drawn = draw({**summarized(rows), "speed": {}, "title": "tiny"}, tmp_path / "figures")
 
     assert ["quality.png"] == [path.name for path in drawn]
 

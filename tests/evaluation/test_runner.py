@@ -15,25 +15,13 @@ from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model
 
 from gistrag.compression.compress import compress
 from gistrag.errors import UsageError
+from gistrag.evaluation import arms as arms_module
 from gistrag.evaluation import runner
-from gistrag.evaluation.cases import Case, Passage, Plan, cases, indexed, planted
-from gistrag.evaluation.runner import (
-    ARMS,
-    Arm,
-    Examiner,
-    Journal,
-    Row,
-    answered,
-    arms,
-    as_stored,
-    batches,
-    gist_arm,
-    key_of,
-    largest,
-    missing,
-    scored,
-)
-from gistrag.kv.cache import Memory, concatenate
+from gistrag.evaluation.arms import ARMS, Arm, MemoryCache, Row, arms, gist_arm
+from gistrag.evaluation.cases import Case, Plan, cases, planted
+from gistrag.evaluation.corpus import Passage, indexed
+from gistrag.evaluation.runner import Journal, Runner, answered, key_of, pairs_of, scored, unanswered
+from gistrag.kv.cache import Memory, as_stored, concatenate
 from gistrag.kv.quantization import stored_bytes
 from gistrag.model.generation import generate, read_text
 from gistrag.model.gist_model import GistModel
@@ -70,11 +58,13 @@ def every(model: GistModel, *, rates: Sequence[int] = (2, 4)) -> list[Arm]:
     return arms(ARMS, rates=rates, placement="anchored", main_rate=2, has_adapter=model.adapter is not None)
 
 
-def rows(model: GistModel, pairs: Sequence[tuple[Case, Arm]], **options: Any) -> dict[tuple[str, str, str], Row]:
-    return {key_of(row): row for row in Examiner(model, **options).rows(pairs)}
+def rows(
+    model: GistModel, pairs: Sequence[tuple[Case, Arm]], kind: Any = "auto", **options: Any
+) -> dict[tuple[str, str, str], Row]:
+    return {key_of(row): row for row in Runner(MemoryCache(model, kind), **options).rows(pairs)}
 
 
-def said_one_at_a_time(model: GistModel, memory: Memory, question: str) -> str:
+def generated_alone(model: GistModel, memory: Memory, question: str) -> str:
     tokens = generate(model, memory, model.encode_question(question), max_new_tokens=NEW_TOKENS)
     return model.decode(list(tokens)).strip()
 
@@ -91,14 +81,15 @@ def encoded(model: GistModel, passages: Sequence[Passage]) -> list[list[int]]:
 
 
 def test_arms_come_in_the_order_of_a_table() -> None:
-    """Whatever order they are asked for in; without an adapter nothing is untuned."""
+    """Whatever order they are asked for in; without an adapter no arm is without one."""
     names = [
         arm.name for arm in arms(["hybrid", *ARMS], rates=(2, 8), placement="anchored", main_rate=4, has_adapter=True)
     ]
     base = [arm.name for arm in arms(ARMS, rates=(2,), placement="selected", main_rate=2, has_adapter=False)]
 
-    assert ["none", "full context", "text untuned", "text", "full KV", "gist 2", "gist 8", "hybrid 4"] == names
-    assert ["none", "full context", "text", "full KV", "gist 2", "hybrid 2"] == base
+    assert base == ["none", "full context", "text", "uncompressed KV", "gist 2", "hybrid 2"]
+    assert names[:4] == ["none", "full context", "text without adapter", "text"]
+    assert names[4:] == ["uncompressed KV", "gist 2", "gist 8", "hybrid 4"]
 
 
 @pytest.mark.parametrize(("names", "rates", "told"), [(["txt"], (2,), "got txt"), (["gist"], (0,), "got 0")])
@@ -109,21 +100,21 @@ def test_arms_that_make_no_sense_are_refused(names: list[str], rates: tuple[int,
 
 
 def test_side_parts_are_for_arms_that_read_the_passages(tuned: GistModel) -> None:
-    """Beside the main questions no arm without passages answers, none untuned, and no hybrid of one passage."""
+    """Beside the main questions no arm without passages answers, none without adapter, and no hybrid of one passage."""
     main = [arm.name for arm in every(tuned) if arm.takes(case())]
     side = [arm.name for arm in every(tuned) if arm.takes(case(part="refusal"))]
     one = [arm.name for arm in every(tuned) if arm.takes(case(part="oracle", passages=PASSAGES[:1]))]
 
     assert [arm.name for arm in every(tuned)] == main
-    assert ["text", "full KV", "gist 2", "gist 4", "hybrid 2"] == side
-    assert ["text", "full KV", "gist 2", "gist 4"] == one
+    assert ["text", "uncompressed KV", "gist 2", "gist 4", "hybrid 2"] == side
+    assert ["text", "uncompressed KV", "gist 2", "gist 4"] == one
 
 
 # Answers
 
 
-def test_an_arm_says_what_a_query_would(tuned: GistModel) -> None:
-    """Side by side every arm says what it says alone, from the memory that it is named after."""
+def test_an_arm_generates_what_a_query_would(tuned: GistModel) -> None:
+    """In a batch every arm generates what it generates alone, from the memory that it is named after."""
     listed = [case("a"), case("a longer question than that"), case("b", passages=PASSAGES[1:])]
     found = rows(tuned, [(one, arm) for one in listed for arm in every(tuned)])
     model, prefix = tuned, tuned.prefix
@@ -138,13 +129,13 @@ def test_an_arm_says_what_a_query_would(tuned: GistModel) -> None:
             "none": placed(),
             "full context": read_text(model, placed(), joined(encoded(model, one.document))),
             "text": read_text(model, placed(), joined(ids)),
-            "full KV": placed(*compress(model, ids, GistSettings(placement="selected", tokens_per_gist=1))),
+            "uncompressed KV": placed(*compress(model, ids, GistSettings(placement="selected", tokens_per_gist=1))),
             "gist 2": placed(*gists),
             "gist 4": placed(*compress(model, ids, GistSettings(placement="anchored", tokens_per_gist=4))),
             "hybrid 2": read_text(model, placed(*gists[:-1]), ids[-1]),
         }
         for arm, memory in memories.items():
-            assert said_one_at_a_time(model, memory, one.question) == found["questions", one.name, arm]["said"], arm
+            assert generated_alone(model, memory, one.question) == found["questions", one.name, arm]["generated"], arm
 
 
 def test_all_arms_get_the_same_passages(tuned: GistModel) -> None:
@@ -156,7 +147,7 @@ def test_all_arms_get_the_same_passages(tuned: GistModel) -> None:
     by_arm = {row["arm"]: row for row in found.values()}
     assert (0, 0) == (by_arm["none"]["slots"], by_arm["none"]["stored_bytes"])
     assert (tokens, tokens) == (by_arm["text"]["slots"], by_arm["text"]["source_tokens"])
-    assert (tokens, tokens) == (by_arm["full KV"]["slots"], by_arm["full KV"]["source_tokens"])
+    assert (tokens, tokens) == (by_arm["uncompressed KV"]["slots"], by_arm["uncompressed KV"]["source_tokens"])
     assert tokens / 2 <= by_arm["gist 2"]["slots"] <= tokens / 2 + 2
     assert sum(len(text) for text in TEXTS) == by_arm["text"]["stored_bytes"]
     per_slot = tuned.kv_bytes_per_slot + 2  # and its position
@@ -170,26 +161,26 @@ def test_gists_are_those_of_quantized_files(tuned: GistModel, kind: str, share: 
     caches = compress(tuned, encoded(tuned, PASSAGES), GistSettings(placement="anchored", tokens_per_gist=2))
     stored = [as_stored(cache, kind) for cache in caches]
 
-    (found,) = rows(tuned, [(case(), arm)], kv_cache_dtype=kind).values()
+    (found,) = rows(tuned, [(case(), arm)], kind=kind).values()
 
     memory = concatenate([tuned.prefix, *stored], tuned.rope)
-    assert said_one_at_a_time(tuned, memory, "What about 0?") == found["said"]
+    assert generated_alone(tuned, memory, "What about 0?") == found["generated"]
     planned = sum(stored_bytes(cache.kv.shape, kind, itemsize=8) + 2 * cache.gists for cache in caches)
     assert planned == found["stored_bytes"] < share * sum(cache.kv.nbytes for cache in caches)
 
 
-def test_an_adapter_changes_tuned_arms_only(tuned: GistModel) -> None:
-    """The untuned arm says, token for token, what a model without the adapter says; the tuned one does not."""
+def test_an_adapter_changes_the_arms_that_use_it(tuned: GistModel) -> None:
+    """The arm without adapter generates what a model that has none generates; the other arm does not."""
     listed = [case(name) for name in "abcdef"]
     found = rows(tuned, [(one, arm) for one in listed for arm in every(tuned)])
     base = rows(tiny_model(), [(one, Arm("text", "text")) for one in listed])
 
-    expected = [base["questions", one.name, "text"]["said"] for one in listed]
-    assert expected == [found["questions", one.name, "text untuned"]["said"] for one in listed]
-    assert expected != [found["questions", one.name, "text"]["said"] for one in listed]
+    expected = [base["questions", one.name, "text"]["generated"] for one in listed]
+    assert expected == [found["questions", one.name, "text without adapter"]["generated"] for one in listed]
+    assert expected != [found["questions", one.name, "text"]["generated"] for one in listed]
 
 
-def test_the_adapter_is_back_after_an_untuned_answer(tuned: GistModel) -> None:
+def test_the_adapter_is_back_after_an_answer_without_it(tuned: GistModel) -> None:
     """Also when the answer failed."""
     settings = tuned.adapter and tuned.adapter.settings
     before = rows(tuned, [(case(), Arm("text", "text"))])
@@ -220,27 +211,27 @@ def test_groups_of_matched_gists_fit_where_heads_keep_different_numbers(model: G
     passages = [Passage(text, (), len(model.encode_passage(text, ()))) for text in texts]
     pairs = [(case(str(at), passages=(passage,)), gist_arm("matched", 8)) for at, passage in enumerate(passages)]
     most = max(one.tokens for one in passages) * model.kv_bytes_per_slot
-    examiner = Examiner(model, group_bytes=most)
+    limited = Runner(MemoryCache(model), group_bytes=most)
 
-    groups = list(examiner._groups(pairs))
+    groups = list(limited.groups(pairs))
 
     assert pairs == [pair for group in groups for pair in group]
     for group in groups:
-        caches = examiner._memories.caches(group)
+        caches = MemoryCache(model).caches(group)
         assert any(cache.is_ragged for cache in caches.values())
         assert sum(cache.kv.nbytes for cache in caches.values()) <= most
 
 
 def test_a_passage_is_read_once_for_all_rates(tuned: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One text pass makes gists at every rate and the full cache, however many cases share a passage."""
+    """One text pass makes gists at every rate and the uncompressed cache, however many cases share a passage."""
     read: list[list[int]] = []
 
-    class Counted(runner.TextPass):
+    class Counted(arms_module.TextPass):
         def __init__(self, model: GistModel, chunks: Sequence[Sequence[int]]) -> None:
             read.extend(map(list, chunks))
             super().__init__(model, chunks)
 
-    monkeypatch.setattr(runner, "TextPass", Counted)
+    monkeypatch.setattr(arms_module, "TextPass", Counted)
 
     rows(tuned, [(case(name), arm) for name in "abc" for arm in every(tuned) if arm.give == "gists"])
 
@@ -262,7 +253,7 @@ def test_the_same_prompt_is_answered_once(tuned: GistModel, monkeypatch: pytest.
     found = rows(tuned, [(one, Arm("text", "text")) for one in parts])
 
     assert 1 == len(prompts)
-    assert found["top 1", "0", "text"]["said"] == found["oracle", "0", "text"]["said"]
+    assert found["top 1", "0", "text"]["generated"] == found["oracle", "0", "text"]["generated"]
 
 
 def test_gists_that_do_not_fit_spread_are_packed(tuned: GistModel) -> None:
@@ -272,8 +263,8 @@ def test_gists_that_do_not_fit_spread_are_packed(tuned: GistModel) -> None:
     gists = compress(tuned, encoded(tuned, many), GistSettings(placement="anchored", tokens_per_gist=4))
     packed = concatenate([tuned.prefix, *gists], tuned.rope, layout="packed")
 
-    assert "positions more than the window" in found["questions", "0", "text"]["left_out"]
-    assert said_one_at_a_time(tuned, packed, case().question) == found["questions", "0", "gist 4"]["said"]
+    assert "positions more than the model" in found["questions", "0", "text"]["left_out"]
+    assert generated_alone(tuned, packed, case().question) == found["questions", "0", "gist 4"]["generated"]
 
 
 def test_an_answer_is_cut_where_its_case_says(tuned: GistModel) -> None:
@@ -283,8 +274,8 @@ def test_an_answer_is_cut_where_its_case_says(tuned: GistModel) -> None:
     found = rows(tuned, [(one, Arm("text", "text")) for one in (case(), long)])
     short, whole = found["questions", "0", "text"], found["whole", "0", "text"]
 
-    assert whole["said"].startswith(short["said"])
-    assert len(whole["said"]) > len(short["said"])
+    assert whole["generated"].startswith(short["generated"])
+    assert len(whole["generated"]) > len(short["generated"])
     assert whole["hallucinated"] is None
 
 
@@ -310,17 +301,17 @@ def test_an_evaluation_goes_on_where_it_was_stopped(tuned: GistModel, tmp_path: 
     listed, chosen = [case(name) for name in "abcd"], every(tuned)
     whole = tmp_path / "whole.jsonl"
     with Journal(whole) as journal:
-        for row in Examiner(tuned).rows(missing(listed, chosen, journal)):
+        for row in Runner(MemoryCache(tuned)).rows(unanswered(pairs_of(listed, chosen), journal)):
             journal.add(row)
-        expected = answered(listed, chosen, journal)
+        expected = answered(pairs_of(listed, chosen), journal)
     cut = tmp_path / "cut.jsonl"
     cut.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[:9]) + b'{"part": "questions", "na')
 
     with Journal(cut) as journal:
-        pending = missing(listed, chosen, journal)
-        for row in Examiner(tuned).rows(pending):
+        pending = unanswered(pairs_of(listed, chosen), journal)
+        for row in Runner(MemoryCache(tuned)).rows(pending):
             journal.add(row)
-        found = answered(listed, chosen, journal)
+        found = answered(pairs_of(listed, chosen), journal)
 
     assert len(expected) - 9 == len(pending)
     assert expected == found
@@ -330,7 +321,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(tuned: GistModel, tmp_path: 
 def test_a_journal_reads_what_it_wrote(tmp_path: Path) -> None:
     """Rows come back by part, name and arm; a line that is none is passed over."""
     path = tmp_path / "rows.jsonl"
-    row = {"part": "questions", "name": "0", "arm": "text", "said": "zwölf\u2028"}
+    row = {"part": "questions", "name": "0", "arm": "text", "generated": "zwölf\u2028"}
     with Journal(path) as journal:
         journal.add(row)
     with path.open("ab") as file:
@@ -346,30 +337,7 @@ def test_rows_that_were_not_asked_for_are_not_answers(tmp_path: Path) -> None:
         for arm in ("text", "none"):
             journal.add({"part": "questions", "name": "0", "arm": arm})
 
-        assert ["text"] == [row["arm"] for row in answered([case()], [Arm("text", "text")], journal)]
-
-
-# Sweeping
-
-
-@pytest.mark.parametrize("limit", [0, 1, 2, 7, 63, 64, 100])
-def test_a_sweep_finds_the_largest_rate(limit: int) -> None:
-    """In few steps, from nothing to everything."""
-    tried: list[int] = []
-
-    def keeps(rate: int) -> bool:
-        tried.append(rate)
-        return rate <= limit
-
-    assert (min(limit, 64) or None) == largest(keeps, most=64)
-    assert len(tried) <= 7
-
-
-def test_batches_hold_rows_of_similar_size() -> None:
-    """Padding counts, a row that is too large goes alone, and no batch has too many rows."""
-    assert [[1, 3], [0], [2]] == list(batches([4, 2, 50, 2], 8))
-    assert [[0, 1], [2]] == list(batches([1, 1, 1], 100, most=2))
-    assert [] == list(batches([], 8))
+        assert ["text"] == [row["arm"] for row in answered([(case(), Arm("text", "text"))], journal)]
 
 
 # The whole thing
@@ -378,13 +346,15 @@ def test_batches_hold_rows_of_similar_size() -> None:
 def test_two_runs_are_equal(tuned: GistModel, tmp_path: Path) -> None:
     """From contexts to rows everything follows from plan and model."""
     contexts = [Context(text, "valley", (Task("What about it?", ("frogs",)),)) for text in TEXTS]
-    plan = Plan(questions=2, top_k=(2, 1), probes=2, unanswerable=1, passkey=0, orders=1, max_new_tokens=4)
+    plan = Plan(questions=2, top_k=(2, 1), planted_facts=2, unanswerable=1, passkey=0, orders=1, max_new_tokens=4)
 
     def run(folder: Path) -> list[Row]:
         tokenizer = byte_tokenizer().backend_tokenizer
         with indexed(folder, planted(contexts, plan), HashEmbedder(), tokenizer=tokenizer, chunk_tokens=120) as corpus:
             asked = cases(corpus, [], plan, document_tokens=200)
-        return list(Examiner(tuned).rows([(one, arm) for one in asked for arm in every(tuned) if arm.takes(one)]))
+        return list(
+            Runner(MemoryCache(tuned)).rows([(one, arm) for one in asked for arm in every(tuned) if arm.takes(one)])
+        )
 
     assert run(tmp_path / "first") == run(tmp_path / "second")
 
@@ -420,7 +390,7 @@ def test_text_beats_nothing_and_full_caches_come_near(default_model: GistModel) 
         )
         for name, (_, question, answer) in FACTS.items()
     ]
-    chosen = [Arm("none", "nothing"), Arm("text", "text"), Arm("full KV", "gists"), gist_arm("selected", 2)]
+    chosen = [Arm("none", "nothing"), Arm("text", "text"), Arm("uncompressed KV", "gists"), gist_arm("selected", 2)]
 
     found = rows(default_model, [(one, arm) for one in listed for arm in chosen])
     right = {arm.name: sum(found["questions", one.name, arm.name]["contains"] for one in listed) for arm in chosen}
@@ -428,4 +398,4 @@ def test_text_beats_nothing_and_full_caches_come_near(default_model: GistModel) 
 
     assert right["none"] <= 2
     assert right["text"] >= 7
-    assert right["full KV"] >= right["none"] + 3
+    assert right["uncompressed KV"] >= right["none"] + 3

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from support.tiny_models import tiny_model
 
-from gistrag.evaluation.cases import Case, Passage
-from gistrag.evaluation.runner import ARMS, arms
+from gistrag.evaluation.arms import ARMS, arms
+from gistrag.evaluation.cases import Case
+from gistrag.evaluation.corpus import Passage
 from gistrag.evaluation.speed import Stopwatch
 
 PASSAGES = tuple(Passage(text, (), len(text)) for text in ("The crane eats frogs.", "The mill has two wheels."))

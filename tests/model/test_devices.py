@@ -10,8 +10,10 @@ from support.fake_gpu import Elsewhere, a_gpu
 from support.tiny_models import tiny_model
 
 from gistrag.compression.compress import compress
-from gistrag.evaluation.cases import Case, Passage
-from gistrag.evaluation.runner import Arm, Examiner, gist_arm
+from gistrag.evaluation.arms import Arm, MemoryCache, gist_arm
+from gistrag.evaluation.cases import Case
+from gistrag.evaluation.corpus import Passage
+from gistrag.evaluation.runner import Runner
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task
 from gistrag.settings import GistSettings, KvCacheDtype
@@ -69,11 +71,11 @@ def test_answers_on_a_gpu(model: GistModel, kind: KvCacheDtype) -> None:
     passages = tuple(Passage(text, (), 40) for text in TEXTS)
     cases = [Case("questions", name, f"What of {name}?", ("rye",), passages, 4) for name in ("oats", "the mill")]
     arms = [
-        Arm("text untuned", "text", is_tuned=False), Arm("text", "text"), Arm("full KV", "gists"),
+        Arm("text without adapter", "text", has_adapter=False), Arm("text", "text"), Arm("uncompressed KV", "gists"),
         gist_arm("matched", 4), Arm("hybrid 4", "hybrid", "matched", 4),
     ]  # fmt: skip
 
-    rows = list(Examiner(model, kv_cache_dtype=kind).rows([(case, arm) for case in cases for arm in arms]))
+    rows = list(Runner(MemoryCache(model, kind)).rows([(case, arm) for case in cases for arm in arms]))
 
     assert len(rows) == len(cases) * len(arms)
 
