@@ -31,7 +31,8 @@ from typing import Any
 import httpx2 as httpx
 
 from gistrag import GistRAG
-from gistrag.cli.bench import built_in_questions, machine
+from gistrag.evaluation.benchmark import built_in_questions
+from gistrag.evaluation.speed import machine
 
 CHAT = "/v1/chat/completions"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
