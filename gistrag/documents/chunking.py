@@ -17,7 +17,7 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from gistrag.documents.discovery import Document
 
-MARKDOWN_KINDS = frozenset({"markdown", "html", "notebook", "docx"})
+PLAIN_KINDS = frozenset({"text", "code", "table", "json", "pdf"})  # all other kinds have Markdown headings
 _SEGMENT_CHARS = 64  # characters of a segment per token of a chunk: about 16 chunks of prose
 _LONG_CHARS = 8  # characters per token of a chunk, more than prose has: a longer text is mostly too long
 _SEAM = 2  # tokens of the white space between two joined pieces
@@ -76,7 +76,7 @@ class Chunker:
 
     def split(self, document: Document) -> list[Chunk]:
         """Return the chunks of *document*, in order."""
-        titles = _titles(document.text) if document.kind in MARKDOWN_KINDS else []
+        titles = _titles(document.text) if document.kind not in PLAIN_KINDS else []
         spans = self._join(document.text, self._pieces(document, titles), titles)
         return [
             Chunk(
@@ -111,7 +111,7 @@ class Chunker:
 
     def _pieces(self, document: Document, titles: Sequence[_Title]) -> Iterator[tuple[int, int]]:
         """Yield (start, end) of each piece of the splitter, without the white space around it."""
-        splitter = self._markdown if document.kind in MARKDOWN_KINDS else self._prose
+        splitter = self._markdown if document.kind not in PLAIN_KINDS else self._prose
         starts = [title.start for title in titles]
         for start, end in _segments(document.text, starts, self.chunk_tokens * _SEGMENT_CHARS):
             segment = document.text[start:end]

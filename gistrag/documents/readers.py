@@ -1,7 +1,11 @@
 """Which reader reads which file: `READERS`, from a file suffix to a function that turns bytes into a `Text`.
 
-To add a format, write its function in a module of `gistrag.documents.formats`, and add a line to `READERS`.
-Headings become Markdown ``#`` lines whatever the format is, so that one rule cuts every document into chunks.
+To add a format:
+
+1. Write ``read_<format>(data: bytes) -> Text`` in a module of `gistrag.documents.formats`. Headings become Markdown
+   ``#`` lines (`gistrag.documents.markup` helps), and bad input raises a `DocumentError` with the reason.
+2. Name its kind in `gistrag.documents.text.Kind`, and add its suffix to `READERS` below.
+3. Add a row to docs/documents.md and a test to tests/documents/test_readers.py.
 
 Not here: which files are documents (`gistrag.documents.discovery`), the process that parses hostile files
 (`gistrag.documents.parser_worker`), OCR.
@@ -50,7 +54,8 @@ READERS_BY_NAME: Mapping[str, Reader] = {  # files without a suffix, in capitals
     **dict.fromkeys(_TEXT_NAMES.split(), read_text),
 }
 _WITHOUT_PARSER = frozenset({read_text, read_code, read_markdown, read_rst})
-_WITHOUT_READER = frozenset({".doc", ".odt", ".rtf", ".ppt", ".pptx", ".odp", ".xls", ".xlsx", ".ods", ".epub"})
+_KNOWN = frozenset({".doc", ".odt", ".rtf", ".ppt", ".pptx", ".odp", ".xls", ".xlsx", ".ods", ".epub"})
+_WITHOUT_READER = _KNOWN - READERS.keys()
 
 
 def read(data: bytes, name: str) -> Text:
