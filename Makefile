@@ -1,4 +1,5 @@
 # From a bare machine with Python 3.11, pip and gcc: `make demo` answers a question, `make test` passes the tests.
+# Between edits: `make quick` (seconds); before a commit: `make fast` (a minute or two); before a merge: `make test`.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,14 +7,23 @@ INTEGRATIONS := integrations/llama-index-retrievers-gistrag integrations/langcha
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test fast check format clean browser docs
+# Where most edits are felt, without the tests that start many processes or wait.
+QUICK := kv qa storage documents compression answering index test_architecture.py test_docs.py test_public.py
+NOT_QUICK := documents/test_bad_input.py documents/test_hostile_documents.py documents/test_parser_worker.py \
+	index/test_bad_index.py index/test_builder.py
+
+.PHONY: demo quick test fast check format clean browser docs
 
 demo: $(INSTALLED)
 	$(BIN)/gistrag build docs/ --index index/
 	$(BIN)/gistrag query "What port does the server use by default?" --index index/
 
+quick: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not model" $(addprefix tests/,$(QUICK)) \
+		$(addprefix --ignore=tests/,$(NOT_QUICK))
+
 test: check
-	$(PYTEST)
+	$(PYTEST) --cov=gistrag
 
 # One more process than processors, as many of these tests wait for another process.
 fast: check
@@ -51,4 +61,4 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build .coverage .mypy_cache .pytest_cache .ruff_cache
