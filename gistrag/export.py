@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gistrag.answering.assemble import Content, assemble, fitting_layout, span
 from gistrag.answering.passages import load_gists
-from gistrag.compression.assemble import Content, assemble, fitting_layout, span
 from gistrag.compression.compress import compress
 from gistrag.errors import ContextOverflowError, ResourceError, UsageError
 from gistrag.index.schema import StoredChunk

@@ -4,7 +4,7 @@ A question becomes an answer in four steps::
 
     hits      chunks nearest in meaning and words             gistrag.index.retriever
     passages  their gist caches, or their text                gistrag.answering.passages
-    memory    all passages side by side                       gistrag.compression.assemble
+    memory    all passages side by side                       gistrag.answering.assemble
     tokens    the model reads the question behind the memory  gistrag.model.generation
 """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from gistrag.answering.answer import Options, Source, Usage
-from gistrag.compression.assemble import Content, fitting_layout, span
+from gistrag.answering.assemble import Content, fitting_layout, span
 from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundError
 from gistrag.index.retriever import Hit, Retriever
 from gistrag.index.schema import StoredChunk

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 
 from gistrag.answering.answer import Answer, Options, Timings, Usage
+from gistrag.answering.assemble import assemble
 from gistrag.answering.passages import Passage, fit, in_prompt_order
-from gistrag.compression.assemble import assemble
 from gistrag.errors import ResourceError, UsageError
 from gistrag.kv.cache import GistCache
 from gistrag.model.generation import decode_stream, generate

@@ -11,7 +11,7 @@ hybrid *r*             gists, and the best passage as text
 =====================  ================================================================================
 
 One text pass of a passage makes its gists at all rates and its uncompressed cache; one memory of text serves the
-reader with the adapter and the one without. `gistrag.compression.assemble` makes every memory, as in the product.
+reader with the adapter and the one without. `gistrag.answering.assemble` makes every memory, as in the product.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gistrag.compression.assemble import Content, assemble
+from gistrag.answering.assemble import Content, assemble
 from gistrag.compression.compress import BATCH_TOKENS
 from gistrag.compression.placements import TextPass, gist_count
 from gistrag.errors import UsageError

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from gistrag.answering.answer import Answer
-from gistrag.compression.assemble import assemble
+from gistrag.answering.assemble import assemble
 from gistrag.compression.compress import BATCH_TOKENS, compress
 from gistrag.errors import UsageError
 from gistrag.evaluation.speed import fixed_length, medians, peak_bytes, reset_peak

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import torch
 
-from gistrag.compression.assemble import Content, assemble
+from gistrag.answering.assemble import Content, assemble
 from gistrag.evaluation.arms import Arm, MemoryCache, Pair, Row, Setting
 from gistrag.evaluation.cases import Case
 from gistrag.evaluation.corpus import Passage

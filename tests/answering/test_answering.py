@@ -15,12 +15,12 @@ import pytest
 import torch
 from support.tiny_models import HashEmbedder
 
+from gistrag.answering import assemble
 from gistrag.answering import stream as streaming
 from gistrag.answering import texts as given_texts
 from gistrag.answering.answer import Answer, Options, Source, Timings, Usage
 from gistrag.answering.texts import GivenTexts
 from gistrag.cli.output import cost_line
-from gistrag.compression import assemble
 from gistrag.compression.placements import gist_count
 from gistrag.engine import Engine
 from gistrag.errors import ContextOverflowError, ResourceError, UsageError
