@@ -21,7 +21,7 @@ if _typing.TYPE_CHECKING:
     from gistrag.rag import GistRAG
     from gistrag.settings import AdapterSettings, GistSettings, IndexSettings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     **dict.fromkeys(("Answer", "Options", "Source", "Timings", "Usage"), "gistrag.answering.answer"),

@@ -153,3 +153,15 @@ def test_every_upper_bound_has_its_reason() -> None:
     assert [
         line for line, found in zip(bounded, reasons, strict=True) if not (found and (ROOT / found[1]).is_file())
     ] == []
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    """The newest section of the changelog, the citation and the integrations name the version of the package."""
+    released = re.findall(r"^## \[(\d[\d.]*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    needs = [path.read_text("utf-8") for path in sorted(ROOT.glob("integrations/*/pyproject.toml"))]
+    series = gistrag.__version__.rpartition(".")[0]
+
+    assert released[0][0] == gistrag.__version__
+    assert f"version: {released[0][0]}\ndate-released: {released[0][1]}\n" in citation
+    assert [text for text in needs if f'"gistrag>={series}"' not in text] == []
