@@ -26,16 +26,17 @@ EXAMPLES = (
 
 def backup(
     destination: Annotated[
-        Path, typer.Argument(metavar="DEST", help="Folder of the copy: none yet, empty, or an earlier copy.")
+        Path, typer.Argument(metavar="DEST", help="Folder of the copy: new, empty, or an earlier copy.")
     ],
     index: Index = INDEX,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Copy an index as of one moment, while it is used and built.
+    """Copy an index, even while it is used or built.
 
-    A second copy to the same place takes only what is new. Ends with code 4 if a damaged gist was left out.
+    The copy has the state of one moment. A second copy to the same folder writes only what is new. Exits with code 4
+    if a damaged gist was left out.
     """
     from gistrag.index.backup import copy
     from gistrag.index.store import Store

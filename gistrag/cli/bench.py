@@ -28,7 +28,11 @@ def bench(
     questions: Annotated[
         Path | None,
         typer.Option(
-            "--questions", metavar="FILE", exists=True, dir_okay=False, help="Questions: one a line, or JSON lines."
+            "--questions",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="File of questions: one per line, or JSON lines.",
         ),
     ] = None,
     top_k: TopK = 3,

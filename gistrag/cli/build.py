@@ -1,4 +1,4 @@
-"""`gistrag build`: a folder of documents → an index, or an index brought into step with its folder."""
+"""`gistrag build`: build the index of a folder of documents, or bring it up to date."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet
 from gistrag.cli.output import print_json, progress_of, say
 from gistrag.progress import megabytes
-from gistrag.settings import KvCacheDtype, Placement
+from gistrag.settings import Placement
 
 if TYPE_CHECKING:
     from gistrag.rag import GistRAG
@@ -28,13 +28,15 @@ EXAMPLES = (
 
 
 def build(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of documents.", exists=True, file_okay=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of documents.", exists=True, file_okay=False)
+    ],
     index: Index = INDEX,
     include: Annotated[
-        list[str] | None, typer.Option("--include", metavar="GLOB", help="Read only files that match; repeatable.")
+        list[str] | None, typer.Option("--include", metavar="GLOB", help="Read only the files that match; repeatable.")
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Leave out files that match; repeatable.")
+        list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Skip the files that match; repeatable.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
@@ -43,43 +45,43 @@ def build(
         str | None, typer.Option(metavar="MODEL", help="Embedding model: hub id, folder or catalogue name.")
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(metavar="ADAPTER", help="Trained adapter: folder, name, none; at first auto.")
+        str | None, typer.Option(metavar="ADAPTER", help="Adapter: folder, name, auto or none. Default: auto.")
     ] = None,
     placement: Annotated[
         Placement | None,
-        typer.Option(help="Where gists come from; at first what the adapter reads best, else matched."),
+        typer.Option(metavar="PLACEMENT", help="Where a chunk's gists come from; the default suits nearly everyone."),
     ] = None,
     tokens_per_gist: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Tokens of text that one gist stands for; at first what the adapter serves best, else 4.",
+            help="Tokens of text per gist. Default: the best rate of the adapter; without one, 4.",
         ),
     ] = None,
     chunk_tokens: Annotated[
-        int | None, typer.Option(min=16, metavar="N", help="Most tokens of a chunk; at first 256.")
+        int | None, typer.Option(min=16, metavar="N", help="Most tokens of a chunk. Default: 256.")
     ] = None,
     quantize: Annotated[
-        Literal["none", "nf4"] | None, typer.Option(help="Whether the base model is loaded in 4 bits; at first none.")
+        Literal["none", "nf4"] | None, typer.Option(help="nf4 loads the base model in 4 bits. Default: none.")
     ] = None,
     kv_cache_dtype: Annotated[
-        KvCacheDtype | None,
-        typer.Option(help="Numbers in gist files: int8, or auto for those of the model; at first int8."),
+        Literal["auto", "int8"] | None,
+        typer.Option(help="Number format of gist files; auto is that of the model. Default: int8."),
     ] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make an index with other settings again.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Rebuild an existing index with other settings.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hash every gist file first, and try skipped files again.")
+        bool, typer.Option("--verify", help="Check the hash of every gist file first, and retry skipped files.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="End with code 3 if any file was skipped.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if a file was skipped.")] = False,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Make the index of a folder, or bring it up to date.
+    """Build the index of a folder, or bring it up to date.
 
-    Settings that are left out are those the index has. The last line on standard output is JSON.
+    The defaults are those of a new index; an existing one keeps its settings. The last line on standard output is JSON.
     """
     from gistrag.rag import GistRAG
 

@@ -1,4 +1,4 @@
-"""`gistrag chat`: questions and answers at a prompt; every question stands alone."""
+"""`gistrag chat`: questions and answers at a prompt; each question stands alone."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from gistrag.rag import GistRAG
 
 HELP = """\
-/mode gist|text|hybrid|auto   how passages are read
-/top-k N                 how many passages          /sources   what the last answer rests on
-/scope PATH              one document; /scope off   /help      this
-Ctrl-C stops an answer                              /quit      end, as Ctrl-D does"""
+/mode gist|text|hybrid   answer from gists, from text, or from both
+/top-k N                 number of chunks to answer from
+/scope PATH              answer from one document; /scope off ends that
+/sources                 show the sources of the last answer
+/help                    show this list
+/quit                    leave the chat, as Ctrl-D does
+Ctrl-C stops an answer."""
 
 
 EXAMPLES = (
@@ -54,10 +57,10 @@ def chat(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Answer one question after another, with the models loaded once.
+    """Answer questions at a prompt, with the models loaded once.
 
-    Questions come from the prompt, or from standard input, one a line. A question does not know of those before it.
-    /help lists what else can be typed.
+    Questions come from the terminal, or from standard input, one per line. Each stands alone: the chat does not
+    remember earlier questions. Type /help for the commands of the prompt.
     """
     with loading():
         from gistrag.answering.answer import Options
@@ -68,7 +71,7 @@ def chat(
         options = Options(top_k=top_k, mode=mode, scope=scope, max_new_tokens=max_new_tokens)
         session = Session(rag, options, as_json=as_json)
         if sys.stdin.isatty():
-            say(f"{rag!r}; /help says what can be typed, Ctrl-D ends")
+            say(f"{rag!r}; /help lists the commands, Ctrl-D ends")
         for line in lines():
             if line == "/quit":
                 break

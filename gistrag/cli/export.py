@@ -1,9 +1,9 @@
-"""`gistrag export`: chosen chunks of an index in a form that other programs load."""
+"""`gistrag export`: the gist caches of chosen chunks as a CARTRIDGE adapter, which peft loads."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -18,27 +18,22 @@ EXAMPLES = (
 
 
 def export(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write: none yet, or empty.")
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="New or empty output folder.")],
     index: Index = INDEX,
-    form: Annotated[
-        Literal["cartridge"], typer.Option("--format", help="cartridge is a KV cache as an adapter for peft.")
-    ] = "cartridge",
     chunk: Annotated[
-        list[int] | None, typer.Option("--chunk", metavar="ID", help="A chunk, by its number; repeatable.")
+        list[int] | None, typer.Option("--chunk", metavar="ID", help="Number of a chunk to export; repeatable.")
     ] = None,
     scope: Annotated[
-        list[str] | None, typer.Option("--scope", metavar="PATH", help="All chunks of a document; repeatable.")
+        list[str] | None, typer.Option("--scope", metavar="PATH", help="Document to export whole; repeatable.")
     ] = None,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write the gist caches of chosen chunks as one adapter that peft loads on the base model.
+    """Export the gist caches of chosen chunks as an adapter for peft.
 
-    Documents come first, each in its order, then single chunks in the order given.
+    Whole documents come first, then single chunks, both in the order given.
     """
     if not (chunk or scope):
         raise UsageError("no chunks; name some with --chunk, or a document with --scope")

@@ -27,9 +27,9 @@ def gc(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Remove what nothing refers to.
+    """Remove unreferenced files and all traces of deleted text.
 
-    Takes the lock, as a build does. Ends with code 6 if a reader kept the write-ahead log from being emptied.
+    Takes the lock, as a build does. Exits with code 6 if a reader kept the write-ahead log from being emptied.
     """
     from gistrag.index.integrity import collect
     from gistrag.index.store import Store

@@ -44,17 +44,15 @@ def inspect(
     document: Annotated[
         str | None, typer.Option("--document", metavar="PATH", help="List the chunks of this document.")
     ] = None,
-    chunk: Annotated[
-        int | None, typer.Option("--chunk", metavar="ID", help="Show a chunk, its gists and what they stand for.")
-    ] = None,
+    chunk: Annotated[int | None, typer.Option("--chunk", metavar="ID", help="Show this chunk and its gists.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show what an index, a document or a chunk holds.
+    """Show what an index, a document or a chunk contains.
 
-    Of an index: documents, chunks, skipped files with reasons, bytes, settings and fingerprints. Of a chunk: its text,
-    shaded or in brackets where its gists come from, and its gist file.
+    Without options it shows documents, chunks, skipped files with reasons, sizes, settings and fingerprints. With
+    --chunk it shows the text of the chunk, marked where its gists come from, and its gist file.
     """
     from gistrag.index.store import Store
 

@@ -83,7 +83,7 @@ def program(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Ask a folder of documents: each is compressed once into gist caches, which answer instead of its text."""
+    """Ask a folder of documents: gistrag compresses each once into gist caches, and answers from them."""
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)

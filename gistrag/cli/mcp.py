@@ -27,10 +27,10 @@ def mcp(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Offer indexes to an agent as tools of the Model Context Protocol: search, ask, list_documents, status.
+    """Serve indexes to an agent as MCP tools.
 
-    An MCP client, such as an editor or a desktop assistant, starts this command and uses it over standard input and
-    output. The command ends when the client does.
+    The tools are search, ask, list_documents and status. An MCP client, such as an editor or a desktop assistant,
+    starts this command and talks to it over standard input and output. The command ends with the client.
     """
     logging.getLogger().addHandler(logging.NullHandler())  # without a handler, the SDK prints every message twice
     try:

@@ -1,4 +1,4 @@
-"""`gistrag models`: which default models are on this machine, and what brings those that are not."""
+"""`gistrag models`: which default models are installed, and how to install the others."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ EXAMPLES = (
 
 
 def models(
-    install: Annotated[bool, typer.Option("--install", help="Run the commands that bring what is missing.")] = False,
+    install: Annotated[bool, typer.Option("--install", help="Install the missing models.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
     """List the default models and where they are.
 
-    Ends with code 2 if one is missing.
+    Exits with code 2 if one is missing.
     """
     from gistrag.model.hub import ENTRIES
 
@@ -46,23 +46,23 @@ def models(
         print_json({"models": rows})
     else:
         shown = [[row["name"], row["kind"], row["origin"] or "missing", row["path"] or row["install"]] for row in rows]
-        print_table(["name", "kind", "found in", "path, or the command that brings it"], shown)
+        print_table(["name", "kind", "found in", "path, or the command that installs it"], shown)
         for row in rows:
             say(*([row["problem"]] if row["problem"] else []))
     return 0 if all(row["path"] for row in rows) else MISSING
 
 
 def _install(entry: Entry) -> None:
-    """Run the command that brings a model, unless it is here; its output goes to standard error."""
+    """Install a missing model; the output of the command goes to standard error."""
     if _row(entry)["path"]:
         return
     say(f"running {shlex.join(entry.install_command)}")
-    subprocess.run(entry.install_command, stdout=sys.stderr.fileno(), check=False)  # _row tells how it went
+    subprocess.run(entry.install_command, stdout=sys.stderr.fileno(), check=False)  # _row reports the result
     importlib.invalidate_caches()
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    """Return what is known of a model; ``path`` is None where it is missing."""
+    """Return the facts about a model; ``path`` is None if it is missing."""
     from gistrag.model.hub import find
 
     row: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "path": None, "origin": None, "problem": None}

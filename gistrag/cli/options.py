@@ -1,4 +1,4 @@
-"""The options that commands share."""
+"""The options that several commands share, as types for their parameters."""
 
 from __future__ import annotations
 
@@ -27,26 +27,24 @@ def _explain_all(is_given: bool) -> bool:
     return is_given
 
 
-# Quiet and Debug act through their callbacks: they set the level of the logger, which `say` and `run` go by.
+# Quiet and Debug act through their callbacks: these set the level of the logger, which `say` and `run` read.
 Index = Annotated[Path, typer.Option("--index", metavar="FOLDER", help="Folder of the index.")]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="DEVICE", help="Where the model computes, such as cpu or cuda:0.")
+    str | None, typer.Option("--device", metavar="DEVICE", help="Device of the models, such as cpu or cuda:0.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Quiet = Annotated[bool, typer.Option("--quiet", callback=_silence, help="Print results and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_explain_all, help="Show the traceback of an error.")]
-TopK = Annotated[int, typer.Option("--top-k", min=1, metavar="N", help="Chunks to answer from.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, metavar="N", help="Number of chunks to answer from.")]
 AnswerMode = Annotated[
     Mode,
     typer.Option(
-        "--mode", help="gist loads gist caches, text reads text, hybrid the best chunk, auto those of low fidelity."
+        "--mode", help="gist loads gist caches, text reads the text, hybrid reads only the best chunk as text."
     ),
 ]
-Scope = Annotated[
-    str | None, typer.Option("--scope", metavar="PATH", help="One document, taken whole instead of the best chunks.")
-]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Where an answer is cut.")]
+Scope = Annotated[str | None, typer.Option("--scope", metavar="PATH", help="Answer from all chunks of one document.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Most tokens of an answer.")]
 RerankerName = Annotated[
     str | None,
-    typer.Option("--reranker", metavar="MODEL", help="Cross-encoder to sort the chunks by: hub id or folder."),
+    typer.Option("--reranker", metavar="MODEL", help="Cross-encoder that reranks the chunks: hub id or folder."),
 ]

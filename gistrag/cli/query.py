@@ -37,7 +37,7 @@ EXAMPLES = (
 
 def query(
     question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="What to ask; - or nothing reads standard input.")
+        str | None, typer.Argument(metavar="QUESTION", help="The question; standard input if left out, or -.")
     ] = None,
     index: Index = INDEX,
     top_k: TopK = 3,
@@ -45,22 +45,22 @@ def query(
     scope: Scope = None,
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", metavar="KEY=VALUE", help="Only chunks of this path, kind or heading; repeatable."),
+        typer.Option("--filter", metavar="KEY=VALUE", help="Search only this path, kind or heading; repeatable."),
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Annotated[
-        float, typer.Option(min=0, metavar="X", help="0 takes the likeliest token, above it draws.")
+        float, typer.Option(min=0, metavar="X", help="0 picks the likeliest token; higher values sample.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the sampling.")] = 0,
     reranker: RerankerName = None,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Answer one question from an index, with sources.
+    """Answer one question from an index, with its sources.
 
-    The answer goes to standard output as it comes, sources and costs to standard error.
+    The answer is printed to standard output while it is generated, its sources and timings to standard error.
     """
     asked, passing = question_from(question), parsed(filters or ())
     started_s = time.perf_counter()

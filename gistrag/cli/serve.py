@@ -63,10 +63,11 @@ def serve(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Serve indexes over HTTP: OpenAI's API under /v1, and a web page at /.
+    """Serve indexes over HTTP: OpenAI-compatible API and web page.
 
-    Each index is a model of that API. By default only this machine can connect. To listen at another address, give API
-    keys with --key-file, or one key for all indexes in the environment variable GISTRAG_API_KEY.
+    The API is under /v1, where each index is a model; the page is at /. By default only this machine can connect. To
+    listen at another address, give API keys with --key-file, or one key for all indexes in the environment variable
+    GISTRAG_API_KEY.
     """
     with ExitStack() as stack:
         with loading():

@@ -62,7 +62,10 @@ def train(
     ] = None,
     rate: Annotated[float | None, typer.Option(metavar="LR", help="Learning rate of the adapter.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, metavar="N", help="Rank of the adapter.")] = None,
-    placement: Annotated[Placement | None, typer.Option(help="Where gists come from.")] = None,
+    placement: Annotated[
+        Placement | None,
+        typer.Option(metavar="PLACEMENT", help="Where a chunk's gists come from; default of the recipe."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Random seed.")] = None,
     held_out: Annotated[
         float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Share of the articles kept for validation.")
@@ -72,9 +75,10 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Train an adapter that answers from gists; the base model stays as it is.
+    """Train an adapter that answers from gists.
 
-    A run can be interrupted at any moment: the same command resumes at its last checkpoint.
+    The base model stays as it is. A run can be interrupted at any moment: the same command resumes at its last
+    checkpoint.
     """
     given: dict[str, Any] = {
         "steps": steps, "rate": rate, "rank": rank, "placement": placement, "seed": seed,

@@ -31,14 +31,14 @@ EXAMPLES = (
 
 def verify(
     index: Index = INDEX,
-    full: Annotated[bool, typer.Option("--full", help="Check every bit of index.db and of the vectors too.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Check every page of index.db and the vectors too.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
     """Check every gist file against its hash.
 
-    Nothing is changed. Ends with code 4 if a file is damaged or missing, and says which build makes it again.
+    Changes nothing. Exits with code 4 if a file is damaged or missing, and prints the build command that repairs it.
     """
     from gistrag.index.integrity import check
     from gistrag.index.store import Store
