@@ -129,3 +129,22 @@ def test_importing_the_package_is_cheap() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_outgrows_a_screen_or_two(module: str) -> None:
+    """A module has at most 450 lines, a class 30 methods, a function 40 lines below its signature and docstring."""
+    source = (PACKAGE / f"{module.replace('.', '/')}.py").read_text("utf-8")
+    nodes = list(ast.walk(ast.parse(source)))
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+
+    assert source.count("\n") <= 450
+    assert [one.name for one in classes if sum(node in functions for node in one.body) > 30] == []
+    assert [one.name for one in functions if _body_lines(one) > 40] == []
+
+
+def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    has_docstring = isinstance(function.body[0], ast.Expr) and isinstance(function.body[0].value, ast.Constant)
+    first = function.body[1:2] if has_docstring else function.body[:1]
+    return function.end_lineno - first[0].lineno + 1 if first else 0
