@@ -126,7 +126,7 @@ def _layout(model: GistModel, contents: Sequence[Content]) -> Layout:
 
 
 def save(cartridge: Cartridge, model: GistModel, folder: Path, *, name: str) -> dict[str, Any]:
-    """Write the adapter into *folder*, private as gists are, and return what is said of it there.
+    """Write the adapter into *folder*, private as gists are, and return the facts recorded there.
 
     Args:
         name: of the base model, as the index knows it.

@@ -45,56 +45,56 @@ def normalized(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_match(said: str, answers: Iterable[str]) -> bool:
-    """Return whether *said* is one of the answers."""
-    return normalized(said) in map(normalized, answers)
+def exact_match(output: str, answers: Iterable[str]) -> bool:
+    """Return whether *output* is one of the answers."""
+    return normalized(output) in map(normalized, answers)
 
 
-def f1(said: str, answers: Iterable[str]) -> float:
-    """Return how well the words of *said* agree with those of the answer they fit best, 0 to 1.
+def f1(output: str, answers: Iterable[str]) -> float:
+    """Return how well the words of *output* agree with those of the answer they fit best, 0 to 1.
 
     >>> f1("in the town of Paris", ["Paris", "town of Paris"])
     0.8571428571428571
     """
-    return max((_f1(normalized(said).split(), normalized(answer).split()) for answer in answers), default=0.0)
+    return max((_f1(normalized(output).split(), normalized(answer).split()) for answer in answers), default=0.0)
 
 
-def _f1(said: Sequence[str], answer: Sequence[str]) -> float:
-    if not said or not answer:
-        return float(said == answer)
-    common = (Counter(said) & Counter(answer)).total()
-    return 2 * common / (len(said) + len(answer))
+def _f1(output: Sequence[str], answer: Sequence[str]) -> float:
+    if not output or not answer:
+        return float(output == answer)
+    common = (Counter(output) & Counter(answer)).total()
+    return 2 * common / (len(output) + len(answer))
 
 
-def contains(said: str, answers: Iterable[str]) -> bool:
-    """Return whether one of the answers stands in *said*, as whole words.
+def contains(output: str, answers: Iterable[str]) -> bool:
+    """Return whether one of the answers stands in *output*, as whole words.
 
     >>> contains("It is 19 km deep.", ["19 km"]), contains("It is 119 km deep.", ["19 km"])
     (True, False)
     """
-    return any(_stands_in(normalized(answer), normalized(said)) for answer in answers if normalized(answer))
+    return any(_stands_in(normalized(answer), normalized(output)) for answer in answers if normalized(answer))
 
 
 def _stands_in(words: str, text: str) -> bool:
     return f" {words} " in f" {text} "
 
 
-def is_refusal(said: str) -> bool:
-    """Return whether *said* tells that the passages hold no answer, in the words of an adapter or of a base model.
+def is_refusal(output: str) -> bool:
+    """Return whether *output* tells that the passages hold no answer, in the words of an adapter or of a base model.
 
     >>> is_refusal("The passages do not say."), is_refusal("The text was not finished.")
     (True, False)
     """
-    return bool(_REFUSALS.search(normalized(said)))
+    return bool(_REFUSALS.search(normalized(output)))
 
 
-def hallucinated(said: str, passages: Iterable[str]) -> bool:
-    """Return whether *said* claims something, and no passage says it in these words.
+def hallucinated(output: str, passages: Iterable[str]) -> bool:
+    """Return whether *output* claims something, and no passage says it in these words.
 
     It suits short answers: a whole sentence around the right word counts as hallucinated.
     """
-    words = normalized(said)
-    return bool(words) and not is_refusal(said) and not any(_stands_in(words, normalized(text)) for text in passages)
+    words = normalized(output)
+    return bool(words) and not is_refusal(output) and not any(_stands_in(words, normalized(text)) for text in passages)
 
 
 @dataclass(frozen=True)
