@@ -5,9 +5,6 @@ Options and output; `gistrag.evaluation.evaluate` does the work.
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,16 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gistrag.cli.options import Debug, Device, Json, Quiet
-from gistrag.cli.output import loading, print_json, print_table, require_output, say, waiting
+from gistrag.cli.output import loading, print_json, print_table, progress_of, require_output, say, waiting
 from gistrag.errors import UsageError
+from gistrag.progress import shown
 from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from gistrag.evaluation.arms import Row
-
-logger = logging.getLogger("gistrag")
-
-INTERVAL_S = 10.0
 
 EXAMPLES = (
     "gistrag evaluate squad.jsonl.gz --held-out --questions 500 --seed 0",
@@ -157,18 +151,5 @@ def _print(summary: dict[str, Any], output: Path, *, as_json: bool) -> None:
 
 
 def _watched(rows: Iterator[Row], total: int) -> Iterator[Row]:
-    """Yield rows and show how many are done: a bar on a terminal, elsewhere a line now and then."""
-    from rich.console import Console
-    from rich.progress import track
-
-    if sys.stderr.isatty():
-        console = Console(stderr=True, quiet=not logger.isEnabledFor(logging.INFO))
-        yield from track(rows, "answering", total=total, console=console)
-        return
-    started_s = spoke_s = time.monotonic()
-    for done, row in enumerate(rows, 1):
-        yield row
-        now_s = time.monotonic()
-        if now_s - spoke_s >= INTERVAL_S:
-            spoke_s, rate = now_s, done / (now_s - started_s)
-            say(f"{done:,} of {total:,} answers, {rate:.1f}/s, {(total - done) / rate:,.0f} s left")
+    with progress_of("answering", "answers") as progress:
+        yield from shown(rows, progress, total=total)
