@@ -21,7 +21,7 @@ import pytest
 from support.pages import FENCE, MANUAL, PAGES, PROGRAM, ROOT, fences, parse, program_options, spans, spelt
 
 from gistrag import Answer, GistRAG, Hit, Source, errors
-from gistrag.cli import build, exit_codes, options
+from gistrag.cli import exit_codes, options
 
 # what the examples call their values; every page keeps to these names
 VALUES = {"rag": GistRAG, "notes": GistRAG, "manual": GistRAG, "answer": Answer, "source": Source, "hit": Hit}
@@ -196,7 +196,7 @@ def test_exit_codes_are_listed() -> None:
     table = (ROOT / "docs" / "command-line.md").read_text("utf-8").partition("## Exit codes")[2]
     found = [int(code) for code in re.findall(r"^\| (\d+) ", table, re.MULTILINE)]
 
-    by_design = {0, 1, build.PARTIAL, exit_codes.INTERRUPTED, exit_codes.READER_GONE}
+    by_design = {0, 1, exit_codes.PARTIAL, exit_codes.INTERRUPTED, exit_codes.READER_GONE}
     assert found == sorted(by_design | {kind.exit_code for kind in all_errors()})
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gistrag.cli.exit_codes import DAMAGED
 from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
 from gistrag.cli.output import print_json
 from gistrag.progress import megabytes
 
 if TYPE_CHECKING:
     from gistrag.index.backup import Copied
-
-DAMAGED = 4
 
 
 EXAMPLES = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gistrag.cli.exit_codes import PARTIAL
 from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet
 from gistrag.cli.output import print_json, progress_of, say
 from gistrag.progress import megabytes
@@ -15,7 +16,6 @@ from gistrag.settings import Placement
 if TYPE_CHECKING:
     from gistrag.rag import GistRAG
 
-PARTIAL = 3
 REASONS_SHOWN = 5
 
 

@@ -27,6 +27,10 @@ from gistrag.errors import GistRAGError
 
 logger = logging.getLogger("gistrag")
 
+MISSING = 2
+PARTIAL = 3
+DAMAGED = 4
+LOCKED = 6
 INTERRUPTED = 130
 READER_GONE = 141
 INSIST_S = 3.0

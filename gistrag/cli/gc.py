@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from gistrag.cli.exit_codes import LOCKED
 from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
 from gistrag.cli.output import print_json
 from gistrag.progress import megabytes
-
-LOCKED = 6
-
 
 EXAMPLES = (
     "gistrag gc",

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gistrag.cli.exit_codes import MISSING
 from gistrag.cli.options import Debug, Json, Quiet
 from gistrag.cli.output import print_json, print_table, say
 from gistrag.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
     from gistrag.model.hub import Entry
-
-MISSING = 2
 
 
 EXAMPLES = (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
+from gistrag.cli.exit_codes import PARTIAL
 from gistrag.cli.options import Debug, Device, Json, Quiet
 from gistrag.cli.output import loading, print_json, progress_of, say
 from gistrag.errors import ResourceError, UsageError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from gistrag.training.generate import Passage, Report
     from gistrag.training.teacher import Teacher
 
-PARTIAL = 3
 REASONS_SHOWN = 5
 KEYS = ("GISTRAG_TEACHER_KEY", "OPENAI_API_KEY")
 

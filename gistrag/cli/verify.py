@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gistrag.cli.exit_codes import DAMAGED
 from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
 from gistrag.cli.output import print_json
 
 if TYPE_CHECKING:
     from gistrag.index.integrity import Findings
 
-DAMAGED = 4
 NAMED = 5
 """So many documents are named in the last line; the full check lists all."""
 

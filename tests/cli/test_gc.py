@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.small_index import gist_file, make
 
-from gistrag.cli import gc
+from gistrag.cli import exit_codes
 from gistrag.cli.main import main as run_command
 from gistrag.index.store import Store
 from gistrag.storage import files
@@ -54,7 +54,7 @@ def test_a_build_at_work_is_not_disturbed(tmp_path: Path, capsys: pytest.Capture
     """While a build holds the lock, code 6 and who it is."""
     make(tmp_path)
     with files.lock(tmp_path / "lock", command="gistrag build docs"):
-        assert gc.LOCKED == run_command(["gc", "--index", str(tmp_path)])
+        assert exit_codes.LOCKED == run_command(["gc", "--index", str(tmp_path)])
     assert "gistrag build docs" in capsys.readouterr().err
 
 

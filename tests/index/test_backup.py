@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.small_index import cache, configure, document, entries, gist_file, make
 
-from gistrag.cli import backup as command
+from gistrag.cli import exit_codes
 from gistrag.cli.main import main as run_command
 from gistrag.errors import IndexLockedError, ResourceError, UsageError
 from gistrag.index import backup, database
@@ -151,7 +151,7 @@ def test_damaged_gist_is_left_out(tmp_path: Path, harm: str, capsys: pytest.Capt
     else:
         path.unlink()
 
-    assert command.DAMAGED == run_command(["backup", str(tmp_path / "copy"), "--index", str(tmp_path / "index")])
+    assert exit_codes.DAMAGED == run_command(["backup", str(tmp_path / "copy"), "--index", str(tmp_path / "index")])
     assert path.stem in capsys.readouterr().out
     assert texts(tmp_path / "index") == texts(tmp_path / "copy")
 

@@ -10,7 +10,7 @@ import pytest
 from support import fake_compressor
 from support.small_index import vectors_of
 
-from gistrag.cli import gc
+from gistrag.cli import exit_codes
 from gistrag.cli.main import main as run_command
 from gistrag.engine import Engine
 from gistrag.index.store import Store
@@ -108,7 +108,7 @@ def test_deleted_document_is_gone_after_gc_where_a_reader_was_in_the_way(
     with Store.open(index) as reader, reader.snapshot():
         assert 2 == len(reader.documents())
         GistRAG.from_folder(docs, index=index, engine=engine, **SETTINGS).close()
-        assert gc.LOCKED == run_command(["gc", "--index", str(index)])
+        assert exit_codes.LOCKED == run_command(["gc", "--index", str(index)])
     assert "until gistrag gc" in caplog.text
     assert b"quokka1zebu" in everything_in(index)
 
