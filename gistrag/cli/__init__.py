@@ -1,1 +1,1 @@
-"""The program `gistrag`: one file a command."""
+"""The program `gistrag`: one file for each command."""

@@ -1,4 +1,4 @@
-"""`gistrag backup`: a whole copy of an index, also while a build is at work; see `gistrag.index.backup`."""
+"""`gistrag backup`: copy an index, even while a build writes it; see `gistrag.index.backup`."""
 
 from __future__ import annotations
 
@@ -51,4 +51,4 @@ def backup(
 
 def _line(done: Copied, destination: Path) -> str:
     copied = f"{done.gists:,} gist files copied ({megabytes(done.bytes)})"
-    return f"{destination}: {copied}, {done.kept:,} were there already"
+    return f"{destination}: {copied}, {done.kept:,} kept from an earlier copy"

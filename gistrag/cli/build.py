@@ -113,10 +113,10 @@ def build(
 
 
 def summary(rag: GistRAG) -> dict[str, Any]:
-    """Return what the last sync did and what the index holds now."""
+    """Return what the last sync did and what the index contains now."""
     report, stats = rag.report, rag.store.stats()
     if report is None:
-        raise ValueError("expected an index that was just built, got one that was only opened")
+        raise ValueError("expected an index that was just built, got an opened one")
     return {
         "index": str(rag.folder),
         "documents": stats.documents,
@@ -146,7 +146,7 @@ def _lines(done: dict[str, Any]) -> list[str]:
     lines = [f"documents: {counts}, {len(done['skipped']):,} skipped"]
     lines += [f"  skipped {row['path']}: {row['reason']}" for row in done["skipped"][:REASONS_SHOWN]]
     if len(done["skipped"]) > REASONS_SHOWN:
-        lines.append("  … gistrag inspect lists all of them")
+        lines.append("  … gistrag inspect lists them all")
     if done["new_chunks"]:
         lines.append(f"compressed: {work} ({done['tokens_per_s']:,.0f} tokens/s), {_gists(done)}")
     totals = f"{done['documents']:,} documents, {done['chunks']:,} chunks, {done['tokens']:,} tokens"

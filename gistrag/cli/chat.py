@@ -79,7 +79,7 @@ def chat(
 
 
 class Session:
-    """A conversation with an index: what is set, and what was answered last."""
+    """A conversation with an index: its options and its last answer."""
 
     def __init__(self, rag: GistRAG, options: Options, *, as_json: bool = False) -> None:
         self.options = options
@@ -95,7 +95,7 @@ class Session:
         }
 
     def take(self, line: str) -> None:
-        """Act on one line: a question or a command. What goes wrong is told and the conversation goes on."""
+        """Act on one line, a question or a command; an error is printed and does not end the conversation."""
         try:
             if line.startswith("/"):
                 self._act(line)
@@ -107,7 +107,7 @@ class Session:
     def _act(self, line: str) -> None:
         name, _, value = line.partition(" ")
         if name not in self._commands:
-            raise UsageError(f"no command {name}; /help lists them")
+            raise UsageError(f"no command {name}; /help lists the commands")
         self._commands[name](value.strip())
 
     def _answer(self, question: str) -> None:
@@ -138,7 +138,7 @@ class Session:
 
     def _show_sources(self, _: str) -> None:
         if self._last is None:
-            raise UsageError("no answer yet; ask something")
+            raise UsageError("no answer yet; ask a question")
         for number, source in enumerate(self._last.sources, 1):
             read = "text" if source.as_text else "gists"
             say(f"{number}. {source.place} (chunk {source.chunk_id}, score {source.score:.3f}, {read})")
@@ -146,7 +146,7 @@ class Session:
 
 
 def lines() -> Iterator[str]:
-    """Yield what is typed or piped in, stripped, until it ends; empty lines are passed over."""
+    """Yield the lines of standard input, stripped; empty ones are skipped."""
     is_typed = sys.stdin.isatty()
     if is_typed:
         with contextlib.suppress(ImportError):  # its import gives the prompt editing and a history
@@ -171,4 +171,4 @@ def _whole_number(value: str) -> int:
     try:
         return int(value)
     except ValueError:
-        raise UsageError(f"expected a whole number, got {value!r}") from None
+        raise UsageError(f"expected an integer, got {value!r}") from None

@@ -3,7 +3,7 @@
 A command is a function with typer's annotations that returns its exit code. `run` calls it::
 
     0 done   2 usage or refused   3 partial, under --strict   4 index unusable   5 resources   6 locked
-    1 an unforeseen error         130 interrupted             141 the reader of our output is gone
+    1 an unforeseen error         130 interrupted             141 the reader of the output has ended
 
 Nothing here loads a tensor library.
 """
@@ -69,7 +69,7 @@ def run(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> int:
 def completed(app: typer.Typer, *, program: str) -> int | None:
     """Answer a shell that completes a line, and return the exit code; None where no shell asks.
 
-    A shell that was taught with ``--install-completion`` runs the program with a variable set.
+    After ``--install-completion`` a shell runs the program with the variable ``_GISTRAG_COMPLETE``.
     """
     variable = f"_{program.upper()}_COMPLETE"
     if not (instruction := os.environ.get(variable)):
@@ -96,19 +96,19 @@ def _verdict(error: BaseException, verb: str | None) -> tuple[int, str]:
             return error.exit_code, str(error)
         case KeyboardInterrupt() | SystemExit(code=130) | typer.Abort():
             return INTERRUPTED, "interrupted" + ("; run the same command again to resume" if verb in RESUMED else "")
-        case SystemExit(code=0):  # how typer ends when it has taught a shell
+        case SystemExit(code=0):  # typer installed shell completion
             return 0, ""
-        case SystemExit():  # how rich takes it when the reader is gone
+        case SystemExit():  # rich met a closed pipe
             return READER_GONE, ""
         case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
             return READER_GONE, ""
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return 5, f"no space left on the disk ({error}); free some and run the same command again"
+            return 5, f"no space left on the disk ({error}); free some space and run the same command again"
         case _ if hasattr(error, "format_message"):  # typer's usage errors, whose class has moved between releases
             return 2, _usage(error)
         case _ if _is_out_of_memory(error):
-            return 5, f"not enough memory ({error}); free some, use a smaller model, or ask for fewer chunks"
+            return 5, f"not enough memory ({error}); free some memory, use a smaller model, or lower --top-k"
     return 1, f"{type(error).__name__}: {error}; run with --debug for the traceback"
 
 
@@ -122,15 +122,15 @@ def _usage(error: Any) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    told = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in told or "allocate memory" in told)
+        isinstance(error, RuntimeError) and ("out of memory" in message or "allocate memory" in message)
     )
 
 
 @contextmanager
 def _messages() -> Iterator[None]:
-    """Let what the library logs reach standard error, a line each."""
+    """Print the log messages of the library to standard error, one line each."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("gistrag: %(message)s"))
     level = logger.level
@@ -145,7 +145,7 @@ def _messages() -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """End at SIGTERM as at Ctrl-C: cleanly, from wherever the work is."""
+    """End at SIGTERM as cleanly as at Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -159,5 +159,5 @@ def _terminable() -> Iterator[None]:
 
 
 def _end(number: int, frame: object) -> NoReturn:
-    signal.setitimer(signal.ITIMER_REAL, INSIST_S)  # what is raised inside an import or a destructor can get lost
-    raise SystemExit(INTERRUPTED)  # no KeyboardInterrupt: a chat survives that
+    signal.setitimer(signal.ITIMER_REAL, INSIST_S)  # an import or a destructor can swallow the exception
+    raise SystemExit(INTERRUPTED)  # no KeyboardInterrupt, which a chat survives

@@ -36,7 +36,7 @@ def export(
     Whole documents come first, then single chunks, both in the order given.
     """
     if not (chunk or scope):
-        raise UsageError("no chunks; name some with --chunk, or a document with --scope")
+        raise UsageError("expected chunks to export; name some with --chunk, or a document with --scope")
     with loading():
         from gistrag import export
         from gistrag.rag import GistRAG
@@ -53,8 +53,8 @@ def export(
 
 def _line(facts: dict[str, Any], output: Path) -> str:
     texts, again = (sum(chunk[name] for chunk in facts["chunks"]) for name in ("as_text", "compressed_again"))
-    read = f", {texts:,} of them read as text" if texts else ""
-    read += f", {again:,} compressed again, alike for every head" if again else ""
+    read = f", {texts:,} of them as text" if texts else ""
+    read += f", {again:,} compressed again with one budget for all heads" if again else ""
     merge = "; merge its adapter into the base before loading it" if facts["adapter"] else ""
     counts = f"{len(facts['chunks']):,} chunks{read}, {facts['slots']:,} slots for {facts['source_tokens']:,} tokens"
     return f"{output}: {counts}, for {facts['base']}{merge}"

@@ -1,7 +1,8 @@
-"""`gistrag gc`: remove what a stopped build left behind, and every trace of what was deleted.
+"""`gistrag gc`: remove the files that a stopped build left behind, and all traces of deleted text.
 
-A build does the same at its end, so this is for an index whose last build was stopped, or was kept by a reader from
-emptying the write-ahead log. Space that deleted rows took in index.db is filled with zeros and used by later builds.
+A build does the same at its end. The command is for an index whose last build was stopped, or could not empty the
+write-ahead log because a reader used it. SQLite overwrites deleted rows in index.db with zeros, and later builds use
+their space.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def gc(
     from gistrag.index.integrity import collect
     from gistrag.index.store import Store
 
-    Store.open(index).close()  # where there is no index, none is made
+    Store.open(index).close()  # makes no index where none exists
     with Store.build(index, command="gistrag gc") as store:
         done = collect(store)
     if as_json:

@@ -1,4 +1,4 @@
-"""`gistrag inspect`: what an index holds, a document's chunks, and what the gists of one chunk stand for.
+"""`gistrag inspect`: the contents of an index, of a document, or of a chunk and its gists.
 
 No model is loaded. For the text under the gists of a chunk the tokenizer is enough; whether it is the right one is
 seen from the gist's key, which hashes the very token ids.
@@ -57,7 +57,7 @@ def inspect(
     from gistrag.index.store import Store
 
     if document is not None and chunk is not None:
-        raise UsageError("expected --document or --chunk, got both; a chunk's number says all")
+        raise UsageError("--document and --chunk are mutually exclusive")
     with Store.open(index) as store, store.snapshot():
         if chunk is not None:
             _show_chunk(store, chunk, as_json=as_json)
@@ -71,7 +71,7 @@ def inspect(
 
 
 def overview(store: Store) -> dict[str, Any]:
-    """Return what an index holds, without its text."""
+    """Return the contents of an index, without its text."""
     stats = store.stats()
     source_tokens = sum(row.source_tokens for row in store.gists.rows())
     return {
@@ -118,8 +118,8 @@ def _facts(held: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _state(row: dict[str, Any]) -> str:
     if row["stale"]:
-        return "stale: the file could not be read last time"
-    return "" if row["gists_current"] and row["vectors_current"] else "made by another model; the next build redoes it"
+        return "stale: the last build could not read the file"
+    return "" if row["gists_current"] and row["vectors_current"] else "from another model; the next build updates it"
 
 
 # One document
@@ -148,7 +148,7 @@ def _place(chunk: StoredChunk) -> str:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a passage and how much of it the gists keep, from 0 (nothing) to 1 (every head does)."""
+    """A piece of a passage, and the share of heads whose gists keep it, from 0 to 1."""
 
     text: str
     kept: float
@@ -157,7 +157,9 @@ class Piece:
 def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
     chunks = store.chunks([chunk_id])
     if not chunks:
-        raise UsageError(f"no chunk {chunk_id} in {store.folder}; gistrag inspect --document PATH lists those of one")
+        raise UsageError(
+            f"no chunk {chunk_id} in {store.folder}; gistrag inspect --document PATH lists the chunks of a document"
+        )
     chunk = chunks[0]
     cache = store.gists.load(chunk.gist_key) if chunk.gist_key else None
     pieces = _kept_pieces(store, chunk, cache) if cache else []
@@ -172,7 +174,7 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
 
 
 def gist_facts(store: Store, chunk: StoredChunk, cache: GistCache) -> dict[str, Any]:
-    """Return what the gist file of a chunk holds."""
+    """Return the contents of the gist file of a chunk."""
     row = next(row for row in store.gists.rows() if row.key == chunk.gist_key)
     return {
         "gists": row.gists,
@@ -189,15 +191,15 @@ def gist_facts(store: Store, chunk: StoredChunk, cache: GistCache) -> dict[str, 
 
 
 def _kept_pieces(store: Store, chunk: StoredChunk, cache: GistCache) -> list[Piece]:
-    """Return the passage of a chunk in pieces, none where the tokenizer that cut it is not here."""
+    """Return the passage of a chunk in pieces; none if its tokenizer is not on this machine."""
     passage = passage_text(chunk.text, chunk.heading)
     try:
         encoding = _tokenizer(store.settings.model).encode(passage, add_special_tokens=False)
     except (ModelNotFoundError, OSError) as error:
-        say(f"the text under the gists cannot be shown: {error}", "")
+        say(f"cannot mark where the gists come from: {error}", "")
         return []
     if store.gists.key(encoding.ids) != chunk.gist_key:
-        say("the text under the gists cannot be shown: the model on this machine cuts other tokens", "")
+        say("cannot mark where the gists come from: the tokenizer on this machine cuts other tokens", "")
         return []
     return list(pieces(passage, encoding.offsets, kept_fractions(cache)))
 
@@ -244,7 +246,7 @@ def _tokenizer(model: str) -> Any:
 
 
 def _print_pieces(shown: Sequence[Piece], gists: int) -> None:
-    """Print a passage: shaded by how much is kept on a terminal, else the most kept tokens in «brackets»."""
+    """Print a passage: on a terminal shaded by how many heads keep each token, else with brackets."""
     from rich.console import Console
     from rich.text import Text
 

@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Look after": (inspect, verify, gc, backup, models),
     "Agents and research": (mcp, synthesize, train, evaluate, export, bench),
 }
-"""The modules of the commands, under the headings of the help; each holds a function of its name, and EXAMPLES."""
+"""Modules of the commands, under the headings of the help; each holds a function of its name, and EXAMPLES."""
 
 
 def _verb(module: ModuleType) -> str:

@@ -38,5 +38,5 @@ def mcp(
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[mcp]'") from error
     with registry.opened(registry.named(index or [str(INDEX)]), device=device, reranker=reranker) as rags:
-        say(f"offering {', '.join(rags)} to an MCP client on standard input")
+        say(f"serving {', '.join(rags)} to an MCP client on standard input")
         mcp.server(rags).run("stdio")

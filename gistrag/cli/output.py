@@ -1,4 +1,4 @@
-"""Where output goes: results to standard output, everything else to standard error."""
+"""What commands print: results to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("gistrag")
 
 
 def say(*lines: str) -> None:
-    """Tell people something on standard error, unless they want it quiet."""
+    """Print lines to standard error, unless ``--quiet`` was given."""
     if logger.isEnabledFor(logging.INFO):
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
@@ -31,7 +31,7 @@ def say(*lines: str) -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Show on a terminal that something takes its time."""
+    """Show on a terminal what the program is doing."""
     from rich.console import Console
 
     console = Console(stderr=True, quiet=not logger.isEnabledFor(logging.INFO))
@@ -41,7 +41,7 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Show that the models are loaded, and look for no garbage meanwhile: imports make none, and are a fifth faster."""
+    """Show that the models are being loaded; garbage collection pauses, which makes the imports a fifth faster."""
     is_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -58,17 +58,17 @@ def progress_of(doing: str = "compressing", unit: str = "chunks") -> AbstractCon
 
 
 def require_output(path: Path) -> None:
-    """Return if a folder for output is there, or can be made, before anything is computed for it.
+    """Return if an output folder exists or can be made; called before anything is computed.
 
     Raises:
-        UsageError: neither.
+        UsageError: it cannot be written to.
     """
     try:
         there = next(one for one in (path, *path.absolute().parents) if one.exists())
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}; name another --output") from error
     if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "may not be written to" if there.is_dir() else "is a file"
+        why = "is not writable" if there.is_dir() else "is a file"
         raise UsageError(f"cannot write to {path}: {there} {why}; name another --output")
 
 
@@ -78,7 +78,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, to_stderr: bool = False) -> None:
-    """Print rows under headers; numbers to the right, and every row on one line where nobody watches."""
+    """Print rows under headers, numbers aligned right; not on a terminal, each row stays on one line."""
     from rich.console import Console
     from rich.table import Table
 
@@ -100,7 +100,7 @@ def _plain(cell: object) -> str:
 
 
 def print_pieces(pieces: Iterator[str]) -> None:
-    """Print an answer as it comes, and end its line."""
+    """Print an answer while it is generated, and end its line."""
     has_begun = False
     for piece in pieces:
         sys.stdout.write(piece if has_begun else piece.lstrip())
@@ -115,7 +115,7 @@ def source_lines(answer: Answer) -> list[str]:
 
 
 def cost_line(answer: Answer) -> str:
-    """Return in one line what an answer took."""
+    """Return the timings and costs of an answer in one line."""
     timings, usage = answer.timings, answer.usage
     parts = [f"first token {timings.ttft_s:.2f} s, answer {timings.total_s:.2f} s"]
     if usage.gist_slots:
@@ -123,9 +123,9 @@ def cost_line(answer: Answer) -> str:
     if usage.text_tokens:
         parts.append(f"{usage.text_tokens:,} tokens read as text")
     if usage.dropped_chunks:
-        parts.append(f"{usage.dropped_chunks} chunks left out, the window is full")
+        parts.append(f"{usage.dropped_chunks} chunks left out, the context window is full")
     if usage.missing_chunks and answer.sources:
-        parts.append(f"{len(answer.sources)} chunks are all there is")
+        parts.append(f"the index has only {len(answer.sources)} such chunks")
     if usage.text_fallbacks:
-        parts.append(f"{usage.text_fallbacks} gists damaged or missing, see gistrag verify")
+        parts.append(f"{usage.text_fallbacks} gists damaged or missing; run gistrag verify")
     return "; ".join(parts)

@@ -99,10 +99,10 @@ def question_from(argument: str | None) -> str:
     """
     if argument in (None, "-"):
         if argument is None and sys.stdin.isatty():
-            raise UsageError("no question; give one in quotes, or pipe it in")
+            raise UsageError("expected a question; give it in quotes, or on standard input")
         argument = sys.stdin.read()
     if not (question := str(argument).strip()):
-        raise UsageError("the question is empty; ask something")
+        raise UsageError("the question is empty")
     return question
 
 

@@ -1,6 +1,6 @@
-"""`gistrag verify`: is every file of an index what was recorded of it; see `gistrag.index.integrity`.
+"""`gistrag verify`: check every file of an index against its record; see `gistrag.index.integrity`.
 
-Nothing is changed. Until the build named in the last line makes a damaged gist again, its text is used instead.
+The command changes nothing. Queries read the text of a damaged gist until the build in the last line repairs it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gistrag.index.integrity import Findings
 
 NAMED = 5
-"""So many documents are named in the last line; the full check lists all."""
+"""Number of documents named in the last line; the full check lists all."""
 
 
 EXAMPLES = (
@@ -65,8 +65,8 @@ def _lines(findings: Findings, build: str, *, full: bool) -> list[str]:
     }
     lines = [f"{name}: {line}" for name, listed in found.items() for line in listed]
     if findings.is_sound:
-        return [*lines, f"{findings.gists:,} gist files are as recorded"]
+        return [*lines, f"{findings.gists:,} gist files match their records"]
     named = [*findings.documents][:NAMED]
     more = [f"{len(findings.documents) - NAMED:,} more"] if len(findings.documents) > NAMED else []
-    again = f"; makes {', '.join([*named, *more])} again" if named else ""
+    again = f"; rebuilds the gists of {', '.join([*named, *more])}" if named else ""
     return [*lines, f"run {build}{again}"]

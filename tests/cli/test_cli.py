@@ -133,7 +133,7 @@ def test_build_is_also_a_module() -> None:
         (["query", " "], "the question is empty"),
         (["query", "x", "--mode", "zip"], "hybrid"),
         (["query", "x", "--filter", "pdf"], "KEY=VALUE"),
-        (["inspect", "--chunk", "1", "--document", "a.md"], "got both"),
+        (["inspect", "--chunk", "1", "--document", "a.md"], "mutually exclusive"),
         (["biuld", "."], "Did you mean 'build'"),
         (["verify", "--nonsense"], "--nonsense"),
     ],
@@ -375,7 +375,7 @@ def test_verify_names_what_is_damaged(index: Path, capsys: pytest.CaptureFixture
     assert 4 == run_command(["verify", "--index", str(index)])
     told = capsys.readouterr().out
     assert gist_file(index).name in told
-    assert f"run gistrag build {index.parent / 'docs'} --index {index} --verify; makes port.md again" in told
+    assert f"run gistrag build {index.parent / 'docs'} --index {index} --verify; rebuilds the gists of port.md" in told
 
 
 def test_verify_tells_missing_from_left_over(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +435,7 @@ def test_inspect_does_without_the_tokenizer(index: Path, capsys: pytest.CaptureF
     assert 0 == run_command(["inspect", "--index", str(index), "--chunk", "1"])
     output = capsys.readouterr()
     assert TEXT in output.out
-    assert "cannot be shown" in output.err
+    assert "cannot mark where the gists come from" in output.err
 
 
 @pytest.mark.parametrize("arguments", [["--chunk", "9"], ["--document", "none.md"]])

@@ -89,7 +89,7 @@ def test_what_a_build_makes_again_is_listed(index: Path, capsys: pytest.CaptureF
     assert 4 == run_command(["verify", "--index", str(index), "--full"])
     told = capsys.readouterr().out
     assert "again: a.md, 2 gists\n" in told
-    assert f"run gistrag build {index / 'docs'} --index {index} --verify; makes a.md again" in told
+    assert f"run gistrag build {index / 'docs'} --index {index} --verify; rebuilds the gists of a.md" in told
 
 
 def test_gist_without_a_row_is_missing(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,4 +109,4 @@ def test_many_documents_are_not_all_named(capsys: pytest.CaptureFixture[str]) ->
     """The last line names five and counts the rest."""
     wrong = Findings(damaged=["x"], documents=dict.fromkeys("abcdefg", 1))
 
-    assert "run B; makes a, b, c, d, e, 2 more again" == verify._lines(wrong, "B", full=False)[-1]
+    assert "run B; rebuilds the gists of a, b, c, d, e, 2 more" == verify._lines(wrong, "B", full=False)[-1]
