@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import conftest
 import pytest
 from support.hostile_files import SEEDS, bombs
 
@@ -161,12 +160,12 @@ def test_what_is_harmless_is_not(line: str) -> None:
     assert [] == list(banned(line, "gist_file.py"))
 
 
-def test_every_test_listens_for_pickles() -> None:
+def test_every_test_listens_for_pickles(nothing_unpickled: list[str]) -> None:
     """What is unpickled in this process is heard, and would fail the test it happens in."""
     pickle.loads(pickle.dumps(Path))
 
-    assert any("Path" in name for name in conftest._unpickled)
-    conftest._unpickled.clear()
+    assert any("Path" in name for name in nothing_unpickled)
+    nothing_unpickled.clear()
 
 
 # What a run does
