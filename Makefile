@@ -23,7 +23,7 @@ quick: $(INSTALLED)
 		$(addprefix --ignore=tests/,$(NOT_QUICK))
 
 test: check
-	$(PYTEST) --cov=gistrag
+	$(PYTEST) --cov=gistrag --cov-fail-under=92
 
 # One more process than processors, as many of these tests wait for another process.
 fast: check
