@@ -165,3 +165,17 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert released[0][0] == gistrag.__version__
     assert f"version: {released[0][0]}\ndate-released: {released[0][1]}\n" in citation
     assert [text for text in needs if f'"gistrag>={series}"' not in text] == []
+
+
+def test_the_files_that_contributors_are_sent_to_exist() -> None:
+    """Every path in CONTRIBUTING.md exists, and every test that `make quick` names or leaves out."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    paths = {path for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", guide) if "NAME" not in path}
+    makefile = (ROOT / "Makefile").read_text("utf-8").replace("\\\n", " ")
+    tests = {name for line in re.findall(r"^(?:NOT_)?QUICK := (.*)$", makefile, re.MULTILINE) for name in line.split()}
+    folders = ("", "gistrag", "notebooks")  # a list may leave out the folder that it named before
+
+    missing = {path for path in paths if not any((ROOT / one / path).exists() for one in folders)}
+
+    assert missing <= {"build/site/"}  # made by `make docs`
+    assert [name for name in sorted(tests) if not (ROOT / "tests" / name).exists()] == []
