@@ -22,6 +22,8 @@ from gistrag.model.prompt import passage_text
 from gistrag.progress import megabytes
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from gistrag.index.schema import StoredChunk
     from gistrag.index.store import Store
     from gistrag.kv.cache import GistCache
@@ -229,20 +231,17 @@ def pieces(passage: str, offsets: Sequence[tuple[int, int]], kept: Sequence[floa
         yield Piece(passage[done:], 0.0)
 
 
-def _tokenizer(model: str) -> Any:
+def _tokenizer(model: str) -> Tokenizer:
     """Return the tokenizer of a model, for which special tokens are ordinary text."""
     from tokenizers import Tokenizer
 
     from gistrag.model.gguf import converted
     from gistrag.model.hub import find
+    from gistrag.model.tokenizer import plain_tokenizer
 
     path = find(model).path
     folder = converted(path) if path.suffix == ".gguf" else path
-    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return plain_tokenizer(Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8")))
 
 
 def _print_pieces(shown: Sequence[Piece], gists: int) -> None:

@@ -31,8 +31,8 @@ _FIXED_DAY = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
 
 
 def plain_tokenizer(tokenizer: Any) -> Tokenizer:
-    """Return a copy of the tokenizer for which special tokens are ordinary text."""
-    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    """Return a copy of the tokenizer, of transformers or tokenizers, for which special tokens are ordinary text."""
+    copy = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
     copy.encode_special_tokens = True
     copy.no_truncation()
     copy.no_padding()
