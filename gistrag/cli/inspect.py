@@ -277,7 +277,7 @@ def bracketed(shown: Sequence[Piece], gists: int) -> str:
 
 
 def _shade(kept: float) -> str:
-    """Return a background that is the stronger the more heads keep a token; none for what hardly any does."""
+    """Return a background that is stronger the more heads keep a token; none for a token that few heads keep."""
     if kept < SHADE_MIN:
         return ""
     red, green, blue = (int(value * kept) for value in SHADE)
