@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gistrag.cli.exit_codes import PARTIAL
-from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet
+from gistrag.cli.options import EMBEDDER, INDEX, MODEL, QUANTIZE, Debug, Device, Index, Json, Quiet
 from gistrag.cli.output import print_json, progress_of, say
 from gistrag.progress import megabytes
 from gistrag.settings import Placement
@@ -38,12 +38,8 @@ def build(
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Skip the files that match; repeatable.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
-    ] = None,
-    embedder: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Embedding model: hub id, folder or catalogue name.")
-    ] = None,
+    model: Annotated[str | None, MODEL] = None,
+    embedder: Annotated[str | None, EMBEDDER] = None,
     adapter: Annotated[
         str | None, typer.Option(metavar="ADAPTER", help="Adapter: folder, name, auto or none. Default: auto.")
     ] = None,
@@ -62,9 +58,7 @@ def build(
     chunk_tokens: Annotated[
         int | None, typer.Option(min=16, metavar="N", help="Most tokens of a chunk. Default: 256.")
     ] = None,
-    quantize: Annotated[
-        Literal["none", "nf4"] | None, typer.Option(help="nf4 loads the base model in 4 bits. Default: none.")
-    ] = None,
+    quantize: Annotated[Literal["none", "nf4"] | None, QUANTIZE] = None,
     kv_cache_dtype: Annotated[
         Literal["auto", "int8"] | None,
         typer.Option(help="Number format of gist files; auto is that of the model. Default: int8."),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gistrag.cli.options import Debug, Device, Json, Quiet
+from gistrag.cli.options import EMBEDDER, BaseModel, Debug, Device, Json, Quantize, Quiet
 from gistrag.cli.output import loading, print_json, print_table, progress_of, require_output, say, waiting
 from gistrag.errors import UsageError
 from gistrag.progress import shown
@@ -30,7 +30,7 @@ EXAMPLES = (
 
 def evaluate(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Questions: SQuAD or JSON lines, may be compressed with gzip.")
+        Path, typer.Argument(metavar="FILE", help="Questions: SQuAD or question records in JSONL, also .gz.")
     ],
     output: Annotated[
         Path, typer.Option("--output", metavar="FOLDER", help="Output folder; an evaluation in it is resumed.")
@@ -60,20 +60,15 @@ def evaluate(
         str | None,
         typer.Option("--top-k", metavar="K,L", help="Numbers of chunks to answer from; 3 or else the first is main."),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
-    ] = DEFAULT_MODEL,
+    model: BaseModel = DEFAULT_MODEL,
     adapter: Annotated[
-        str, typer.Option("--adapter", metavar="ADAPTER", help="Trained adapter: folder, name, none or auto.")
+        str, typer.Option("--adapter", metavar="ADAPTER", help="Adapter: folder, name, auto or none.")
     ] = "auto",
-    embedder: Annotated[
-        str, typer.Option("--embedder", metavar="MODEL", help="Embedding model: hub id, folder or catalogue name.")
-    ] = DEFAULT_EMBEDDER,
-    quantize: Annotated[
-        Literal["none", "nf4"], typer.Option("--quantize", help="Load the base model in 4 bits with nf4.")
-    ] = "none",
+    embedder: Annotated[str, EMBEDDER] = DEFAULT_EMBEDDER,
+    quantize: Quantize = "none",
     kv_cache_dtype: Annotated[
-        Literal["auto", "int8"], typer.Option("--kv-cache-dtype", help="Numbers of the gists, as in gistrag build.")
+        Literal["auto", "int8"],
+        typer.Option("--kv-cache-dtype", help="Number format of the gists, as in gistrag build."),
     ] = "int8",
     device: Device = None,
     as_json: Json = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -48,3 +48,10 @@ RerankerName = Annotated[
     str | None,
     typer.Option("--reranker", metavar="MODEL", help="Cross-encoder that reranks the chunks: hub id or folder."),
 ]
+
+# The models: a build takes those of the index where an option is left out, every other command has a default.
+MODEL = typer.Option("--model", metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
+EMBEDDER = typer.Option("--embedder", metavar="MODEL", help="Embedding model: hub id, folder or catalogue name.")
+QUANTIZE = typer.Option("--quantize", help="nf4 loads the base model in 4 bits.")
+BaseModel = Annotated[str, MODEL]
+Quantize = Annotated[Literal["none", "nf4"], QUANTIZE]

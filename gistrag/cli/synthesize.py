@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from gistrag.cli.exit_codes import PARTIAL
-from gistrag.cli.options import Debug, Device, Json, Quiet
+from gistrag.cli.options import BaseModel, Debug, Device, Json, Quantize, Quiet
 from gistrag.cli.output import loading, print_json, progress_of, say
 from gistrag.errors import ResourceError, UsageError
 from gistrag.settings import DEFAULT_MODEL, IndexSettings
@@ -64,10 +64,8 @@ def synthesize(
         float, typer.Option("--timeout", min=0.1, metavar="S", help="Most seconds for one answer of the endpoint.")
     ] = 120.0,
     retries: Annotated[int, typer.Option(min=0, metavar="N", help="Further attempts after a failed request.")] = 4,
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
-    ] = DEFAULT_MODEL,
-    quantize: Annotated[Literal["none", "nf4"], typer.Option(help="nf4 loads the base model in 4 bits.")] = "none",
+    model: BaseModel = DEFAULT_MODEL,
+    quantize: Quantize = "none",
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed of passages, wordings and planted facts.")] = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with code 3 if a file was skipped or a request got no answer.")

@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistrag.cli.options import Debug, Device, Json, Quiet
+from gistrag.cli.options import BaseModel, Debug, Device, Json, Quantize, Quiet
 from gistrag.cli.output import loading, print_json, require_output, say
 from gistrag.errors import UsageError
 from gistrag.progress import megabytes
@@ -47,15 +47,11 @@ def train(
     recipe: Annotated[
         str, typer.Option(metavar="NAME", help="smollm2, 24gb, or the recipe.json of a run.")
     ] = "smollm2",
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
-    ] = DEFAULT_MODEL,
+    model: BaseModel = DEFAULT_MODEL,
     adapter: Annotated[
         str, typer.Option(metavar="ADAPTER", help="Adapter to start from: folder, name, auto or none.")
     ] = "none",
-    quantize: Annotated[
-        Literal["none", "nf4"], typer.Option(help="nf4 loads the base model in 4 bits (QLoRA).")
-    ] = "none",
+    quantize: Quantize = "none",
     steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Optimizer steps.")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, metavar="M", help="Stop after M minutes; the same command resumes.")
