@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 RESEARCH = re.compile(r"gistrag\.kv(\.\w+)*|gistrag\.compression\.compress(\.\w+)?")
 # Scripts and notebooks that open the machine, and the rooms they need for it. What a user copies is not among them.
 OPEN_MACHINE = {
-    "notebooks/03_train_an_adapter.ipynb": {"model", "qa", "settings", "training"},  # takes training steps one by one
     "notebooks/bench/frontier.py": {"compression", "evaluation", "model", "qa", "settings", "storage"},  # own cases
     "notebooks/bench/home_gpu.py": {"evaluation", "model", "qa", "training"},  # times parts of a step
     "notebooks/bench/results.py": {"evaluation", "qa", "settings", "storage"},  # gathers rows of many evaluations
