@@ -30,10 +30,10 @@ TINY_SERVER = """
 import sys
 sys.path.insert(0, {tests!r})
 from support.tiny_models import HashEmbedder, tiny_model
-from gistrag.cli import mcp
+from gistrag.cli.main import main
 from gistrag.engine import Engine
 Engine.load = lambda *given, **options: Engine(tiny_model(), HashEmbedder())
-sys.exit(run_command(["mcp", "--index", "manual={index}"]))
+sys.exit(main(["mcp", "--index", "manual={index}"]))
 """
 
 
