@@ -129,7 +129,8 @@ def measure_answer(rag: GistRAG, question: str, top_k: int, *, mode: Mode, new_t
     """Return what one answer took, in seconds, slots and bytes.
 
     ``ttft_s`` runs from the question to the first token; it includes ``retrieve_s`` and ``context_s``, from chunks to
-    memory. ``answer_10_s`` and the like run from the question to an answer of so many tokens. ``peak_process_bytes``
+    memory. ``answer_10_s`` and the like run from the question to an answer of so many tokens, by the mean time of a
+    token: some tokens add no text of their own, so no piece tells when they were generated. ``peak_process_bytes``
     is the peak of the whole process, model included; ``context_bytes`` is the keys and values of passages and question.
 
     Raises:
@@ -137,11 +138,7 @@ def measure_answer(rag: GistRAG, question: str, top_k: int, *, mode: Mode, new_t
     """
     reset_peak(rag.model)
     stream = rag.stream(question, mode=mode, top_k=top_k, max_new_tokens=new_tokens)
-    seconds: dict[int, float] = {}  # by the tokens generated so far
-    for _ in stream:
-        so_far = stream.answer
-        seconds[so_far.usage.answer_tokens] = so_far.timings.total_s
-    answer, peak = stream.answer, peak_bytes(rag.model)
+    answer, peak = stream.result(), peak_bytes(rag.model)
     timings, usage = answer.timings, answer.usage
     if usage.dropped_chunks:
         raise UsageError(f"{top_k} chunks do not fit into the model's context window as {mode}; measure fewer")
@@ -149,26 +146,18 @@ def measure_answer(rag: GistRAG, question: str, top_k: int, *, mode: Mode, new_t
         raise UsageError(f"no chunk with a gist for {question!r}; ask something else or raise --top-k")
     slots = _context_slots(rag, answer)
     lengths = sorted({min(SHORT_ANSWER, new_tokens), new_tokens})
-    answers = {f"answer_{length}_s": _seconds_to(length, seconds, timings.total_s) for length in lengths}
+    token_s = timings.decode_s / (usage.answer_tokens - 1)
+    answers = {f"answer_{length}_s": timings.ttft_s + (length - 1) * token_s for length in lengths}
     return {
         "ttft_s": timings.ttft_s,
         "retrieve_s": timings.retrieve_s,
         "context_s": timings.load_s + timings.assemble_s,
         **answers,
-        "decode_tokens_per_s": (usage.answer_tokens - 1) / timings.decode_s,
+        "decode_tokens_per_s": 1 / token_s,
         "context_slots": slots,
         "context_bytes": slots * rag.model.context_bytes_per_slot,
         "peak_process_bytes": peak,
     }
-
-
-def _seconds_to(length: int, seconds: dict[int, float], total_s: float) -> float:
-    """Return when an answer had *length* tokens; the last ones may add no text of their own.
-
-    >>> _seconds_to(10, {1: 0.2, 9: 0.5, 11: 0.6}, 0.9)
-    0.6
-    """
-    return min((passed_s for count, passed_s in seconds.items() if count >= length), default=total_s)
 
 
 def _context_slots(rag: GistRAG, answer: Answer) -> float:
