@@ -80,9 +80,9 @@ def decode_steps(
     reading = model.read_behind(batch)
     unfinished = set(range(len(prompts)))
     for step in range(max_new_tokens):
-        if step:
+        if step and is_padded:
             visible = torch.cat((visible, torch.ones(len(prompts), 1, dtype=torch.bool)), dim=1)
-            mask = visible[:, None] if is_padded else None
+            mask = visible[:, None]
         hidden = reading.feed(ids, positions=positions, mask=mask, role="answers")
         picked = _pick(model.logits(hidden[:, -1]).float(), temperature, randomness).cpu()
         tokens = picked.tolist()
