@@ -547,3 +547,26 @@ def test_chunks_and_documents_are_listed(docs: Path, tmp_path: Path, engine: Eng
         assert every[: len(first)] == first
         assert rag.chunks([every[-1].id]) == [every[-1]]
         assert len(rag.index_id) == 12
+
+
+def test_an_index_built_with_a_floor_of_quality_opens(docs: Path, tmp_path: Path, engine: Engine) -> None:
+    """Version 0.1 put `min_quality` into the fingerprint of an index; its gists still answer."""
+    with GistRAG.from_folder(docs, index=tmp_path / "index", engine=engine) as rag:
+        settings, source = rag.store.settings, rag.store.config.source
+        documents = rag.documents()
+    with Store.build(tmp_path / "index") as store:
+        fingerprint = {**store.config.gist_fingerprint, "min_quality": "0.9"}
+        store.configure(
+            settings,
+            source=source,
+            gist_fingerprint=fingerprint,
+            embedder_fingerprint=store.config.embedder_fingerprint,
+        )
+
+    with GistRAG.open(tmp_path / "index", engine=engine) as rag:
+        opened = rag.documents()
+        answer = rag.query("honey", max_new_tokens=2)
+
+    assert [row.path for row in opened] == [row.path for row in documents]
+    assert answer.sources
+    assert IndexSettings.from_json(settings.to_json()[:-1] + ', "min_quality": 0.9}') == settings
