@@ -5,6 +5,7 @@ Options and output; `gistrag.evaluation.benchmark` does the measuring.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -64,10 +65,11 @@ def bench(
         say("this machine is busy; measure on a quiet one")
     with rag, waiting("measuring"):
         asked = benchmark.questions_from(questions) if questions else benchmark.built_in_questions(rag)
-        result = {
+        result: dict[str, Any] = {
             "machine": speed.machine(rag.model),
             "settings": {
                 **asdict(rag.store.settings),
+                "runtime": "torch",
                 "top_k": None if tokens else top_k,
                 "tokens": tokens,
                 "repeats": repeats,
@@ -80,9 +82,23 @@ def bench(
             "compression": benchmark.compression(rag, repeats=repeats),
             "cold": benchmark.cold_starts(index, asked[0]) if cold else None,
         }
+    print(conditions(result["machine"], result["settings"]), file=sys.stderr if as_json else sys.stdout)
     print_table(["", "text", "gist", "text / gist"], list(table(result)), to_stderr=as_json)
     if as_json:
         print_json(result)
+
+
+def conditions(machine: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Return what the figures depend on, in one line.
+
+    >>> machine = {"device": "cpu", "processor": "AMD EPYC", "threads": 2, "simd": "AVX2", "dtype": "float32"}
+    >>> conditions(machine, {"runtime": "torch", "chunk_tokens": 256, "placement": "matched", "tokens_per_gist": 4})
+    'AMD EPYC, 2 threads, AVX2; torch, float32; chunks of at most 256 tokens, matched, 4 tokens per gist'
+    """
+    on_cpu = machine["device"] == "cpu"
+    where = "{processor}, {threads} threads, {simd}" if on_cpu else "{device}"
+    what = "{runtime}, {dtype}; chunks of at most {chunk_tokens} tokens, {placement}, {tokens_per_gist} tokens per gist"
+    return f"{where}; {what}".format_map({**machine, **settings})
 
 
 def table(result: dict[str, Any]) -> Iterator[list[str]]:

@@ -46,6 +46,7 @@ def machine(model: GistModel) -> dict[str, Any]:
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "simd": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(model.device) if is_gpu else str(model.device),
         "dtype": str(model.network_dtype).removeprefix("torch."),
         "model": f"{model.network.config.model_type}, {model.layers} layers, {model.kv_heads} kv_heads",

@@ -582,6 +582,9 @@ def test_bench_measures_both_arms(built: Path, capsys: pytest.CaptureFixture[str
     for median in result["answering"]["median"].values():
         assert 0 < median["retrieve_s"] < median["ttft_s"] < median["answer_3_s"]
     assert result["compression"]["median"]["read"]["tokens_per_s"] > 0
+    assert {"runtime": "torch", "chunk_tokens": 256}.items() <= result["settings"].items()
+    assert f"{result['machine']['simd']}; torch" in output.err
+    assert "256 tokens, matched, 4 tokens per gist" in output.err
     assert "time to first token" in output.err
 
 
