@@ -22,6 +22,7 @@ RESEARCH = re.compile(r"gistrag\.kv(\.\w+)*|gistrag\.compression\.compress(\.\w+
 OPEN_MACHINE = {
     "notebooks/bench/frontier.py": {"compression", "evaluation", "model", "qa", "settings", "storage"},  # own cases
     "notebooks/bench/home_gpu.py": {"evaluation", "model", "qa", "training"},  # times parts of a step
+    "notebooks/bench/peers.py": {"evaluation", "model"},  # gives another program the words of the prompt
     "notebooks/bench/results.py": {"evaluation", "qa", "settings", "storage"},  # gathers rows of many evaluations
     "notebooks/bench/safety.py": {
         "documents",
