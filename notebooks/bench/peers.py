@@ -111,7 +111,7 @@ def build_llama(folder: Path, flags: str) -> Path:
 def build_index(folder: Path) -> Path:
     """Return the folder of an index of the manual with all its gists."""
     command = [sys.executable, "-m", "gistrag", "build", str(ROOT / "docs"), "--index", str(folder)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, stdout=sys.stderr, check=True)
     return folder
 
 
