@@ -61,7 +61,7 @@ def configure(store: Store, settings: IndexSettings, engine: Engine, folder: Pat
         UsageError: chunks are too long for the model's context window.
         FingerprintMismatchError: the models differ from those of an index that is neither new nor rebuilt.
     """
-    room = (engine.model.window - engine.model.prefix.gists) // 2  # compression reads a chunk twice in one window
+    room = (engine.runtime.window - engine.runtime.prefix_slots) // 2  # compression reads a chunk twice in one window
     if settings.chunk_tokens > room:
         raise UsageError(
             f"chunk_tokens must be at most {room} with this model's context window, got {settings.chunk_tokens}"

@@ -2,44 +2,104 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gistrag.compression.compress import making
+from gistrag.compression.making import making
+from gistrag.errors import UnsupportedModelError
 from gistrag.index.embedder import Embedder, Reranker
-from gistrag.model.gist_model import GistModel
+from gistrag.model.device import has_gpu
 from gistrag.model.hub import find, find_adapter
-from gistrag.settings import IndexSettings
+from gistrag.model.runtime import AnyRuntime
+from gistrag.settings import IndexSettings, RuntimeName
+
+if TYPE_CHECKING:
+    from gistrag.model.gist_model import GistModel
+
+logger = logging.getLogger("gistrag")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Engine:
     """The loaded models; indexes made with the same ones can share an engine.
 
     Attributes:
-        model: compresses and answers; embedder: of questions and chunks; reranker: a cross-encoder, or None.
+        runtime: answers; the torch runtime also makes gists.
+        embedder: of questions and chunks; reranker: a cross-encoder, or None.
+        load_model: loads the model that makes gists, where `runtime` cannot.
     """
 
-    model: GistModel
+    runtime: AnyRuntime
     embedder: Embedder
     reranker: Reranker | None = None
+    load_model: Callable[[], GistModel] | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, settings: IndexSettings, *, device: str | None = None, reranker: str | None = None) -> Engine:
+    def load(
+        cls,
+        settings: IndexSettings,
+        *,
+        device: str | None = None,
+        reranker: str | None = None,
+        runtime: RuntimeName = "auto",
+    ) -> Engine:
         """Return the models an index is made with, loaded one after the other.
+
+        Args:
+            device: a torch device; by default a GPU where there is one.
+            reranker: hub id or folder of a cross-encoder.
+            runtime: what answers; ``auto`` is ``cpu`` where no GPU is. What it cannot run goes to torch, with a
+                warning.
 
         Raises:
             ModelNotFoundError: with the command that brings the model.
         """
-        embedder = Embedder(find(settings.embedder).path, device=device)
-        embedder.embed_query("warm up")
         path = find(settings.model).path
         adapter = find_adapter(settings.adapter, path)
-        model = GistModel.load(path, adapter=adapter, quantize=settings.quantize, device=device)
-        return cls(model, embedder, Reranker(find(reranker).path, device=device) if reranker else None)
+
+        def load_model() -> GistModel:
+            from gistrag.model.gist_model import GistModel  # torch, which a process that only answers does without
+
+            return GistModel.load(path, adapter=adapter, quantize=settings.quantize, device=device)
+
+        light = _cpu_runtime(path, adapter, settings, device, runtime)
+        embedder = Embedder(find(settings.embedder).path, device=device)
+        embedder.embed_query("warm up")
+        ranks = Reranker(find(reranker).path, device=device) if reranker else None
+        return cls(light or load_model(), embedder, ranks, load_model)
+
+    @cached_property
+    def model(self) -> GistModel:
+        """The torch runtime, which makes gists; loaded at its first use."""
+        if self.runtime.name == "torch" or self.load_model is None:
+            return self.runtime  # type: ignore[return-value]  # the runtime of this name is a GistModel
+        return self.load_model()
 
     def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
         """Return everything that a gist depends on."""
         parts = {name: str(getattr(settings, name)) for name in ("placement", "tokens_per_gist", "chunk_tokens")}
         if settings.kv_cache_dtype != "auto":
             parts["kv_cache_dtype"] = settings.kv_cache_dtype
-        return {**self.model.fingerprint, **parts, **making(settings.placement)}
+        return {**self.runtime.fingerprint, **parts, **making(settings.placement)}
+
+
+def _cpu_runtime(
+    model: Path, adapter: Path | None, settings: IndexSettings, device: str | None, runtime: RuntimeName
+) -> AnyRuntime | None:
+    """Return the CPU runtime, or None where torch is wanted or needed."""
+    is_cpu = device == "cpu" or (device is None and (runtime == "cpu" or not has_gpu()))
+    if runtime == "torch" or not is_cpu:
+        return None
+    try:
+        if settings.quantize != "none":
+            raise UnsupportedModelError(f"the CPU runtime has 8-bit weights of its own, not {settings.quantize}")
+        from gistrag.model.cpu_conversion import open_cpu_runtime
+
+        return open_cpu_runtime(model, adapter)
+    except (UnsupportedModelError, ImportError, OSError) as error:
+        logger.warning("answering with torch, which is slower on a CPU: %s", error)
+        return None

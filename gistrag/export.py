@@ -26,10 +26,11 @@ from gistrag.compression.compress import compress
 from gistrag.errors import ContextOverflowError, ResourceError, UsageError
 from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
-from gistrag.kv.cache import GistCache, Layout, Memory
+from gistrag.kv.cache import GistCache, Memory
+from gistrag.kv.packed import PackedGists
 from gistrag.model.adapter import cartridge_files
 from gistrag.model.gist_model import GistModel
-from gistrag.settings import GistSettings
+from gistrag.settings import GistSettings, Layout
 from gistrag.storage import files
 
 logger = logging.getLogger("gistrag")
@@ -87,11 +88,13 @@ def cartridge_of(store: Store, model: GistModel, chunks: Sequence[StoredChunk]) 
     Raises:
         ContextOverflowError: the window holds them in neither layout.
     """
-    gists = {chunk.id: cache for chunk in chunks if (cache := load_gists(chunk, store)) is not None}
+    gists: dict[int, PackedGists | GistCache] = {
+        chunk.id: cache for chunk in chunks if (cache := load_gists(chunk, store)) is not None
+    }
     again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].is_ragged]
     gists |= _evened(model, again, store.settings.tokens_per_gist)
     texts = {chunk.id: model.encode_passage(chunk.text, chunk.heading) for chunk in chunks if chunk.id not in gists}
-    caches = [cache.to(model.device) for cache in gists.values()]
+    caches = list(gists.values())
     contents: list[Content] = [*caches, *texts.values()]
     layout = _layout(model, contents)
     span_of_gists = sum(cache.span(layout) for cache in caches)

@@ -18,7 +18,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,10 @@ from gistrag.index.retriever import Hit, Retriever
 from gistrag.index.schema import DocumentRow, StoredChunk
 from gistrag.index.store import Store
 from gistrag.progress import NoProgress, Progress, TerminalProgress
-from gistrag.settings import IndexSettings, KvCacheDtype, Mode, Placement
+from gistrag.settings import IndexSettings, KvCacheDtype, Mode, Placement, RuntimeName
+
+if TYPE_CHECKING:
+    from gistrag.model.gist_model import GistModel
 
 NO_DOCUMENTS = "There are no documents in this index."
 NO_PASSAGES = "No passage of this index passes the filters."
@@ -65,10 +68,10 @@ class GistRAG:
         self.folder = store.folder
         self.engine = engine
         self.report: SyncReport | None = None
-        self.model = engine.model
+        self.runtime = engine.runtime
         self.store = store
         self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
-        self._given = GivenTexts(store, engine.model)
+        self._given = GivenTexts(store, engine.runtime, lambda: engine.model)
 
     @classmethod
     def from_folder(
@@ -82,6 +85,7 @@ class GistRAG:
         verify: bool = False,
         engine: Engine | None = None,
         device: str | None = None,
+        runtime: RuntimeName = "auto",
         reranker: str | None = None,
         progress: Progress | None = None,
         model: str | None = None,
@@ -104,6 +108,7 @@ class GistRAG:
             verify: hash every gist file before it is trusted, and try skipped files again.
             engine: models already loaded.
             device: where to load them, such as ``cpu`` or ``cuda:0``.
+            runtime: what answers, see `gistrag.Engine.load`.
             reranker: a cross-encoder that sorts the hits: hub id or folder.
             progress: receives the progress of the build; by default a bar where standard error is a terminal.
             model: base model, as all below a field of `IndexSettings`; None inherits the value of the index.
@@ -138,7 +143,7 @@ class GistRAG:
         with _shown(progress) as shown, Store.build(index, command="gistrag build") as store:
             wanted = inherited(store, given, rebuild=rebuild, engine=engine)
             require_source(store, Path(folder))
-            engine = engine or Engine.load(wanted, device=device, reranker=reranker)
+            engine = engine or Engine.load(wanted, device=device, reranker=reranker, runtime=runtime)
             configure(store, wanted, engine, Path(folder), rebuild=rebuild)
             builder = Builder(store, model=engine.model, embedder=engine.embedder, progress=shown, verify=verify)
             report = builder.sync(folder, include=include, exclude=exclude)
@@ -153,9 +158,16 @@ class GistRAG:
         *,
         engine: Engine | None = None,
         device: str | None = None,
+        runtime: RuntimeName = "auto",
         reranker: str | None = None,
     ) -> Self:
         """Return a `GistRAG` over an existing index; nothing is ever written.
+
+        Args:
+            engine: models already loaded.
+            device: where to load them, such as ``cpu`` or ``cuda:0``.
+            runtime: what answers, see `gistrag.Engine.load`.
+            reranker: a cross-encoder that sorts the hits: hub id or folder.
 
         Raises:
             IncompleteIndexError: no index there.
@@ -163,7 +175,7 @@ class GistRAG:
         """
         store = Store.open(index)
         try:
-            engine = engine or Engine.load(store.settings, device=device, reranker=reranker)
+            engine = engine or Engine.load(store.settings, device=device, reranker=reranker, runtime=runtime)
             require_engine(store, engine)
         except BaseException:
             store.close()
@@ -199,6 +211,11 @@ class GistRAG:
                 configure(store, wanted, engine, Path(index) / "no-documents", rebuild=False)
             require_engine(store, engine, remedy=OTHER_INDEX)
         return cls(Store.open(index), engine)
+
+    @property
+    def model(self) -> GistModel:
+        """The torch runtime, which makes gists; loaded at its first use where another runtime answers."""
+        return self.engine.model
 
     def close(self) -> None:
         """Close the index; the models stay as long as somebody holds them."""
@@ -340,7 +357,7 @@ class GistRAG:
             temperature=temperature,
             seed=seed,
         )
-        return Stream(self.model, question, options, find=self._passages, nothing=self._nothing)
+        return Stream(self.runtime, question, options, find=self._passages, nothing=self._nothing)
 
     def stream_from(
         self,
@@ -369,7 +386,7 @@ class GistRAG:
             with timings.measure("retrieve_s"):
                 hits = search(self.store, self._retriever, question, options, usage)
             with timings.measure("load_s"):
-                return select(hits, self.store, self.model, options, usage)
+                return select(hits, self.store, self.runtime, options, usage)
 
     def _nothing(self) -> str:
         return NO_PASSAGES if self.store.count() else NO_DOCUMENTS

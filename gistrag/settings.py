@@ -18,6 +18,12 @@ Placement = Literal["matched", "adaptive", "selected", "anchored", "learned"]
 MADE: tuple[Placement, ...] = ("anchored", "learned")
 """Placements whose gists are read behind the chunk; the others keep some of its own keys and values."""
 Mode = Literal["gist", "text", "hybrid"]
+Layout = Literal["spread", "packed"]
+"""Where gist caches stand in a prompt, see `gistrag.kv.cache`."""
+RuntimeName = Literal["auto", "torch", "cpu"]
+"""What runs the model, see `gistrag.model.runtime`; ``auto`` is ``cpu`` where no GPU is, and the model allows it."""
+CpuWeights = Literal["int8", "float32"]
+"""Numbers of the weight matrices in the CPU runtime; float32 agrees with torch more closely, and is slower."""
 KvCacheDtype = Literal["auto", "int8", "int4"]
 """``int4`` serves indexes that were made with it; it is not offered, since its answers were never measured."""
 

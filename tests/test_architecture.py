@@ -37,6 +37,8 @@ DOORS = {
     "huggingface_hub": {"model.hub"},
     "matplotlib": {"evaluation.plots", "training.checkpoints"},
     "mcp": {"server.mcp"},
+    "onnx": {"model.cpu_graph"},
+    "onnxruntime": {"index.encoders", "model.cpu_runtime"},
     "openai": {"training.teacher"},
     "pathspec": {"documents.patterns"},
     "peft": {"model.adapter"},
@@ -45,16 +47,15 @@ DOORS = {
     "pypdfium2": {"documents.formats.pdf"},
     "safetensors": {"kv.gist_file", "model.adapter", "training.checkpoints"},
     "semantic_text_splitter": {"documents.chunking"},
-    "sentence_transformers": {"index.embedder"},
+    "sentence_transformers": {"index.embedder", "index.encoders"},
     "sqlite3": {"index.database"},
     "starlette": {"server.app", "server.auth"},
     "transformers": {
         "model.attention",
         "model.gguf",
-        "model.gist_model",
         "model.hub",
         "model.loading",
-        "model.support",
+        "model.reading",
     },
     "uvicorn": {"server.http", "cli.serve"},
     **{name: set() for name in ("bitsandbytes", "langchain_core", "llama_index", "pickle")},
@@ -121,6 +122,20 @@ def test_each_foreign_library_has_one_door(module: str) -> None:
 def test_words_need_no_tensors(module: str) -> None:
     """Documents, files, settings and errors import no tensor library, at any depth."""
     assert not {"torch", "numpy", "faiss"} & {name.split(".")[0] for name in imports(module)}
+
+
+def test_answering_needs_no_torch() -> None:
+    """All that a process imports to answer on a CPU works where no torch is."""
+    heavy = ("torch", "transformers", "peft", "sentence_transformers", "onnx", "accelerate")
+    code = f"""import sys
+sys.modules.update(dict.fromkeys({heavy}))
+import gistrag.rag, gistrag.cli.query, gistrag.cli.chat, gistrag.server.app, gistrag.server.mcp
+import gistrag.index.vector_index, gistrag.index.encoders, gistrag.model.cpu_conversion
+gistrag.index.vector_index._faiss()"""
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_importing_the_package_is_cheap() -> None:

@@ -18,7 +18,7 @@ from gistrag.cli.main import main as run_command
 from gistrag.compression.compress import compress
 from gistrag.engine import Engine
 from gistrag.errors import ContextOverflowError, UsageError
-from gistrag.kv.cache import concatenate
+from gistrag.kv.cache import GistCache, concatenate
 from gistrag.model.generation import generate, read_text
 from gistrag.model.gist_model import GistModel
 from gistrag.rag import GistRAG
@@ -77,7 +77,7 @@ def ours(made: GistRAG, chunks: export.Cartridge, ids: list[int]) -> torch.Tenso
             GistSettings(placement="selected", tokens_per_gist=6),
         )[0]
         if chunk.id in chunks.again
-        else made.store.gists.load(str(chunk.gist_key))
+        else GistCache.unpacked(made.store.gists.load(str(chunk.gist_key)))
         for chunk in chunks.chunks
         if chunk.id not in chunks.texts
     ]
@@ -135,7 +135,7 @@ def test_heads_of_different_budgets_are_evened(tmp_path: Path) -> None:
     made = index(tmp_path, model, placement="adaptive")
     ids = model.encode_question(QUESTION)
     chunks = exported(made, tmp_path / "out", "mills.md")
-    assert any(made.store.gists.load(str(chunk.gist_key)).is_ragged for chunk in chunks.chunks)
+    assert any(GistCache.unpacked(made.store.gists.load(str(chunk.gist_key))).is_ragged for chunk in chunks.chunks)
     assert chunks.memory.visible is None
     assert set(chunks.again) <= {chunk.id for chunk in chunks.chunks}
 

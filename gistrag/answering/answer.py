@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from gistrag.errors import UsageError
-from gistrag.kv.cache import Layout
-from gistrag.settings import Mode
+from gistrag.settings import Layout, Mode
 
 
 @dataclass(frozen=True, kw_only=True)

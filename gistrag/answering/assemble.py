@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
-from gistrag.kv.cache import GistCache, Layout, Memory, concatenate
+from gistrag.kv.packed import Gists
 from gistrag.model.generation import read_text
-from gistrag.model.gist_model import GistModel
+from gistrag.model.runtime import M, Runtime
+from gistrag.settings import Layout
 
-Content = GistCache | Sequence[int]
-"""A passage as it enters a memory: its gist cache, or the token ids of its text."""
+Content = Gists | Sequence[int]
+"""A passage as it enters a memory: its gists, or the token ids of its text."""
 
 
 def span(content: Content, layout: Layout) -> int:
     """Return the positions that a passage takes in a prompt."""
-    return content.span(layout) if isinstance(content, GistCache) else len(content)
+    return content.span(layout) if isinstance(content, Gists) else len(content)
 
 
 def fitting_layout(passages: Sequence[Content], room: int) -> Layout:
@@ -27,7 +28,7 @@ def fitting_layout(passages: Sequence[Content], room: int) -> Layout:
     return "spread" if sum(span(passage, "spread") for passage in passages) <= room else "packed"
 
 
-def assemble(model: GistModel, passages: Sequence[Content], *, layout: Layout = "spread", start: int = 0) -> Memory:
+def assemble(runtime: Runtime[M], passages: Sequence[Content], *, layout: Layout = "spread", start: int = 0) -> M:
     """Return the shared prefix and the passages as one memory: all gist caches in their order, then all texts.
 
     Args:
@@ -37,7 +38,7 @@ def assemble(model: GistModel, passages: Sequence[Content], *, layout: Layout = 
     Raises:
         ContextOverflowError: the passages read as text leave no position for a question.
     """
-    caches = [passage for passage in passages if isinstance(passage, GistCache)]
-    texts = [passage for passage in passages if not isinstance(passage, GistCache)]
-    memory = concatenate([model.prefix, *caches], model.rope, layout=layout, start=start)
-    return read_text(model, memory, list(chain.from_iterable(texts)))
+    caches = [passage for passage in passages if isinstance(passage, Gists)]
+    texts = [passage for passage in passages if not isinstance(passage, Gists)]
+    memory = runtime.concatenate(caches, layout=layout, start=start)
+    return read_text(runtime, memory, list(chain.from_iterable(texts)))

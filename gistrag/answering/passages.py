@@ -13,8 +13,8 @@ from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundE
 from gistrag.index.retriever import Hit, Retriever
 from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
-from gistrag.kv.cache import GistCache
-from gistrag.model.gist_model import GistModel
+from gistrag.kv.packed import PackedGists
+from gistrag.model.runtime import AnyRuntime
 
 logger = logging.getLogger("gistrag")
 
@@ -47,7 +47,7 @@ def search(store: Store, retriever: Retriever, question: str, options: Options, 
     return [*hits, *(Hit(chunk, 0.0, None, None) for chunk in whole if chunk.id not in found)]
 
 
-def select(hits: Sequence[Hit], store: Store, model: GistModel, options: Options, usage: Usage) -> list[Passage]:
+def select(hits: Sequence[Hit], store: Store, runtime: AnyRuntime, options: Options, usage: Usage) -> list[Passage]:
     """Return the hits as passages: gists where the mode wants them and the index has them, text elsewhere."""
     bytes_before = store.gists.bytes_read
     passages = []
@@ -55,13 +55,13 @@ def select(hits: Sequence[Hit], store: Store, model: GistModel, options: Options
         wants_text = options.mode == "text" or (options.mode == "hybrid" and rank == 0)
         gists = None if wants_text else load_gists(hit.chunk, store)
         usage.text_fallbacks += gists is None and not wants_text and hit.chunk.gist_key is not None
-        content: Content = gists.to(model.device) if gists else model.encode_passage(hit.chunk.text, hit.chunk.heading)
+        content: Content = gists or runtime.encode_passage(hit.chunk.text, hit.chunk.heading)
         passages.append(Passage(source_of(hit, as_text=gists is None), content, hit.chunk))
     usage.bytes_read = store.gists.bytes_read - bytes_before
     return passages
 
 
-def load_gists(chunk: StoredChunk, store: Store) -> GistCache | None:
+def load_gists(chunk: StoredChunk, store: Store) -> PackedGists | None:
     """Return the gists of a chunk, None where it has none; a damaged or missing file is logged."""
     if chunk.gist_key is None:
         return None
@@ -94,21 +94,22 @@ def snippet(text: str) -> str:
 
 
 def fit(
-    passages: list[Passage], model: GistModel, *, question_tokens: int, max_new_tokens: int, usage: Usage
+    passages: list[Passage], runtime: AnyRuntime, *, question_tokens: int, max_new_tokens: int, usage: Usage
 ) -> list[Passage]:
     """Return the passages that fit the context window; the lowest-ranked are left out first.
 
     Raises:
         ContextOverflowError: not even the question and the best passage fit.
     """
-    fixed = model.prefix.gists + question_tokens + max_new_tokens
+    fixed = runtime.prefix_slots + question_tokens + max_new_tokens
     least = fixed + (span(passages[0].content, "packed") if passages else 0)
-    if least > model.window:
+    if least > runtime.window:
         raise ContextOverflowError(
             f"the prompt with question, best passage and {max_new_tokens} tokens reserved for the answer takes {least} "
-            f"positions, the model's context window has {model.window}; ask a shorter question, or for a shorter answer"
+            f"positions, the model's context window has {runtime.window}; ask a shorter question, or for a shorter "
+            "answer"
         )
-    room = model.window - fixed
+    room = runtime.window - fixed
     usage.layout = fitting_layout([passage.content for passage in passages], room)
     ends = accumulate(span(passage.content, usage.layout) for passage in passages)
     fitting = [passage for passage, end in zip(passages, ends, strict=True) if end <= room]

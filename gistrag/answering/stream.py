@@ -11,15 +11,13 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import replace
 
-import torch
-
 from gistrag.answering.answer import Answer, Options, Timings, Usage
 from gistrag.answering.assemble import assemble
 from gistrag.answering.passages import Passage, fit, in_prompt_order
 from gistrag.errors import ResourceError, UsageError
-from gistrag.kv.cache import GistCache
+from gistrag.kv.packed import Gists
 from gistrag.model.generation import decode_stream, generate
-from gistrag.model.gist_model import GistModel
+from gistrag.model.runtime import AnyRuntime
 
 Find = Callable[[str, Options, Usage, Timings], list[Passage]]
 """Finds the passages of a question, best first, and records what that took."""
@@ -38,13 +36,13 @@ class Stream(Iterator[str]):
     """
 
     def __init__(
-        self, model: GistModel, question: str, options: Options, *, find: Find, nothing: Callable[[], str]
+        self, runtime: AnyRuntime, question: str, options: Options, *, find: Find, nothing: Callable[[], str]
     ) -> None:
         if not isinstance(question, str):
             raise UsageError(f"expected a question in words, got {type(question).__name__}")
         if not question.strip():
             raise UsageError("the question is empty; ask something")
-        self._model, self._options, self._find, self._nothing = model, options, find, nothing
+        self._runtime, self._options, self._find, self._nothing = runtime, options, find, nothing
         self._question = question.encode("utf-8", "replace").decode()  # a terminal may pass half a character
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
@@ -96,12 +94,12 @@ class Stream(Iterator[str]):
 
     def _answer(self) -> Iterator[str]:
         """Yield the answer piece by piece: find passages, fit them into the context window, assemble, generate."""
-        question = self._model.encode_question(self._question)
+        question = self._runtime.encode_question(self._question)
         self._usage.question_tokens = len(question)
         found = self._find(self._question, self._options, self._usage, self._timings)
         self._passages = fit(
             found,
-            self._model,
+            self._runtime,
             question_tokens=len(question),
             max_new_tokens=self._options.max_new_tokens,
             usage=self._usage,
@@ -119,12 +117,12 @@ class Stream(Iterator[str]):
         """
         for is_last_try in (len(self._passages) < 2, True):
             try:
-                yield from decode_stream(self._model, self._tokens(question))
+                yield from decode_stream(self._runtime, self._tokens(question))
                 return
-            except torch.OutOfMemoryError as error:
+            except self._runtime.out_of_memory as error:
                 if is_last_try or self._text:
                     raise ResourceError(
-                        f"not enough memory on {self._model.device} to answer from {len(self._passages)} chunks "
+                        f"not enough memory on {self._runtime.device_name} to answer from {len(self._passages)} chunks "
                         f"({error}); free some, or ask for fewer chunks"
                     ) from error
             dropped = len(self._passages) // 2
@@ -135,15 +133,15 @@ class Stream(Iterator[str]):
         """Yield the tokens of the answer from a memory of all passages."""
         ordered = in_prompt_order(self._passages, is_whole_document=self._options.scope is not None)
         contents = [passage.content for passage in ordered]
-        caches = [content for content in contents if isinstance(content, GistCache)]
+        caches = [content for content in contents if isinstance(content, Gists)]
         self._usage.gist_slots = sum(cache.gists for cache in caches)
         self._usage.source_tokens = sum(cache.source_tokens for cache in caches)
-        self._usage.text_tokens = sum(len(content) for content in contents if not isinstance(content, GistCache))
+        self._usage.text_tokens = sum(len(content) for content in contents if not isinstance(content, Gists))
         with self._timings.measure("assemble_s"):
-            memory = assemble(self._model, contents, layout=self._usage.layout)
+            memory = assemble(self._runtime, contents, layout=self._usage.layout)
         options = self._options
         tokens = generate(
-            self._model,
+            self._runtime,
             memory,
             question,
             max_new_tokens=options.max_new_tokens,

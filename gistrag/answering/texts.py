@@ -9,28 +9,36 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from gistrag.answering.answer import Options, Source, Timings, Usage
 from gistrag.answering.passages import Passage, snippet
 from gistrag.answering.stream import Stream
-from gistrag.compression.compress import compress, is_compressible
+from gistrag.compression.making import is_compressible
 from gistrag.errors import CorruptGistError, GistNotFoundError, UsageError
 from gistrag.index.store import Store
-from gistrag.kv.cache import GistCache
-from gistrag.model.gist_model import GistModel
+from gistrag.kv.packed import Gists, PackedGists
+from gistrag.model.runtime import AnyRuntime
+
+if TYPE_CHECKING:
+    from gistrag.model.gist_model import GistModel
 
 NO_TEXTS = "There are no passages to answer from."
 KEPT_BYTES = 2**28
 
 
 class GivenTexts:
-    """Answers from given texts with the model and the gists of an index."""
+    """Answers from given texts with the model and the gists of an index.
 
-    def __init__(self, store: Store, model: GistModel) -> None:
-        self._store, self._model = store, model
-        self._kept: OrderedDict[str, GistCache] = OrderedDict()
+    Args:
+        load_model: returns the model that makes gists.
+    """
+
+    def __init__(self, store: Store, runtime: AnyRuntime, load_model: Callable[[], GistModel]) -> None:
+        self._store, self._runtime, self._load_model = store, runtime, load_model
+        self._kept: OrderedDict[str, PackedGists] = OrderedDict()
         self._lock = threading.Lock()
 
     def stream(self, question: str, texts: Sequence[str], options: Options) -> Stream:
@@ -47,7 +55,7 @@ class GivenTexts:
             with timings.measure("load_s"):
                 return self._passages(filled, options, usage)
 
-        return Stream(self._model, question, options, find=find, nothing=lambda: NO_TEXTS)
+        return Stream(self._runtime, question, options, find=find, nothing=lambda: NO_TEXTS)
 
     def _passages(self, texts: Sequence[str], options: Options, usage: Usage) -> list[Passage]:
         """Return the texts as passages; takes no lock of the index, since compressing takes seconds."""
@@ -55,27 +63,36 @@ class GivenTexts:
         passages = []
         for rank, text in enumerate(texts):
             wants_text = options.mode == "text" or (options.mode == "hybrid" and rank == 0)
-            ids = self._model.encode_passage(text)
+            ids = self._runtime.encode_passage(text)
             gists = None if wants_text else self._gists(ids, usage)
             source = Source("", None, (), 0, len(text), 0.0, snippet(text), 0, as_text=gists is None)
-            passages.append(Passage(source, gists.to(self._model.device) if gists else ids))
+            passages.append(Passage(source, gists or ids))
         usage.bytes_read = self._store.gists.bytes_read - bytes_before
         return passages
 
-    def _gists(self, ids: Sequence[int], usage: Usage) -> GistCache | None:
+    def _gists(self, ids: Sequence[int], usage: Usage) -> Gists | None:
         """Return the gists of a passage from disk, from memory or made now; None where its text has to be read."""
         key = self._store.gists.key(ids)
         with suppress(GistNotFoundError, CorruptGistError):
             return self._store.gists.load(key)
         settings = self._store.settings.gists
-        if not is_compressible(self._model, ids, settings):
+        if not is_compressible(self._runtime, ids, settings):
             return None
         with self._lock:
             cache = self._kept.pop(key, None)
             if cache is None:
-                cache = compress(self._model, [ids], settings)[0]
+                if (made := self._made(ids)) is None:
+                    return None
+                cache = made
                 usage.gists_made += 1
             self._kept[key] = cache
-            while sum(kept.kv.nbytes for kept in self._kept.values()) > KEPT_BYTES:
+            while sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
-        return cache if cache.is_finite else None
+        return cache
+
+    def _made(self, ids: Sequence[int]) -> PackedGists | None:
+        """Return gists made now; None where a number in them is not finite."""
+        from gistrag.compression.compress import compress  # torch, which is loaded where a new text is compressed
+
+        (cache,) = compress(self._load_model(), [ids], self._store.settings.gists)
+        return cache.packed() if cache.is_finite else None

@@ -18,6 +18,7 @@ from gistrag.cli.options import (
     MaxNewTokens,
     Quiet,
     RerankerName,
+    RuntimeOption,
     Scope,
     TopK,
 )
@@ -53,6 +54,7 @@ def chat(
     max_new_tokens: MaxNewTokens = 256,
     reranker: RerankerName = None,
     device: Device = None,
+    runtime: RuntimeOption = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -66,7 +68,7 @@ def chat(
         from gistrag.answering.answer import Options
         from gistrag.rag import GistRAG
 
-        rag = GistRAG.open(index, device=device, reranker=reranker)
+        rag = GistRAG.open(index, device=device, runtime=runtime, reranker=reranker)
     with rag:
         options = Options(top_k=top_k, mode=mode, scope=scope, max_new_tokens=max_new_tokens)
         session = Session(rag, options, as_json=as_json)

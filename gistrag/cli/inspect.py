@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from gistrag.index.schema import StoredChunk
     from gistrag.index.store import Store
-    from gistrag.kv.cache import GistCache
+    from gistrag.kv.packed import PackedGists
 
 SNIPPET_CHARACTERS = 60
 SHADE = (255, 176, 0)
@@ -175,16 +176,16 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
     print("\n" + ("\n".join(f"{name:<15}{value}" for name, value in gist.items()) if gist else "no gist: read as text"))
 
 
-def gist_facts(store: Store, chunk: StoredChunk, cache: GistCache) -> dict[str, Any]:
+def gist_facts(store: Store, chunk: StoredChunk, cache: PackedGists) -> dict[str, Any]:
     """Return the contents of the gist file of a chunk."""
     row = next(row for row in store.gists.rows() if row.key == chunk.gist_key)
     return {
         "gists": row.gists,
         "source_tokens": row.source_tokens,
-        "kv": "layers {}, 2, kv_heads {}, gists {}, head_dim {}".format(*(cache.kv.shape[i] for i in (0, 2, 3, 4))),
-        "dtype": str(cache.kv.dtype).removeprefix("torch."),
+        "kv": "layers {}, 2, kv_heads {}, gists {}, head_dim {}".format(*cache.counts.shape, *cache.slots_and_width),
+        "dtype": cache.dtype,
         "kv_cache_dtype": store.settings.kv_cache_dtype,
-        "positions": "of every head" if cache.positions.ndim == 3 else "of all heads alike",
+        "positions": "of every head" if cache.is_ragged else "of all heads alike",
         "bytes": row.size,
         "key": row.key,
         "sha256": row.sha256,
@@ -192,7 +193,7 @@ def gist_facts(store: Store, chunk: StoredChunk, cache: GistCache) -> dict[str, 
     }
 
 
-def _kept_pieces(store: Store, chunk: StoredChunk, cache: GistCache) -> list[Piece]:
+def _kept_pieces(store: Store, chunk: StoredChunk, cache: PackedGists) -> list[Piece]:
     """Return the passage of a chunk in pieces; none if its tokenizer is not on this machine."""
     passage = passage_text(chunk.text, chunk.heading)
     try:
@@ -206,12 +207,10 @@ def _kept_pieces(store: Store, chunk: StoredChunk, cache: GistCache) -> list[Pie
     return list(pieces(passage, encoding.offsets, kept_fractions(cache)))
 
 
-def kept_fractions(cache: GistCache) -> list[float]:
+def kept_fractions(cache: PackedGists) -> list[float]:
     """Return for each source token the fraction of heads that keep it."""
-    kept = cache.positions[cache.positions >= 0]
-    counts = kept.bincount(minlength=cache.source_tokens)
-    heads = kept.numel() // cache.gists
-    return [count / heads for count in counts.tolist()]
+    counts = Counter(cache.rows().positions.tolist())
+    return [counts[token] / cache.counts.size for token in range(cache.source_tokens)]
 
 
 def pieces(passage: str, offsets: Sequence[tuple[int, int]], kept: Sequence[float]) -> Iterator[Piece]:

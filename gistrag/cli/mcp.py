@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gistrag.cli.options import INDEX, Debug, Device, Quiet, RerankerName
+from gistrag.cli.options import INDEX, Debug, Device, Quiet, RerankerName, RuntimeOption
 from gistrag.cli.output import say
 from gistrag.errors import UsageError
 
@@ -24,6 +24,7 @@ def mcp(
     ] = None,
     reranker: RerankerName = None,
     device: Device = None,
+    runtime: RuntimeOption = "auto",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -37,6 +38,8 @@ def mcp(
         from gistrag.server import mcp, registry
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[mcp]'") from error
-    with registry.opened(registry.named(index or [str(INDEX)]), device=device, reranker=reranker) as rags:
+    with registry.opened(
+        registry.named(index or [str(INDEX)]), device=device, runtime=runtime, reranker=reranker
+    ) as rags:
         say(f"serving {', '.join(rags)} to an MCP client on standard input")
         mcp.server(rags).run("stdio")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gistrag.settings import Mode
+from gistrag.settings import Mode, RuntimeName
 
 logger = logging.getLogger("gistrag")
 
@@ -31,6 +31,12 @@ def _explain_all(is_given: bool) -> bool:
 Index = Annotated[Path, typer.Option("--index", metavar="FOLDER", help="Folder of the index.")]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="Device of the models, such as cpu or cuda:0.")
+]
+RuntimeOption = Annotated[
+    RuntimeName,
+    typer.Option(
+        "--runtime", help="What runs the model: cpu has 8-bit weights and needs no torch; auto takes it without a GPU."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Quiet = Annotated[bool, typer.Option("--quiet", callback=_silence, help="Print results and errors only.")]

@@ -20,6 +20,7 @@ from gistrag.cli.options import (
     MaxNewTokens,
     Quiet,
     RerankerName,
+    RuntimeOption,
     Scope,
     TopK,
 )
@@ -54,6 +55,7 @@ def query(
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the sampling.")] = 0,
     reranker: RerankerName = None,
     device: Device = None,
+    runtime: RuntimeOption = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -68,7 +70,7 @@ def query(
         from gistrag.rag import GistRAG
 
         imported_s = time.perf_counter()
-        rag = GistRAG.open(index, device=device, reranker=reranker)
+        rag = GistRAG.open(index, device=device, runtime=runtime, reranker=reranker)
         loaded_s = time.perf_counter()
     with rag:
         stream = rag.stream(

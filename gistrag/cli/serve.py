@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gistrag.cli.exit_codes import INTERRUPTED
-from gistrag.cli.options import INDEX, Debug, Device, Quiet, RerankerName
+from gistrag.cli.options import INDEX, Debug, Device, Quiet, RerankerName, RuntimeOption
 from gistrag.cli.output import loading, say
 from gistrag.errors import UsageError
 
@@ -60,6 +60,7 @@ def serve(
     log_questions: Annotated[bool, typer.Option("--log-questions", help="Write questions to the log.")] = False,
     reranker: RerankerName = None,
     device: Device = None,
+    runtime: RuntimeOption = "auto",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -78,7 +79,7 @@ def serve(
             folders = registry.named(index or [str(INDEX)])
             access = access_for(host, folders, names=allow_host or (), key_file=key_file)
             listening = stack.enter_context(http.listen(host, port))
-            rags = stack.enter_context(registry.opened(folders, device=device, reranker=reranker))
+            rags = stack.enter_context(registry.opened(folders, device=device, runtime=runtime, reranker=reranker))
         config = app.ServerConfig(together=together, footnotes=footnotes, log_questions=log_questions, metrics=metrics)
         say(f"serving {', '.join(rags)} at {http.address(listening)}; Ctrl-C stops")
         until_stopped(http.server(app.application(rags, access=access, config=config)), listening)

@@ -17,11 +17,9 @@ from gistrag.compression.placements import TextPass
 from gistrag.kv.cache import GistCache
 from gistrag.model.batching import batches_by_length
 from gistrag.model.gist_model import GistModel
-from gistrag.settings import GistSettings, Placement
+from gistrag.settings import GistSettings
 
 BATCH_TOKENS = 2048
-MAKINGS: dict[Placement, int] = {"matched": 3, "adaptive": 2, "selected": 2}
-"""Version of each placement, 1 if not listed; raised when the same chunk gets other gists than before."""
 
 
 def compress(
@@ -49,24 +47,6 @@ def compress(
             for row, cache in zip(broken, wide, strict=True):
                 caches[row] = replace(cache, kv=cache.kv.to(caches[row].kv.dtype))
     return caches
-
-
-def is_compressible(model: GistModel, ids: Sequence[int], settings: GistSettings) -> bool:
-    """Return whether a passage gets gists: long enough for one, and short enough to be read twice in one window.
-
-    Args:
-        ids: token ids of the passage as it stands in the prompt, its heading path included.
-    """
-    return max(2, settings.tokens_per_gist) <= len(ids) <= (model.window - model.prefix.gists) // 2
-
-
-def making(placement: Placement) -> dict[str, str]:
-    """Return what a fingerprint records of the version of a placement; nothing where that never changed.
-
-    >>> making("matched"), making("anchored")
-    ({'making': '3'}, {})
-    """
-    return {"making": str(MAKINGS[placement])} if placement in MAKINGS else {}
 
 
 def _compress_all(model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:

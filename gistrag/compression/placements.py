@@ -19,7 +19,6 @@ Every chunk is read alone behind the shared prefix; a batch only shares the arit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,23 +26,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gistrag.compression.making import gist_count
 from gistrag.compression.matching import Reconstruction, match
 from gistrag.kv.cache import GistCache, concatenate
-from gistrag.model.gist_model import GistModel, Reading
+from gistrag.model.gist_model import GistModel
+from gistrag.model.reading import Reading
 from gistrag.settings import MADE, Placement
 
 REPEAT = "Repeat the passage."
 MINIMUM_SHARE = 0.1
 """Share of its equal budget that an adaptive head keeps in any case."""
-
-
-def gist_count(source_tokens: int, tokens_per_gist: int) -> int:
-    """Return the gists of a chunk.
-
-    >>> gist_count(9, 4)
-    3
-    """
-    return math.ceil(source_tokens / tokens_per_gist)
 
 
 def anchors(surprisal: Tensor, gists: int) -> Tensor:

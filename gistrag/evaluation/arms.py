@@ -22,15 +22,16 @@ from typing import Any, Literal
 
 from gistrag.answering.assemble import Content, assemble
 from gistrag.compression.compress import BATCH_TOKENS
-from gistrag.compression.placements import TextPass, gist_count
+from gistrag.compression.making import gist_count
+from gistrag.compression.placements import TextPass
 from gistrag.errors import UsageError
 from gistrag.evaluation.cases import Case
 from gistrag.evaluation.corpus import Passage
-from gistrag.kv.cache import GistCache, Layout, Memory, as_stored
-from gistrag.kv.quantization import stored_bytes
+from gistrag.kv.cache import GistCache, Memory, as_stored
+from gistrag.kv.packed import stored_bytes
 from gistrag.model.batching import batches_by_length
 from gistrag.model.gist_model import GistModel
-from gistrag.settings import KvCacheDtype, Placement
+from gistrag.settings import KvCacheDtype, Layout, Placement
 
 ARMS = ("none", "full", "without-adapter", "text", "kv", "gist", "hybrid")
 """Names of the arms to choose from; `arms` makes them."""

@@ -163,7 +163,7 @@ def measure_answer(rag: GistRAG, question: str, top_k: int, *, mode: Mode, new_t
 def _context_slots(rag: GistRAG, answer: Answer) -> float:
     """Return the slots of passages and question that an answer attended to, padding slots of ragged heads included."""
     chunks = rag.chunks([source.chunk_id for source in answer.sources if not source.as_text])
-    caches = [rag.store.gists.load(chunk.gist_key).to(rag.model.device) for chunk in chunks if chunk.gist_key]
+    caches = [rag.store.gists.load(chunk.gist_key) for chunk in chunks if chunk.gist_key]
     memory = assemble(rag.model, caches, layout=answer.usage.layout)
     return memory.carried_slots + answer.usage.text_tokens + answer.usage.question_tokens
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gistrag import __version__
-from gistrag.compression.compress import making
+from gistrag.compression.making import making
 from gistrag.engine import Engine
 from gistrag.errors import FingerprintMismatchError, UsageError
 from gistrag.evaluation.cases import Plan

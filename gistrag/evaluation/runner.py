@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gistrag.compression.placements import gist_count
+from gistrag.compression.making import gist_count
 from gistrag.evaluation.arms import Arm, Caches, MemoryCache, Pair, Row, Setting
 from gistrag.evaluation.cases import WHOLE, Case
 from gistrag.evaluation.corpus import Passage

@@ -26,7 +26,7 @@ from gistrag.evaluation.arms import Arm, MemoryCache, Pair, Row, Setting
 from gistrag.evaluation.cases import Case
 from gistrag.evaluation.corpus import Passage
 from gistrag.kv import gist_file
-from gistrag.kv.cache import GistCache
+from gistrag.kv.packed import PackedGists
 from gistrag.model.generation import generate
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import KvCacheDtype
@@ -190,6 +190,6 @@ class Stopwatch:
             "source_tokens": sum(map(len, ids)) + sum(cache.source_tokens for cache in held),
         }
 
-    def _load(self, passage: Passage, setting: Setting) -> GistCache:
+    def _load(self, passage: Passage, setting: Setting) -> PackedGists:
         path = self._files[passage, setting]
-        return gist_file.decode(path.read_bytes(), path, key="", fingerprint="").to(self._model.device)
+        return gist_file.decode(path.read_bytes(), path, key="", fingerprint="")

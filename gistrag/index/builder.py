@@ -20,10 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from gistrag.compression.compress import compress, is_compressible
-from gistrag.compression.placements import gist_count
+from gistrag.compression.making import gist_count, is_compressible
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError, UnreadableError
@@ -33,11 +32,13 @@ from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
 from gistrag.index.schema import DocumentRow, GistRow
 from gistrag.index.store import IndexedChunk, Store, damaged_documents
-from gistrag.kv.cache import GistCache
-from gistrag.kv.quantization import stored_bytes
-from gistrag.model.gist_model import GistModel
+from gistrag.kv.packed import stored_bytes
 from gistrag.progress import NoProgress, Progress, megabytes
 from gistrag.storage import files
+
+if TYPE_CHECKING:
+    from gistrag.kv.cache import GistCache
+    from gistrag.model.gist_model import GistModel
 
 logger = logging.getLogger("gistrag")
 _Item = TypeVar("_Item")
@@ -333,6 +334,8 @@ def _make_gists(
     Args:
         wanted: token ids by the key of their gist.
     """
+    from gistrag.compression.compress import compress  # torch, which a process that only answers does without
+
     found = {key for key in wanted if store.gists.reuse(key)}
     missing = {key: ids for key, ids in wanted.items() if key not in found}
     caches = compress(model, list(missing.values()), store.settings.gists)

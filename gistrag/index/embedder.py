@@ -1,4 +1,4 @@
-"""Embeddings of texts, by which chunks are found. The only module that imports sentence-transformers.
+"""Embeddings of texts, by which chunks are found.
 
 A sentence-embedding model reads a few hundred tokens and silently drops the rest, so a longer text is cut into
 overlapping windows and gets one vector for each; the nearest window decides how near a chunk is.
@@ -6,19 +6,20 @@ overlapping windows and gets one vector for each; the nearest window decides how
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
+from gistrag.errors import UnsupportedModelError
+from gistrag.index.encoders import Encoder, SentenceEncoder, Vectors, graph_encoder
 from gistrag.model.hashing import folder_sha256
 from gistrag.model.hub import quiet
 
-Vectors = NDArray[np.float32]
+logger = logging.getLogger("gistrag")
 
 OVERLAP_TOKENS = 32
 
@@ -32,26 +33,21 @@ class Embedder:
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
         self.folder = Path(folder)
-        self._device = device
+        self._device = device or "cpu"
 
     @cached_property
-    def _model(self) -> Any:
-        with quiet:
-            from sentence_transformers import SentenceTransformer
+    def _encoder(self) -> Encoder:
+        if self._device == "cpu":
+            try:
+                return graph_encoder(self.folder)
+            except (UnsupportedModelError, ImportError, OSError) as error:
+                logger.warning("embedding with torch, which takes seconds to load: %s", error)
+        return SentenceEncoder(self.folder, device=self._device)
 
-            return SentenceTransformer(str(self.folder), device=self._device or "cpu", local_files_only=True)
-
-    @cached_property
+    @property
     def window(self) -> int:
         """Most tokens of a text that the model reads, without the special tokens at both ends."""
-        return int(self._model.max_seq_length) - 2
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_str(self._model.tokenizer.backend_tokenizer.to_str())
-        tokenizer.no_padding()  # its own setting pads to 128, which would count as tokens
-        tokenizer.no_truncation()
-        return tokenizer
+        return self._encoder.tokens_max - 2
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -60,8 +56,8 @@ class Embedder:
 
     def embed_query(self, question: str) -> Vectors:
         """Return the normalized vector of a question, ``(dim,)`` float32; what exceeds `window` is cut off."""
-        vector: Vectors = self._model.encode_query(question, normalize_embeddings=True, show_progress_bar=False)
-        return vector.astype(np.float32, copy=False)
+        vector: Vectors = self._encoder.encode([question], "query")[0]
+        return vector
 
     def embed_documents(self, texts: Sequence[str]) -> list[Vectors]:
         """Return for each text the normalized vectors of its windows, ``(windows, dim)`` float32."""
@@ -69,13 +65,12 @@ class Embedder:
         flat = [window for group in windows for window in group]
         if not flat:
             return []
-        vectors = self._model.encode_document(flat, normalize_embeddings=True, show_progress_bar=False)
         ends = np.cumsum([len(group) for group in windows])
-        return np.split(vectors.astype(np.float32, copy=False), ends[:-1])
+        return np.split(self._encoder.encode(flat, "document"), ends[:-1])
 
     def windows(self, text: str) -> list[str]:
         """Return *text* cut into pieces that the model reads whole, overlapping by `OVERLAP_TOKENS`."""
-        spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        spans = self._encoder.tokenizer.encode(text, add_special_tokens=False).offsets
         if len(spans) <= self.window:
             return [text]
         starts = range(0, len(spans) - OVERLAP_TOKENS, self.window - OVERLAP_TOKENS)  # the last one ends the text

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,8 +26,11 @@ from gistrag.index.config import IndexConfig
 from gistrag.index.database import Database, is_typed
 from gistrag.index.schema import GistRow
 from gistrag.kv import gist_file
-from gistrag.kv.cache import GistCache
+from gistrag.kv.packed import Gists, PackedGists
 from gistrag.storage import files
+
+if TYPE_CHECKING:
+    from gistrag.kv.cache import GistCache
 
 SETTLED_NS = 1_000_000_000
 """Age from which a file's stamp tells whether it changed; two writes within one clock tick have the same."""
@@ -61,8 +65,8 @@ class GistStore:
 
     # Reading
 
-    def load(self, key: str) -> GistCache:
-        """Return a gist: exactly as it was put, or dequantized from a quantized file.
+    def load(self, key: str) -> PackedGists:
+        """Return the gists of a chunk, as their file holds them.
 
         Raises:
             GistNotFoundError: no row or no file of that name.
@@ -157,7 +161,7 @@ class GistStore:
             return True
         return False
 
-    def _record(self, key: str, cache: GistCache, sha256: str, size: int) -> None:
+    def _record(self, key: str, cache: Gists, sha256: str, size: int) -> None:
         row = (key, sha256, size, cache.gists, cache.source_tokens)
         with self._database.writing():
             self._database.execute(schema.PUT_GIST, row)

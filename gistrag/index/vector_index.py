@@ -6,6 +6,7 @@ chunk, which then counts with its best. It never changes once built, and knows n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -100,8 +101,9 @@ class VectorIndex:
 
 
 def _faiss() -> Any:
-    """Return faiss, imported after torch: on macOS each brings its own OpenMP and the other order crashes."""
-    import torch  # noqa: F401, I001
+    """Return faiss; on macOS imported after torch, because each brings its own OpenMP and the other order crashes."""
+    if sys.platform == "darwin":
+        import torch  # noqa: F401
     import faiss
 
     return faiss

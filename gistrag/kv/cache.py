@@ -16,21 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gistrag.kv.quantization import BITS, dequantize, quantize
+from gistrag.kv.packed import BITS, Array, Gists, PackedGists
+from gistrag.kv.quantization import dequantize, quantize
 from gistrag.kv.rope import Rope
-from gistrag.settings import KvCacheDtype
-
-Layout = Literal["spread", "packed"]
+from gistrag.settings import KvCacheDtype, Layout
 
 
 @dataclass(frozen=True, eq=False)
-class GistCache:
+class GistCache(Gists):
     """Keys and values that stand for one chunk of text.
 
     Attributes:
@@ -70,9 +69,70 @@ class GistCache:
         """Return the cache on *device*."""
         return replace(self, kv=self.kv.to(device), positions=self.positions.to(device))
 
-    def span(self, layout: Layout) -> int:
-        """Return the positions the cache takes in a prompt."""
-        return self.source_tokens if layout == "spread" else self.gists
+    def packed(self, kv_cache_dtype: str = "auto") -> PackedGists:
+        """Return the cache as its file holds it: no padding slots, positions in 16 bits where they fit.
+
+        Args:
+            kv_cache_dtype: ``auto`` for keys and values as they are, ``int8`` or ``int4``.
+        """
+        bits, kv = BITS.get(kv_cache_dtype), self.kv.detach().cpu()
+        tensors = quantize(kv, bits) if bits and kv.ndim == 5 else {"kv": kv}
+        small = torch.int16 if self.source_tokens <= torch.iinfo(torch.int16).max else torch.int32
+        tensors["positions"] = self.positions.cpu().to(small)
+        if self.is_ragged:
+            tensors = _without_padding(tensors)
+        arrays = {name: _as_array(tensor) for name, tensor in tensors.items()}
+        return PackedGists(arrays, self.source_tokens, str(self.kv.dtype).removeprefix("torch."))
+
+    @classmethod
+    def unpacked(cls, gists: PackedGists, device: torch.device | str = "cpu") -> GistCache:
+        """Return the cache that was packed, dequantized on *device*; a padding slot repeats the first of its head."""
+        dtype: torch.dtype = getattr(torch, gists.dtype)
+        tensors = {name: _as_tensor(array, device) for name, array in gists.arrays.items()}
+        kv, positions = tensors["kv"], tensors["positions"].long()
+        counts = tensors["counts"].long() if gists.is_ragged else None
+        if gists.is_quantized:
+            kv = dequantize(tensors, dtype, counts=counts)
+        if counts is not None:  # only now, because padding slots would be most of the work
+            kv, positions = _with_padding(kv, positions, counts)
+        return cls(kv, positions, gists.source_tokens)
+
+
+_BY_SLOT = ("positions", "value_scales")
+
+
+def _without_padding(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a cache with all that is kept in one row, ``(kept, …)``, and how much each head keeps."""
+    kept = tensors["positions"] >= 0  # (layers, kv_heads, slots)
+    rows = {name: tensors[name][kept] for name in _BY_SLOT if name in tensors}
+    kv = tensors["kv"].permute(0, 2, 3, 1, 4)[kept]  # (kept, 2, head_dim)
+    return {**tensors, **rows, "kv": kv, "counts": kept.sum(dim=-1).to(torch.int32)}
+
+
+def _with_padding(kv: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `_without_padding` took; a padding slot repeats the first token of its head."""
+    ends = counts.flatten().cumsum(0).view_as(counts)[..., None]  # (layers, kv_heads, 1)
+    slots = torch.arange(int(counts.max()), device=counts.device)
+    is_padding = slots >= counts[..., None]  # (layers, kv_heads, slots)
+    index = ends - counts[..., None] + slots.masked_fill(is_padding, 0)
+    return kv[index].permute(0, 3, 1, 2, 4), positions[index].masked_fill(is_padding, -1)
+
+
+def _as_array(tensor: Tensor) -> Array:
+    """Return a tensor as an array; numpy knows no bfloat16 and gets its bits."""
+    bits = tensor.contiguous().view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor.contiguous()
+    array: Array = bits.numpy()
+    return array.view(np.uint16) if tensor.dtype == torch.bfloat16 else array
+
+
+def _as_tensor(array: Array, device: torch.device | str) -> Tensor:
+    """Return an array as a tensor on a device, copied there from page-locked memory."""
+    tensor = torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
+    if array.dtype == np.uint16:
+        tensor = tensor.view(torch.bfloat16)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)

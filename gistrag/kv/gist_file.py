@@ -4,7 +4,7 @@ The file holds ``kv`` and ``positions`` and explains itself without the database
 tokens, dtype and a seal over all of it. safetensors checks structure, not content, so `decode` compares the rest.
 In a quantized file ``kv`` is what `gistrag.kv.quantization` made of it, with its scales beside it: near, and smaller.
 A file of ragged heads stores no padding slots: ``counts`` says how many tokens each head keeps, and the heads stand
-one behind the other.
+one behind the other. `gistrag.kv.packed` says what the arrays are.
 
 It knows neither which file is recorded nor where it belongs; that is `gistrag.index.gist_store`.
 """
@@ -13,21 +13,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
-import safetensors.torch
-import torch
+import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError
-from torch import Tensor
 
 from gistrag.errors import CorruptGistError, GistNotFoundError
-from gistrag.kv import quantization
-from gistrag.kv.cache import GistCache
+from gistrag.kv.packed import Array, PackedGists
 from gistrag.storage import files
 
 FORMAT_VERSION, QUANTIZED_VERSION, RAGGED_VERSION = "1", "2", "3"
-DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+_TYPES = {  # of safetensors: what numpy reads it as, and what it is called in a seal
+    **{"BF16": ("<u2", "bfloat16"), "F16": ("<f2", "float16"), "F32": ("<f4", "float32"), "F64": ("<f8", "float64")},
+    **{"I8": ("i1", "int8"), "U8": ("u1", "uint8"), "I16": ("<i2", "int16"), "I32": ("<i4", "int32")},
+}
+
+
+class Packable(Protocol):
+    """A gist cache that can be packed, see `gistrag.kv.cache.GistCache`."""
+
+    def packed(self, kv_cache_dtype: str) -> PackedGists:
+        """Return it as its file holds it."""
 
 
 def read(path: Path, *, bytes_max: int | None = None) -> tuple[bytes, files.Stamp]:
@@ -45,131 +55,145 @@ def read(path: Path, *, bytes_max: int | None = None) -> tuple[bytes, files.Stam
         raise corrupt(path, "a readable file", getattr(error, "strerror", "") or type(error).__name__) from error
 
 
-def encode(cache: GistCache, *, key: str, fingerprint: str, kv_cache_dtype: str = "auto") -> bytes:
-    """Return *cache* as a file that explains itself; positions in 16 bits where they fit.
+def encode(cache: Packable, *, key: str, fingerprint: str, kv_cache_dtype: str = "auto") -> bytes:
+    """Return *cache* as a file that explains itself.
 
     Args:
         kv_cache_dtype: ``auto`` for keys and values as they are, ``int8`` or ``int4``.
+
+    Raises:
+        CorruptGistError: a cache of another shape or dtype than a gist cache has.
     """
-    if problem := _misshapen(cache):
+    gists = cache.packed(kv_cache_dtype)
+    if problem := _misshapen(gists):
         raise CorruptGistError(f"a gist cache that cannot be stored: {problem}")
-    bits, kv = quantization.BITS.get(kv_cache_dtype), cache.kv.detach().cpu()
-    small = torch.int16 if cache.source_tokens <= torch.iinfo(torch.int16).max else torch.int32
-    tensors = quantization.quantize(kv, bits) if bits else {"kv": kv}
-    tensors["positions"] = cache.positions.cpu().to(small)
-    is_ragged = cache.is_ragged
-    if is_ragged:
-        tensors = _without_padding(tensors)
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {
-        "format": _version(is_ragged=is_ragged, is_plain=not bits),
+        "format": _version(gists),
         "key": key,
         "fingerprint": fingerprint,
-        "source_tokens": str(cache.source_tokens),
-        "dtype": str(cache.kv.dtype),
+        "source_tokens": str(gists.source_tokens),
+        "dtype": f"torch.{gists.dtype}",
     }
-    return _ordered(safetensors.torch.save(tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
+    data = safetensors.numpy.save(dict(gists.arrays), {**metadata, "sha256": _seal(gists, metadata)})
+    return _finished(data, [name for name, array in gists.arrays.items() if array.dtype == np.uint16])
 
 
-def _ordered(data: bytes) -> bytes:
-    """Return a safetensors file with its header sorted: the same gist is the same bytes, also when made again."""
+def _finished(data: bytes, bfloat16: Sequence[str]) -> bytes:
+    """Return a safetensors file with its header sorted: the same gist is the same bytes, also when made again.
+
+    Args:
+        bfloat16: tensors of this type, which numpy wrote as whole numbers.
+    """
     end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    return data[:8] + header.ljust(end - 8) + data[end:]
+    parts = json.loads(data[8:end])
+    for name in bfloat16:
+        parts[name]["dtype"] = "BF16"
+    header = json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
-def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: bool = False) -> GistCache:
-    """Return the cache in *data*.
+def decode(data: bytes, path: Path, *, key: str, fingerprint: str, check_seal: bool = False) -> PackedGists:
+    """Return the gists in *data*.
 
     Raises:
         CorruptGistError: not a gist file, or not that of *key* by the model of *fingerprint*.
     """
     try:
-        tensors = safetensors.torch.load(data)
+        parts: Any = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+        arrays = {name: _array(**part) for name, part in parts}
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         seal = metadata.pop("sha256")
-        is_plain = tensors["kv"].is_floating_point()
-        kv, positions, counts = tensors["kv"], tensors["positions"].long(), _counts(tensors)
-        if not is_plain:
-            kv = quantization.dequantize(tensors, DTYPES[metadata["dtype"]], counts=counts)
-        if counts is not None:  # only now, because padding slots would be most of the work
-            kv, positions = _with_padding(kv, positions, counts)
-        cache = GistCache(kv, positions, int(metadata["source_tokens"]))
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        gists = PackedGists(arrays, int(metadata["source_tokens"]), metadata["dtype"].removeprefix("torch."))
+        problem = _misshapen(gists)
+        version = _version(gists)
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise corrupt(path, "a gist file", f"{type(error).__name__}: {error}") from error
-    version = _version(is_ragged=counts is not None, is_plain=is_plain)
-    identity = {"format": version, "key": key, "fingerprint": fingerprint, "dtype": str(cache.kv.dtype)}
+    identity = {"format": version, "key": key, "fingerprint": fingerprint}
     for name, expected in identity.items():
         if (found := metadata.get(name)) != expected:
             raise corrupt(path, f"{name} {expected}", str(found))
-    if problem := _misshapen(cache):
+    if problem:
         raise corrupt(path, "a gist cache", problem)
-    if check_seal and seal != _seal(tensors, metadata):
+    if check_seal and seal != _seal(gists, metadata):
         raise corrupt(path, f"content of sha256 {seal}", "another")
-    return cache
+    return gists
 
 
-def _version(*, is_ragged: bool, is_plain: bool) -> str:
-    if is_ragged:
-        return RAGGED_VERSION
-    return FORMAT_VERSION if is_plain else QUANTIZED_VERSION
-
-
-_BY_SLOT = ("positions", "value_scales")
-
-
-def _without_padding(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a cache with all that is kept in one row, ``(kept, …)``, and how much each head keeps."""
-    kept = tensors["positions"] >= 0  # (layers, kv_heads, slots)
-    rows = {name: tensors[name][kept] for name in _BY_SLOT if name in tensors}
-    kv = tensors["kv"].permute(0, 2, 3, 1, 4)[kept]  # (kept, 2, head_dim)
-    return {**tensors, **rows, "kv": kv, "counts": kept.sum(dim=-1).to(torch.int32)}
-
-
-def _counts(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """Return how much each head keeps, ``(layers, kv_heads)``; None where all keep the same.
+def _array(*, dtype: str, shape: list[int], data: bytearray) -> Array:
+    """Return a tensor of a safetensors file.
 
     Raises:
-        ValueError: the counts are not those of what is kept.
+        KeyError: of a type that no gist file has.
     """
-    if "counts" not in tensors:
-        return None
-    counts, kept = tensors["counts"].long(), len(tensors["positions"])
-    if counts.ndim != 2 or int(counts.min()) < 1 or int(counts.sum()) != kept:
-        raise ValueError(f"{tuple(counts.shape)} counts for {kept} positions")
-    return counts
+    return np.frombuffer(data, _TYPES[dtype][0]).reshape(shape)
 
 
-def _with_padding(kv: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `_without_padding` took; a padding slot repeats the first token of its head."""
-    ends = counts.flatten().cumsum(0).view_as(counts)[..., None]  # (layers, kv_heads, 1)
-    slots = torch.arange(int(counts.max()))
-    is_padding = slots >= counts[..., None]  # (layers, kv_heads, slots)
-    index = ends - counts[..., None] + slots.masked_fill(is_padding, 0)
-    return kv[index].permute(0, 3, 1, 2, 4), positions[index].masked_fill(is_padding, -1)
+def _type_name(name: str, array: Array, dtype: str) -> str:
+    """Return what safetensors and torch call the type of an array of a cache of *dtype*."""
+    if name == "key_centres" or (name == "kv" and dtype == "bfloat16" and array.dtype == np.uint16):
+        return "bfloat16"
+    return array.dtype.name
 
 
-def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def _version(gists: PackedGists) -> str:
+    if gists.is_ragged:
+        return RAGGED_VERSION
+    return QUANTIZED_VERSION if gists.is_quantized else FORMAT_VERSION
+
+
+def _seal(gists: PackedGists, metadata: Mapping[str, str]) -> str:
     """Return the sha256 of what a gist file says, for one that no row vouches for."""
     seal = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
-    for name in sorted(tensors):
-        seal.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
-        seal.update(tensors[name].view(torch.uint8).numpy().data)
+    for name, array in sorted(gists.arrays.items()):
+        seal.update(f"{name} torch.{_type_name(name, array, gists.dtype)} {array.shape} ".encode())
+        seal.update(array.tobytes())
     return seal.hexdigest()
 
 
-def _misshapen(cache: GistCache) -> str:
-    """Return what is wrong with the shapes of a cache; nothing for a sound one."""
-    kv, positions = cache.kv, cache.positions
-    if kv.ndim != 5 or kv.shape[1] != 2 or not kv.numel() or not kv.is_floating_point():
-        return f"kv is {tuple(kv.shape)} of {kv.dtype}, expected (layers, 2, kv_heads, gists, head_dim)"
-    layers, _, kv_heads, gists, _ = kv.shape
-    if tuple(positions.shape) not in {(gists,), (layers, kv_heads, gists)}:
-        return f"positions are {tuple(positions.shape)} for kv {tuple(kv.shape)}"
-    least = -1 if positions.ndim == 3 and not bool((positions[..., 0] < 0).any()) else 0  # no head is all padding
-    if int(positions.min()) < least or int(positions.max()) >= cache.source_tokens:
-        return f"positions {int(positions.min())} to {int(positions.max())} in {cache.source_tokens} tokens"
-    return ""
+def _misshapen(gists: PackedGists) -> str:
+    """Return what is wrong with the arrays of a gist cache; nothing for a sound one.
+
+    Raises:
+        KeyError: an array is missing.
+    """
+    kv, positions = gists.arrays["kv"], gists.arrays["positions"]
+    if gists.dtype not in FLOATS:
+        return f"dtype {gists.dtype}"
+    if gists.is_ragged:
+        counts, kept = gists.counts, len(positions)
+        if counts.ndim != 2 or not counts.size or int(counts.min()) < 1 or int(counts.sum()) != kept:
+            return f"{counts.shape} counts for {kept} positions"
+        expected: tuple[tuple[int, ...], ...] = ((kept,),)
+        if kv.ndim != 3 or kv.shape[:2] != (kept, 2):
+            return f"kv is {kv.shape}, expected ({kept}, 2, head_dim)"
+    else:
+        if kv.ndim != 5 or kv.shape[1] != 2 or not kv.size:
+            return f"kv is {kv.shape}, expected (layers, 2, kv_heads, gists, head_dim)"
+        expected = ((kv.shape[3],), (kv.shape[0], *kv.shape[2:4]))
+    if positions.shape not in expected:
+        return f"positions are {positions.shape} for kv {kv.shape}"
+    if int(positions.min()) < 0 or int(positions.max()) >= gists.source_tokens:
+        return f"positions {int(positions.min())} to {int(positions.max())} in {gists.source_tokens} tokens"
+    return _misquantized(gists, kv)
+
+
+def _misquantized(gists: PackedGists, kv: Array) -> str:
+    """Return what is wrong with the numbers of a gist cache and their scales; nothing where all is right."""
+    found = kv.dtype.name
+    if not gists.is_quantized:
+        expected = "uint16" if gists.dtype == "bfloat16" else gists.dtype
+        return "" if found == expected else f"kv of {found} for a cache of {gists.dtype}"
+    if found not in ("int8", "uint8"):
+        return f"keys and values of {found}, expected 8 or 4 bits"
+    head_dim = kv.shape[-1] * (1 if found == "int8" else 2)
+    tokens = kv.shape[:1] if gists.is_ragged else (kv.shape[0], *kv.shape[2:4])
+    shapes = {"key_scales": (*gists.counts.shape, head_dim), "value_scales": tokens}
+    for name, shape in shapes.items():
+        scales = gists.arrays[name]
+        if scales.shape != shape or scales.dtype != np.uint8:
+            return f"{name} are {scales.shape} of {scales.dtype}, expected {shape} of uint8"
+    return "" if found == "int8" or gists.arrays["key_centres"].shape == shapes["key_scales"] else "other key_centres"
 
 
 def corrupt(path: Path, expected: str, found: str) -> CorruptGistError:

@@ -11,15 +11,12 @@ Pure functions on tensors: nothing here knows a file, a model or a position.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-BITS = {"int8": 8, "int4": 4}
-
-_ZERO = 144  # the byte of a scale of 1: bytes reach from 2**-18 to 2**13.9, beyond what 16 bits hold in 4
+from gistrag.kv.packed import SCALE_OF_ONE
 
 
 def quantize(kv: Tensor, bits: int) -> dict[str, Tensor]:
@@ -87,29 +84,11 @@ def dequantize(tensors: Mapping[str, Tensor], dtype: torch.dtype, *, counts: Ten
     return kv.to(dtype)
 
 
-def stored_bytes(shape: Sequence[int], kv_cache_dtype: str, *, itemsize: int) -> int:
-    """Return the bytes that keys and values take in a file.
-
-    Args:
-        shape: ``(layers, 2, kv_heads, gists, head_dim)``.
-        kv_cache_dtype: ``int8``, ``int4``, or ``auto`` for numbers of *itemsize* bytes.
-
-    >>> stored_bytes((30, 2, 3, 16, 64), "auto", itemsize=2), stored_bytes((30, 2, 3, 16, 64), "int8", itemsize=2)
-    (368640, 191520)
-    """
-    if kv_cache_dtype not in BITS:
-        return math.prod(shape) * itemsize
-    layers, _, kv_heads, gists, head_dim = shape
-    scales = layers * kv_heads * (head_dim + gists)
-    centres = 2 * layers * kv_heads * head_dim if BITS[kv_cache_dtype] == 4 else 0
-    return math.prod(shape) * BITS[kv_cache_dtype] // 8 + scales + centres
-
-
 def _scale_bytes(least: Tensor) -> Tensor:
     """Return the bytes of the smallest scales that are not below *least*."""
     mantissa, exponent = torch.frexp(least)  # least = mantissa · 2**exponent, mantissa in [1/2, 1)
     eighths = (mantissa * 16).ceil() - 8
-    return (8 * (exponent - 1) + eighths + _ZERO).clamp(0, 255).where(least > 0, 0).to(torch.uint8)
+    return (8 * (exponent - 1) + eighths + SCALE_OF_ONE).clamp(0, 255).where(least > 0, 0).to(torch.uint8)
 
 
 def _scales(stored: Tensor) -> Tensor:
@@ -118,7 +97,7 @@ def _scales(stored: Tensor) -> Tensor:
     >>> _scales(torch.tensor([144, 145, 152, 140], dtype=torch.uint8)).tolist()
     [1.0, 1.125, 2.0, 0.75]
     """
-    steps = stored.int() - _ZERO
+    steps = stored.int() - SCALE_OF_ONE
     return torch.ldexp(1 + (steps % 8) / 8, steps.div(8, rounding_mode="floor"))
 
 

@@ -207,6 +207,16 @@ class Adapter:
                 yield name, weights
 
 
+@torch.no_grad()
+def linear_weight(layer: Any, *, merged: bool) -> Tensor:
+    """Return the weights of a layer in float32, with the adapter merged in or without; of any other part, its own."""
+    if not isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer):
+        own: Tensor = layer.weight.float()
+        return own
+    plain: Tensor = layer.get_base_layer().weight.float()
+    return plain + layer.get_delta_weight(layer.active_adapters[0]).float() if merged else plain
+
+
 def cartridge_files(kv: Tensor, *, base: str) -> dict[str, bytes]:
     """Return the files, by name, of an adapter with which peft puts a KV cache in front of every prompt.
 

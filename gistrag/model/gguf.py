@@ -10,9 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from gistrag.model.hashing import cache_folder, file_sha256
 from gistrag.model.hub import quiet
 
@@ -40,6 +37,9 @@ def converted(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    import torch  # only here: a process that only answers does without
+    import transformers
+
     shown = sys.stderr if sys.stderr.isatty() else io.StringIO()  # a bar that transformers cannot switch off
     with quiet, contextlib.redirect_stderr(shown):
         source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}

@@ -1,7 +1,7 @@
 """The language model: reading text into key-value caches, and answering from them.
 
-To the rest of the package a model is a `GistModel`. The only way to run it is a `Reading`, a KV cache that grows with
-every forward pass. Compression, sampling and the words of the prompt live elsewhere.
+A `GistModel` is the torch runtime: it answers on any device, and it alone compresses and is trained. The only way to
+run it is a `Reading`. Compression and the words of the prompt live elsewhere.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from torch import Tensor
 
 from gistrag.errors import UsageError
-from gistrag.kv.cache import GistCache, Memories, Memory
+from gistrag.kv.cache import GistCache, Memories, Memory, concatenate
+from gistrag.kv.packed import Gists, PackedGists
 from gistrag.kv.rope import Rope
 from gistrag.model.adapter import Adapter, Role
-from gistrag.model.attention import ATTENTION, Observer, without_cudnn
+from gistrag.model.attention import ATTENTION
 from gistrag.model.gguf import converted
 from gistrag.model.hashing import folder_sha256, weights_sha256
 from gistrag.model.hub import quiet
 from gistrag.model.loading import load_network
-from gistrag.model.prompt import Prompt, chat_prompt, passage_text
+from gistrag.model.prompt import chat_prompt
+from gistrag.model.reading import Reading, decode_steps
+from gistrag.model.runtime import Floats, Runtime
 from gistrag.model.support import multiplies_16_bits, require_supported
-from gistrag.model.tokenizer import plain_tokenizer, renderer
-from gistrag.settings import AdapterSettings
+from gistrag.model.tokenizer import renderer
+from gistrag.settings import AdapterSettings, Layout
 
 logger = logging.getLogger("gistrag")
 
 
-class GistModel:
+class GistModel(Runtime[Memory]):
     """A causal language model that can read text into key-value caches and answer from them.
 
     Attributes:
         network: the transformers model, in evaluation mode, without gradients.
         rope: the angles of its rotary position embedding.
-        prompt: the words its chat template puts around passages and question.
         layers, kv_heads, head_dim: shape of its cache; window: positions it was trained for.
         device: where it computes; dtype: of its weights as they came, in which gists are kept.
         network_dtype: in which it computes: float32 on a processor that multiplies 16-bit numbers slowly.
@@ -54,6 +55,9 @@ class GistModel:
     Raises:
         UnsupportedModelError: a family, attention or RoPE variant that this library has not verified.
     """
+
+    name = "torch"
+    out_of_memory = torch.OutOfMemoryError
 
     def __init__(
         self,
@@ -67,8 +71,9 @@ class GistModel:
     ) -> None:
         require_supported(network.config)
         network.set_attn_implementation(ATTENTION)
+        super().__init__(tokenizer.backend_tokenizer, chat_prompt(renderer(tokenizer)))
         self.network = network.eval().requires_grad_(False)
-        self._tokenizer = tokenizer
+        self.stop_ids, self.end_id = _end_ids(network.generation_config.eos_token_id, tokenizer.eos_token_id)
         self._identity = identity
         self.weights = weights or identity
         self._quantize = quantize
@@ -87,9 +92,6 @@ class GistModel:
             rotary.inv_freq.to(torch.promote_types(rotary.inv_freq.dtype, torch.float32)),
             float(rotary.attention_scaling),
         )
-        self.prompt: Prompt = chat_prompt(renderer(tokenizer))
-        self.text_tokenizer = plain_tokenizer(tokenizer)
-        self._template_ids: dict[str, list[int]] = {}
 
     @classmethod
     def load(
@@ -189,19 +191,6 @@ class GistModel:
             "prefix": hashlib.sha256(self.prompt.prefix.encode()).hexdigest()[:16],
         }
 
-    @cached_property
-    def stop_ids(self) -> frozenset[int]:
-        """Token ids that end an answer."""
-        ids = self.network.generation_config.eos_token_id
-        listed = ids if isinstance(ids, list) else [ids]
-        return frozenset(i for i in (*listed, self._tokenizer.eos_token_id) if i is not None)
-
-    @cached_property
-    def end_id(self) -> int:
-        """The token id that ends a turn of the chat template, or the text of a plain language model."""
-        ids = self.network.generation_config.eos_token_id
-        return int(self._tokenizer.eos_token_id if ids is None or isinstance(ids, list) else ids)
-
     @property
     def prefix(self) -> GistCache:
         """The cache of the shared prefix, behind which every chunk is compressed."""
@@ -219,32 +208,6 @@ class GistModel:
         hidden = reading.feed(torch.tensor([ids]), positions=positions)
         kv = reading.kv()[:, :, 0]
         return self.unrotated(kv, positions.to(self.device), start=0, source_tokens=len(ids)), hidden[0]
-
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of *text* read as plain text: what looks like a special token is not one."""
-        ids: list[int] = self.text_tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def encode_template(self, text: str) -> list[int]:
-        """Return the token ids of our own template text, special tokens included."""
-        if text not in self._template_ids:
-            self._template_ids[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return list(self._template_ids[text])
-
-    def encode_question(self, question: str) -> list[int]:
-        """Return the token ids of a question in its frame, up to where the answer begins."""
-        prompt = self.prompt
-        plain = self.encode(f" {question.strip()}")
-        return [*self.encode_template(prompt.before_question), *plain, *self.encode_template(prompt.after_question)]
-
-    def encode_passage(self, text: str, heading: Sequence[str] = ()) -> list[int]:
-        """Return the token ids of a chunk as it stands in the prompt; which `compress` takes."""
-        return self.encode(passage_text(text, heading))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of *ids* without special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
 
     @property
     def _table(self) -> Tensor:
@@ -334,6 +297,58 @@ class GistModel:
         """Return a reading that starts behind a memory for each row."""
         return Reading(self, memories.kv, memories.visible)
 
+    @property
+    def device_name(self) -> str:
+        """The torch device."""
+        return str(self.device)
+
+    @property
+    def prefix_slots(self) -> int:
+        """Slots of `prefix`."""
+        return self.prefix.gists
+
+    def concatenate(self, caches: Sequence[Gists], *, layout: Layout = "spread", start: int = 0) -> Memory:
+        """Return the shared prefix and gist caches side by side, on the device of the model."""
+        return concatenate(
+            [self.prefix, *(_on(self.device, one) for one in caches)], self.rope, layout=layout, start=start
+        )
+
+    def read_text(self, memory: Memory, ids: Sequence[int]) -> Memory:
+        """Return a memory with *ids* read as text behind it, by the base model."""
+        begin, reading = memory.next_position, self.read(memory)
+        reading.feed(torch.tensor([list(ids)]), positions=begin + torch.arange(len(ids)))
+        return reading.memory(begin + len(ids))
+
+    def decode_steps(
+        self,
+        memories: Sequence[Memory],
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[dict[int, int]]:
+        """Yield the next token of every unfinished row; all rows are computed as one batch."""
+        return decode_steps(self, memories, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+
+    def attention(self, memory: Memory, ids: Sequence[int], *, layers: Sequence[int]) -> dict[int, list[Floats]]:
+        """Return how much each of *ids* attends to the slots of *memory*, see `Runtime.attention`."""
+        found: dict[int, list[Floats]] = {}
+
+        def observe(layer: int, queries: Tensor, keys: Tensor, weights: Tensor) -> None:
+            if layer in layers:
+                group = queries.shape[1] // keys.shape[1]
+                seen = reading.seen(layer)  # (kv_heads, carried slots of the memory)
+                found[layer] = [
+                    of_head[:, : seen.shape[1]][:, seen[head // group]].float().cpu().numpy()
+                    for head, of_head in enumerate(weights[0])
+                ]
+
+        reading = self.read(memory)
+        positions = memory.next_position + torch.arange(len(ids))
+        reading.feed(torch.tensor([list(ids)]), positions=positions, observer=observe, role="answers")
+        return {layer: found[layer] for layer in layers}
+
     def unrotated(self, kv: Tensor, positions: Tensor, *, start: int, source_tokens: int) -> GistCache:
         """Return keys and values that the model rotated as a cache that can stand anywhere.
 
@@ -345,105 +360,22 @@ class GistModel:
         return GistCache(torch.stack((keys, kv[:, 1].to(self.dtype)), dim=1), positions, source_tokens)
 
 
-class Reading:
-    """A text being read: keys and values of all that was fed so far, for every row of a batch.
+def _end_ids(ids: int | list[int] | None, eos: int | None) -> tuple[frozenset[int], int]:
+    """Return the token ids that end an answer, and the one that ends a turn of the chat template.
 
-    Attributes:
-        slots: cache slots filled so far.
+    Args:
+        ids: what the generation settings of the model name; eos: what its tokenizer names.
     """
-
-    def __init__(self, model: GistModel, kv: Tensor | None, visible: Tensor | None = None) -> None:
-        self._model = model
-        layers = None  # of keys and values, each (batch, kv_heads, slots, head_dim)
-        if kv is not None:
-            layers = [(keys, values) for keys, values in kv.to(model.network_dtype)]
-        self._began = 0 if kv is None else kv.shape[4]
-        self._columns: list[Tensor] | None = None
-        self._visible: list[Tensor] | None = None
-        if layers is not None and visible is not None:  # a slot that no head of a layer filled is not even carried
-            self._columns = [layer.any(dim=(0, 1)).nonzero()[:, 0] for layer in visible]
-            self._visible = [layer[..., at] for layer, at in zip(visible, self._columns, strict=True)]
-            layers = [(keys[:, :, at], values[:, :, at])
-                      for (keys, values), at in zip(layers, self._columns, strict=True)]  # fmt: skip
-        self._cache = transformers.DynamicCache(layers, config=model.network.config)
-        self.slots = self._began
-
-    def feed(
-        self,
-        ids: Tensor | None = None,
-        *,
-        positions: Tensor,
-        embeddings: Tensor | None = None,
-        mask: Tensor | None = None,
-        observer: Observer | None = None,
-        role: Role = "text",
-    ) -> Tensor:
-        """Read tokens and return their final hidden states, ``(batch, n, hidden)``.
-
-        Args:
-            ids: ``(batch, n)`` token ids, or None with *embeddings* ``(batch, n, hidden)`` in their place.
-            positions: ``(n,)`` or ``(batch, n)``; gaps and repeats are fine.
-            mask: ``(batch or 1, n, slots + n)`` bool, True where a token may look; None is causal over everything.
-            observer: sees queries, keys and attention of every layer.
-            role: what is read, which says whether the adapter acts on it.
-        """
-        device = self._model.device
-        count = ids.shape[1] if ids is not None else _length(embeddings)
-        if mask is None and (count > 1 or observer):
-            # explicit, so that transformers never guesses one from the positions
-            mask = torch.ones(1, count, self.slots + count, dtype=torch.bool).tril(self.slots)
-        with self._model.reading_as(role), without_cudnn(device):
-            output = self._model.network.model(
-                input_ids=None if ids is None else ids.to(device),
-                inputs_embeds=embeddings,
-                position_ids=positions.to(device).reshape(-1, count),
-                attention_mask=None if mask is None else mask[:, None].to(device),
-                past_key_values=self._cache,
-                use_cache=True,
-                observer=observer,
-                visible=self._visible,
-            )
-        self.slots += count
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-    def fork(self) -> Reading:
-        """Return a reading of its own that has read the same; the tensors so far are shared, none is copied."""
-        twin = copy.copy(self)
-        twin._cache = transformers.DynamicCache(
-            [(layer.keys, layer.values) for layer in self._cache.layers], config=self._model.network.config
-        )
-        return twin
-
-    def kv(self, start: int = 0) -> Tensor:
-        """Return keys (rotated) and values from slot *start* on, ``(layers, 2, batch, kv_heads, n, head_dim)``."""
-        layers = [(layer.keys, layer.values) for layer in self._cache.layers]
-        if self._columns is not None:
-            layers = [(self._spread(keys, at), self._spread(values, at))
-                      for (keys, values), at in zip(layers, self._columns, strict=True)]  # fmt: skip
-        return torch.stack([torch.stack((keys[:, :, start:], values[:, :, start:])) for keys, values in layers])
-
-    def _spread(self, carried: Tensor, columns: Tensor) -> Tensor:
-        """Return what a layer carries with every slot in its place, ``(batch, kv_heads, slots, head_dim)``."""
-        whole = carried.new_zeros(*carried.shape[:2], self.slots, carried.shape[3])
-        whole[:, :, columns] = carried[:, :, : len(columns)]
-        whole[:, :, self._began :] = carried[:, :, len(columns) :]
-        return whole
-
-    def memory(self, next_position: int, *, row: int = 0, slots: int | None = None) -> Memory:
-        """Return what a row has read so far, or the last *slots* of it."""
-        kv, visible = self.kv()[:, :, row], None
-        start = 0 if slots is None else self.slots - slots
-        if self._visible is not None and self._columns is not None:
-            visible = kv.new_zeros(kv[:, 0, ..., 0].shape, dtype=torch.bool)  # (layers, kv_heads, slots)
-            visible[..., self._began :] = True
-            for layer, at, seen in zip(visible, self._columns, self._visible, strict=True):
-                layer[:, at] = seen[row]
-            visible = visible[..., start:]
-        return Memory(kv[:, :, :, start:], next_position, visible)
+    listed = ids if isinstance(ids, list) else [ids]
+    stop = frozenset(i for i in (*listed, eos) if i is not None)
+    end = eos if ids is None or isinstance(ids, list) else ids
+    return stop, -1 if end is None else int(end)
 
 
-def _length(embeddings: Tensor | None) -> int:
-    if embeddings is None:
-        raise ValueError("expected ids or embeddings, got neither")
-    return embeddings.shape[1]
+def _on(device: torch.device, gists: Gists) -> GistCache:
+    """Return gists as tensors on a device."""
+    if isinstance(gists, PackedGists):
+        return GistCache.unpacked(gists, device)
+    if not isinstance(gists, GistCache):
+        raise TypeError(f"expected gists of a file or a gist cache, got {type(gists).__name__}")
+    return gists.to(device)

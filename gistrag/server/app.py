@@ -319,8 +319,8 @@ def require_question(rag: GistRAG, question: str, *, answer_tokens: int) -> None
     Raises:
         ContextOverflowError: they do not fit.
     """
-    tokens = len(rag.model.encode_question(question)) if question.strip() else 0
-    require_room(rag.model, rag.model.prefix.gists + tokens + answer_tokens)
+    tokens = len(rag.runtime.encode_question(question)) if question.strip() else 0
+    require_room(rag.runtime, rag.runtime.prefix_slots + tokens + answer_tokens)
 
 
 def passage_record(rag: GistRAG, chunk_id: int) -> Record | None:

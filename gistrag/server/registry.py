@@ -18,6 +18,7 @@ from gistrag.errors import UsageError
 from gistrag.index.retriever import Hit
 from gistrag.index.schema import StoredChunk
 from gistrag.rag import GistRAG
+from gistrag.settings import RuntimeName
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -49,7 +50,11 @@ def named(given: Sequence[str]) -> dict[str, Path]:
 
 @contextmanager
 def opened(
-    folders: Mapping[str, Path], *, device: str | None = None, reranker: str | None = None
+    folders: Mapping[str, Path],
+    *,
+    device: str | None = None,
+    reranker: str | None = None,
+    runtime: RuntimeName = "auto",
 ) -> Iterator[dict[str, GistRAG]]:
     """Open indexes for the length of the block, by name; all use the models of the first one.
 
@@ -60,7 +65,9 @@ def opened(
         registry: dict[str, GistRAG] = {}
         for name, folder in folders.items():
             engine = next(iter(registry.values())).engine if registry else None
-            registry[name] = stack.enter_context(GistRAG.open(folder, engine=engine, device=device, reranker=reranker))
+            registry[name] = stack.enter_context(
+                GistRAG.open(folder, engine=engine, device=device, reranker=reranker, runtime=runtime)
+            )
         yield registry
 
 

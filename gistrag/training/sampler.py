@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gistrag.kv.cache import Layout
 from gistrag.model.gist_model import GistModel
 from gistrag.model.prompt import CONTINUE, REFUSAL
 from gistrag.qa.dataset import Context, Task
 from gistrag.qa.planted_facts import is_planted, plant
+from gistrag.settings import Layout
 
 IGNORED = -100
 

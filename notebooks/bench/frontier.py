@@ -26,7 +26,7 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-from gistrag.compression.placements import gist_count
+from gistrag.compression.making import gist_count
 from gistrag.evaluation import evaluate, provenance
 from gistrag.evaluation.arms import Arm, Caches, MemoryCache, Pair, Row, Setting, arms
 from gistrag.evaluation.cases import Case, Plan, main_questions
@@ -35,6 +35,7 @@ from gistrag.evaluation.report import REFERENCE, timed
 from gistrag.evaluation.runner import Journal, Runner, answered, passage_id, unanswered
 from gistrag.evaluation.speed import Stopwatch
 from gistrag.kv import gist_file
+from gistrag.kv.cache import GistCache
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.metrics import contains, mean
 from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL
@@ -158,7 +159,7 @@ class MemoriesOnDisk(MemoryCache):
         return {one: self._read(self._path(*one)) for one in wanted}
 
     def _read(self, path: Path) -> Any:
-        return gist_file.decode(path.read_bytes(), path, key="", fingerprint="").to(self.model.device)
+        return GistCache.unpacked(gist_file.decode(path.read_bytes(), path, key="", fingerprint=""))
 
     def _path(self, passage: Passage, setting: Setting) -> Path:
         return self._folder / f"{passage_id(passage)}-{setting[0]}-{setting[1]}.safetensors"

@@ -15,18 +15,20 @@ import pytest
 import torch
 from support.tiny_models import HashEmbedder
 
-from gistrag.answering import assemble
 from gistrag.answering import stream as streaming
 from gistrag.answering import texts as given_texts
 from gistrag.answering.answer import Answer, Options, Source, Timings, Usage
 from gistrag.answering.texts import GivenTexts
 from gistrag.cli.output import cost_line
-from gistrag.compression.placements import gist_count
+from gistrag.compression import compress as making_gists
+from gistrag.compression.making import gist_count
 from gistrag.engine import Engine
 from gistrag.errors import ContextOverflowError, ResourceError, UsageError
 from gistrag.index.gist_store import GistStore
 from gistrag.index.schema import StoredChunk
 from gistrag.kv.cache import GistCache, Memory
+from gistrag.kv.packed import PackedGists
+from gistrag.model import gist_model
 from gistrag.rag import NO_PASSAGES, GistRAG
 from gistrag.settings import GistSettings
 
@@ -56,13 +58,13 @@ def rag(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Gi
 def memories(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[GistCache], str]]:
     """The caches, without the prefix, and the layout of every memory that is made from here on."""
     made: list[tuple[list[GistCache], str]] = []
-    real = assemble.concatenate
+    real = gist_model.concatenate
 
     def spy(caches: Sequence[GistCache], *given: Any, layout: str, start: int) -> Memory:
         made.append((list(caches[1:]), layout))
         return real(caches, *given, layout=layout, start=start)
 
-    monkeypatch.setattr(assemble, "concatenate", spy)
+    monkeypatch.setattr(gist_model, "concatenate", spy)
     return made
 
 
@@ -94,7 +96,7 @@ def test_usage_counts_what_was_read(rag: GistRAG) -> None:
     answer = rag.query("honey", top_k=2, max_new_tokens=3)
 
     used = [chunk.gist_key for chunk in rag.store.chunks(source.chunk_id for source in answer.sources)]
-    caches = [rag.store.gists.load(key) for key in used if key]
+    caches = [GistCache.unpacked(rag.store.gists.load(key)) for key in used if key]
     assert 2 == len(caches)
     assert answer.usage == Usage(
         gist_slots=sum(cache.gists for cache in caches),
@@ -128,7 +130,7 @@ def assert_caches(rag: GistRAG, keys: Sequence[str | None], caches: Sequence[Gis
     assert len(keys) == len(caches)
     for key, cache in zip(keys, caches, strict=True):
         assert key is not None
-        assert torch.equal(rag.store.gists.load(key).kv, cache.kv)
+        assert torch.equal(GistCache.unpacked(rag.store.gists.load(key)).kv, cache.kv)
 
 
 def test_text_mode_loads_no_gist(
@@ -541,20 +543,20 @@ def test_coroutine_that_leaves_ends_the_work(rag: GistRAG) -> None:
 @pytest.fixture
 def given(rag: GistRAG) -> GivenTexts:
     """Answers from given texts, with nothing kept yet."""
-    return GivenTexts(rag.store, rag.model)
+    return GivenTexts(rag.store, rag.runtime, lambda: rag.model)
 
 
 @pytest.fixture
 def compressed(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The passages that are compressed from here on."""
     made: list[list[int]] = []
-    real = given_texts.compress
+    real = making_gists.compress
 
     def spy(model: Any, chunks: Sequence[list[int]], settings: GistSettings) -> list[GistCache]:
         made.extend(chunks)
         return real(model, chunks, settings)
 
-    monkeypatch.setattr(given_texts, "compress", spy)
+    monkeypatch.setattr(making_gists, "compress", spy)
     return made
 
 
@@ -601,10 +603,10 @@ def test_texts_used_last_are_kept(
 ) -> None:
     """Where memory is full, the gists that were not used for longest are made again."""
     texts = [f"{BREAD} {number}" for number in range(3)]
-    encoded = [given._model.encode_passage(text) for text in texts]
+    encoded = [given._runtime.encode_passage(text) for text in texts]
     gists = given._gists(encoded[0], Usage())
-    assert gists is not None
-    monkeypatch.setattr(given_texts, "KEPT_BYTES", 2 * gists.kv.nbytes)
+    assert isinstance(gists, PackedGists)
+    monkeypatch.setattr(given_texts, "KEPT_BYTES", int(2.5 * gists.nbytes))
 
     for number in (1, 0, 2, 0, 1):
         given._gists(encoded[number], Usage())
@@ -626,7 +628,7 @@ def test_texts_that_cannot_be_compressed(
 def test_gists_that_are_not_finite(given: GivenTexts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gists that would poison an answer are not used."""
     nan = GistCache(torch.full((3, 2, 2, 4, 8), torch.nan, dtype=torch.float64), torch.arange(4), 9)
-    monkeypatch.setattr(given_texts, "compress", lambda *_, **__: [nan])
+    monkeypatch.setattr(making_gists, "compress", lambda *_, **__: [nan])
 
     assert finish(given.stream("honey", [BREAD], Options(max_new_tokens=2))).sources[0].as_text
 

@@ -10,7 +10,8 @@ import torch
 from support.tiny_models import tiny_model
 
 from gistrag.compression.compress import compress
-from gistrag.compression.placements import gist_count, shared_out
+from gistrag.compression.making import gist_count
+from gistrag.compression.placements import shared_out
 from gistrag.errors import CorruptGistError
 from gistrag.kv import gist_file
 from gistrag.kv.cache import GistCache, Memory, concatenate
@@ -163,7 +164,7 @@ def test_a_file_holds_no_holes(model: GistModel) -> None:
         adaptive(model), compress(model, TEXTS, GistSettings(placement="selected", tokens_per_gist=3)), strict=True
     ):
         data = gist_file.encode(cache, key="k", fingerprint="f")
-        found = gist_file.decode(data, PATH, key="k", fingerprint="f", check_seal=True)
+        found = GistCache.unpacked(gist_file.decode(data, PATH, key="k", fingerprint="f", check_seal=True))
 
         assert torch.equal(cache.positions, found.positions)
         assert torch.equal(cache.kv, found.kv)
@@ -177,7 +178,7 @@ def test_a_quantized_file_holds_no_holes_either(kind: str) -> None:
     model = tiny_model(dtype=torch.float32)
     for cache in adaptive(model):
         data = gist_file.encode(cache, key="k", fingerprint="f", kv_cache_dtype=kind)
-        found = gist_file.decode(data, PATH, key="k", fingerprint="f", check_seal=True)
+        found = GistCache.unpacked(gist_file.decode(data, PATH, key="k", fingerprint="f", check_seal=True))
 
         assert torch.equal(cache.positions, found.positions)
         error = (cache.kv - found.kv).abs().amax(dim=(0, 1, 2, 3, 4))

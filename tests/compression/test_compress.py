@@ -9,7 +9,8 @@ from support.tiny_models import tiny_model
 from gistrag.compression import compress as compression
 from gistrag.compression import placements
 from gistrag.compression.compress import compress
-from gistrag.compression.placements import anchors, gist_count
+from gistrag.compression.making import gist_count
+from gistrag.compression.placements import anchors
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import GistSettings
 

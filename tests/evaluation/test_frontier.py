@@ -11,7 +11,7 @@ import pytest
 from support.pages import ROOT
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model
 
-from gistrag.compression.placements import gist_count
+from gistrag.compression.making import gist_count
 from gistrag.evaluation.arms import Arm, MemoryCache, gist_arm
 from gistrag.evaluation.cases import Plan
 from gistrag.evaluation.corpus import Corpus, Passage, indexed

@@ -22,7 +22,7 @@ from gistrag.evaluation.cases import Case, Plan, cases, planted
 from gistrag.evaluation.corpus import Passage, indexed
 from gistrag.evaluation.runner import Journal, Runner, answered, key_of, pairs_of, scored, unanswered
 from gistrag.kv.cache import Memory, as_stored, concatenate
-from gistrag.kv.quantization import stored_bytes
+from gistrag.kv.packed import stored_bytes
 from gistrag.model.generation import generate, read_text
 from gistrag.model.gist_model import GistModel
 from gistrag.qa.dataset import Context, Task

@@ -18,6 +18,7 @@ from gistrag.index.gist_store import GistStore
 from gistrag.index.integrity import remove_unused
 from gistrag.index.schema import GistRow
 from gistrag.index.store import Store
+from gistrag.kv.cache import GistCache
 from gistrag.storage import files
 
 
@@ -52,7 +53,7 @@ def test_copy_is_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (1, 0, []) == (done["gists"], done["kept"], done["damaged"])
     assert texts(tmp_path / "index") == texts(tmp_path / "copy")
     with Store.open(tmp_path / "copy") as copied:
-        assert torch.equal(cache().kv, copied.gists.load(key).kv)
+        assert torch.equal(cache().kv, GistCache.unpacked(copied.gists.load(key)).kv)
         assert [1] == [found for found, _ in copied.keyword_search(["one"], 3)]
     assert {0o600} == {
         path.stat().st_mode & 0o777 for path in (tmp_path / "copy").rglob("*") if path.suffix in (".db", ".safetensors")

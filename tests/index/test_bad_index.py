@@ -22,8 +22,8 @@ from support.tiny_models import HashEmbedder, tiny_model
 
 from gistrag.cli import main
 from gistrag.compression import compress as compression
+from gistrag.compression import compress as making_gists
 from gistrag.engine import Engine
-from gistrag.index import builder
 from gistrag.index.schema import FORMAT_VERSION
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
@@ -224,7 +224,7 @@ def test_no_index(house: House) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_gist_that_is_not_finite(house: House, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """It would poison every answer: its chunk is stored without one and read as text."""
-    real = builder.compress
+    real = making_gists.compress
 
     def poisoned(*given: Any, **options: Any) -> list[GistCache]:
         caches = real(*given, **options)
@@ -232,7 +232,7 @@ def test_a_gist_that_is_not_finite(house: House, monkeypatch: pytest.MonkeyPatch
             one.kv[-1, -1, -1, -1, -1] = value
         return caches
 
-    monkeypatch.setattr(builder, "compress", poisoned)
+    monkeypatch.setattr(making_gists, "compress", poisoned)
     (house.docs / "new.md").write_text("Salt was carried over the pass by mules.")
 
     code, told = house.build()

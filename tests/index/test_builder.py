@@ -16,6 +16,7 @@ import torch
 from support.tiny_models import HashEmbedder
 
 from gistrag import __version__
+from gistrag.compression import compress as making_gists
 from gistrag.engine import Engine
 from gistrag.errors import ResourceError
 from gistrag.index import builder
@@ -42,13 +43,13 @@ def docs(tmp_path: Path) -> Path:
 def compressed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The text of every chunk that is compressed from here on."""
     texts: list[str] = []
-    real = builder.compress
+    real = making_gists.compress
 
     def spy(model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
         texts.extend(model.decode(chunk).strip() for chunk in chunks)
         return real(model, chunks, settings)
 
-    monkeypatch.setattr(builder, "compress", spy)
+    monkeypatch.setattr(making_gists, "compress", spy)
     return texts
 
 
@@ -428,14 +429,14 @@ def test_gist_that_is_not_finite_is_not_stored(
     docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A chunk whose gist holds NaN or infinity is kept without one and answered from its text."""
-    real = builder.compress
+    real = making_gists.compress
 
     def poisoned(*given: Any, **options: Any) -> list[GistCache]:
         caches = real(*given, **options)
         caches[0].kv[0, 0, 0, 0, 0] = torch.nan
         return caches
 
-    monkeypatch.setattr(builder, "compress", poisoned)
+    monkeypatch.setattr(making_gists, "compress", poisoned)
     report = build(docs, engine)
 
     assert (1, 1, 1) == (report.gists_made, report.without_gist, len(gist_files(docs)))
@@ -464,13 +465,13 @@ def test_special_tokens_in_documents_are_plain_text(
 ) -> None:
     """What looks like a special token in a document or heading never becomes one."""
     seen: list[int] = []
-    real = builder.compress
+    real = making_gists.compress
 
     def spy(model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
         seen.extend(token for chunk in chunks for token in chunk)
         return real(model, chunks, settings)
 
-    monkeypatch.setattr(builder, "compress", spy)
+    monkeypatch.setattr(making_gists, "compress", spy)
     build(fill(tmp_path / "docs", {"evil.md": f"# {text.splitlines()[0]}\n\n{text}"}), engine)
 
     assert len(seen) > 2 * len(text.splitlines()[0])

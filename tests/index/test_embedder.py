@@ -57,7 +57,8 @@ def test_windows_cover_the_text_and_fit_the_model(embedder: Embedder) -> None:
     assert text.startswith(windows[0])
     assert text.endswith(windows[-1])
     assert all(
-        len(embedder._tokenizer.encode(window, add_special_tokens=False)) <= embedder.window for window in windows
+        len(embedder._encoder.tokenizer.encode(window, add_special_tokens=False)) <= embedder.window
+        for window in windows
     )
     starts = [text.index(window) for window in windows]
     assert all(start < before + len(window) for before, window, start in zip(starts, windows, starts[1:], strict=False))

@@ -36,7 +36,8 @@ from gistrag.index import database, gist_store, schema
 from gistrag.index.integrity import remove_unused, unreferenced
 from gistrag.index.store import Store, damaged_documents
 from gistrag.kv.cache import GistCache
-from gistrag.kv.quantization import BITS, dequantize, quantize, stored_bytes
+from gistrag.kv.packed import BITS, stored_bytes
+from gistrag.kv.quantization import dequantize, quantize
 from gistrag.settings import IndexSettings
 from gistrag.storage import files
 
@@ -83,7 +84,7 @@ def test_gist_comes_back_bit_by_bit(tmp_path: Path, per_head: bool, dtype: torch
         configure(opened)
         key = opened.gists.key([1])
         opened.gists.put({key: put})
-        got = opened.gists.load(key)
+        got = GistCache.unpacked(opened.gists.load(key))
 
     assert torch.equal(put.kv.view(torch.uint8), got.kv.view(torch.uint8))
     assert (put.kv.dtype, torch.int64, 10) == (got.kv.dtype, got.positions.dtype, got.source_tokens)
@@ -99,7 +100,7 @@ def test_quantized_gist_comes_back_near(tmp_path: Path, kind: str, dtype: torch.
         configure(opened, kv_cache_dtype=kind)
         key = opened.gists.key([1])
         opened.gists.put({key: put})
-        got, data = opened.gists.load(key), opened.gists.path(key).read_bytes()
+        got, data = GistCache.unpacked(opened.gists.load(key)), opened.gists.path(key).read_bytes()
 
     assert torch.equal(dequantize(quantize(put.kv, bits), dtype), got.kv)
     assert torch.equal(put.positions, got.positions)
@@ -121,7 +122,7 @@ def test_positions_of_a_long_chunk_come_back(tmp_path: Path) -> None:
         configure(opened)
         opened.gists.put({"0" * 64: put})
 
-        assert torch.equal(put.positions, opened.gists.load("0" * 64).positions)
+        assert torch.equal(put.positions, GistCache.unpacked(opened.gists.load("0" * 64)).positions)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_damage_is_noticed(tmp_path: Path, kind: str, kv_cache_dtype: str) -> No
     rewrite(gist_file(tmp_path), DAMAGE[kind](gist_file(tmp_path).read_bytes()))
 
     with Store.open(tmp_path) as opened, pytest.raises(CorruptGistError, match=key):
-        opened.gists.load(key)
+        GistCache.unpacked(opened.gists.load(key))
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int4"])
@@ -208,14 +209,14 @@ def test_damage_after_a_good_read_is_noticed(tmp_path: Path) -> None:
     path = gist_file(tmp_path)
     os.utime(path, ns=(1, 1))  # old enough to be remembered
     with Store.open(tmp_path) as opened:
-        opened.gists.load(key)
-        opened.gists.load(key)
+        GistCache.unpacked(opened.gists.load(key))
+        GistCache.unpacked(opened.gists.load(key))
         assert key in opened.gists._verified
         rewrite(path, DAMAGE["payload bit"](path.read_bytes()))
         os.utime(path, ns=(1, 1))
 
         with pytest.raises(CorruptGistError):
-            opened.gists.load(key)
+            GistCache.unpacked(opened.gists.load(key))
 
 
 def test_damage_that_leaves_no_trace_is_noticed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,13 +227,13 @@ def test_damage_that_leaves_no_trace_is_noticed_in_time(tmp_path: Path, monkeypa
     real, stamp, now_s = files.read_stamped, files.stamp(path), time.monotonic()
     monkeypatch.setattr(files, "read_stamped", lambda path, **options: (real(path, **options)[0], stamp))
     with Store.open(tmp_path) as opened:
-        opened.gists.load(key)
+        GistCache.unpacked(opened.gists.load(key))
         rewrite(path, DAMAGE["payload bit"](path.read_bytes()))
-        opened.gists.load(key)
+        GistCache.unpacked(opened.gists.load(key))
         monkeypatch.setattr(time, "monotonic", lambda: now_s + gist_store.VERIFIED_S + 60)
 
         with pytest.raises(CorruptGistError):
-            opened.gists.load(key)
+            GistCache.unpacked(opened.gists.load(key))
 
 
 def test_same_gist_is_the_same_bytes(tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ def test_huge_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**40)
 
     with Store.open(tmp_path) as opened, pytest.raises(CorruptGistError, match="at most"):
-        opened.gists.load(key)
+        GistCache.unpacked(opened.gists.load(key))
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nowhere"])
@@ -265,7 +266,7 @@ def test_what_is_no_file_is_no_gist(tmp_path: Path, kind: str) -> None:
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to nowhere": lambda: path.symlink_to("none")}[kind]()
 
     with Store.open(tmp_path) as opened, pytest.raises((CorruptGistError, GistNotFoundError), match=key):
-        opened.gists.load(key)
+        GistCache.unpacked(opened.gists.load(key))
 
 
 def test_swapped_files_are_noticed(tmp_path: Path) -> None:
@@ -282,7 +283,7 @@ def test_swapped_files_are_noticed(tmp_path: Path) -> None:
 
         for key in keys:
             with pytest.raises(CorruptGistError):
-                opened.gists.load(key)
+                GistCache.unpacked(opened.gists.load(key))
         opened.database.execute(schema.DROP_UNUSED_GISTS)
         assert [False, False] == [opened.gists.reuse(key) for key in keys]
 
@@ -295,7 +296,7 @@ def test_missing_gist_is_told_apart(tmp_path: Path) -> None:
     with Store.open(tmp_path) as opened:
         for name in (key, "f" * 64):
             with pytest.raises(GistNotFoundError, match=name):
-                opened.gists.load(name)
+                GistCache.unpacked(opened.gists.load(name))
 
 
 def test_gist_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -308,7 +309,7 @@ def test_gist_of_another_model_is_refused(tmp_path: Path) -> None:
         assert (False, True) == (row.gists_current, row.vectors_current)
         assert not opened.gists.reuse(key)
         with pytest.raises(CorruptGistError, match="fingerprint"):
-            opened.gists.load(key)
+            GistCache.unpacked(opened.gists.load(key))
 
 
 def test_reader_keeps_to_the_model_it_was_opened_with(tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_reader_keeps_to_the_model_it_was_opened_with(tmp_path: Path) -> None:
 
         assert key == reader.chunks_of("a.md")[0].gist_key
         with pytest.raises(CorruptGistError, match="fingerprint"):
-            reader.gists.load(key)
+            GistCache.unpacked(reader.gists.load(key))
 
 
 def test_duplicates_share_a_file(tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_duplicates_share_a_file(tmp_path: Path) -> None:
         opened.replace_document(document("b.md"), entries(["hello world"], key=key))
         opened.remove_document("a.md")
         remove_unused(opened)
-        assert opened.gists.load(key).source_tokens == 10
+        assert GistCache.unpacked(opened.gists.load(key)).source_tokens == 10
         opened.remove_document("b.md")
         remove_unused(opened)
 
@@ -354,7 +355,7 @@ def test_eight_gists_load_in_milliseconds(tmp_path: Path) -> None:
         for _ in range(5):
             started_s = time.process_time()
             for key in keys:
-                reader.gists.load(key)
+                GistCache.unpacked(reader.gists.load(key))
             durations_s.append(time.process_time() - started_s)
 
         assert min(durations_s) < 0.1  # some 10 ms on an idle core; the machine may be busy
@@ -619,7 +620,7 @@ def test_reader_on_a_full_disk(tmp_path: Path) -> None:
             raise full
 
     with watched(Watch(tmp_path, before=refuse)), Store.open(tmp_path) as reader, reader.snapshot():
-        assert torch.equal(cache().kv, reader.gists.load(key).kv)
+        assert torch.equal(cache().kv, GistCache.unpacked(reader.gists.load(key)).kv)
 
 
 @pytest.mark.parametrize("content", [None, b""])
@@ -829,9 +830,9 @@ def test_killed_build_keeps_its_commit_and_its_gists(tmp_path: Path) -> None:
     with Store.build(tmp_path) as opened:
         key = opened.gists.key([5])
         with pytest.raises(GistNotFoundError):
-            opened.gists.load(key)
+            GistCache.unpacked(opened.gists.load(key))
         assert opened.gists.reuse(key)
-        assert torch.equal(cache(seed=5).kv, opened.gists.load(key).kv)
+        assert torch.equal(cache(seed=5).kv, GistCache.unpacked(opened.gists.load(key)).kv)
 
 
 def test_gist_is_on_disk_before_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -903,7 +904,7 @@ def test_reader_leaves_the_database_as_it_was(tmp_path: Path) -> None:
     key = make(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with Store.open(tmp_path) as reader, reader.snapshot():
-        reader.gists.load(key)
+        GistCache.unpacked(reader.gists.load(key))
         reader.keyword_search(["hello"], 3)
         with pytest.raises(IndexFolderError, match="readonly"):
             reader.remove_document("a.md")
@@ -936,7 +937,7 @@ def test_read_only_folder_is_read_and_followed(tmp_path: Path, monkeypatch: pyte
     with Store.open(tmp_path) as reader:
         assert reader.database.is_immutable
         with reader.snapshot():
-            assert torch.equal(cache().kv, reader.gists.load(key).kv)
+            assert torch.equal(cache().kv, GistCache.unpacked(reader.gists.load(key)).kv)
         assert files_before == sorted(tmp_path.iterdir())
         with Store.build(tmp_path) as opened:
             opened.replace_document(document(), entries(["new"]))
@@ -951,4 +952,4 @@ def test_moved_index_is_read(tmp_path: Path) -> None:
     shutil.move(tmp_path / "one", moved)
 
     with Store.open(moved) as reader:
-        assert torch.equal(cache().kv, reader.gists.load(key).kv)
+        assert torch.equal(cache().kv, GistCache.unpacked(reader.gists.load(key)).kv)

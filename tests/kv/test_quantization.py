@@ -10,7 +10,8 @@ from support.tiny_models import tiny_model
 
 from gistrag.compression.compress import compress
 from gistrag.kv.cache import GistCache, concatenate, relocate
-from gistrag.kv.quantization import BITS, dequantize, quantize, stored_bytes
+from gistrag.kv.packed import BITS, stored_bytes
+from gistrag.kv.quantization import dequantize, quantize
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import GistSettings
 

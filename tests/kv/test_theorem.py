@@ -16,7 +16,8 @@ from support.mask import gist_mask
 from support.tiny_models import tiny_model
 
 from gistrag.compression.compress import compress
-from gistrag.compression.placements import anchors, gist_count
+from gistrag.compression.making import gist_count
+from gistrag.compression.placements import anchors
 from gistrag.kv.cache import GistCache, concatenate
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import GistSettings

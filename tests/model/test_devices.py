@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from support.fake_gpu import Elsewhere, a_gpu
-from support.tiny_models import tiny_model
+from support.tiny_models import byte_tokenizer, tiny_model
 
 from gistrag.compression.compress import compress
 from gistrag.evaluation.arms import Arm, MemoryCache, gist_arm
@@ -37,7 +37,7 @@ def model() -> Iterator[GistModel]:
     plain = tiny_model(dtype=torch.float32)
     with a_gpu() as device:
         plain.network.to(device)
-        yield GistModel(plain.network, plain._tokenizer, identity="tiny llama")
+        yield GistModel(plain.network, byte_tokenizer(), identity="tiny llama")
 
 
 def test_devices_are_not_mixed_unnoticed(model: GistModel) -> None:

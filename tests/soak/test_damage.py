@@ -17,7 +17,7 @@ from gistrag.engine import Engine
 from gistrag.errors import CorruptGistError, FingerprintMismatchError, GistRAGError
 from gistrag.index.integrity import check
 from gistrag.index.store import Store
-from gistrag.kv.cache import GistCache
+from gistrag.kv.packed import PackedGists
 from gistrag.rag import GistRAG
 
 Randomness = random.Random
@@ -301,7 +301,7 @@ def test_every_chunk_has_its_gist(indexes: Indexes, k: int) -> None:
     with GistRAG.open(indexes.fresh(), engine=indexes.engine) as rag:
         passages, usage = retrieved(rag, "harbour lantern", top_k=k)
 
-    assert k == sum(isinstance(passage.content, GistCache) for passage in passages)
+    assert k == sum(isinstance(passage.content, PackedGists) for passage in passages)
     assert usage.text_fallbacks == 0
     assert all(is_right(passage, indexes.engine) for passage in passages)
 

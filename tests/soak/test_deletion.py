@@ -53,7 +53,7 @@ def bits_of(index: Path, path: str) -> list[bytes]:
         for chunk in store.chunks_of(path):
             found.append(vectors_of(store, chunk.id)[0].tobytes()[:24])
             if chunk.gist_key:
-                found += [store.gists.load(chunk.gist_key).kv.numpy().tobytes()[:24], chunk.gist_key.encode()]
+                found += [store.gists.load(chunk.gist_key).arrays["kv"].tobytes()[:24], chunk.gist_key.encode()]
     return found
 
 

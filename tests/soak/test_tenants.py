@@ -15,7 +15,7 @@ from support.fake_compressor import is_right, retrieved, write_documents
 
 from gistrag.engine import Engine
 from gistrag.errors import CorruptGistError, GistNotFoundError
-from gistrag.kv.cache import GistCache
+from gistrag.kv.packed import PackedGists
 from gistrag.rag import GistRAG
 
 TENANTS = 8
@@ -97,7 +97,7 @@ def test_gist_of_another_tenant_is_refused(tenants: list[GistRAG], tmp_path: Pat
             one.store.gists.load(its.key)
     finally:
         shutil.copy(aside, path)
-    assert isinstance(one.store.gists.load(mine.key), GistCache)
+    assert isinstance(one.store.gists.load(mine.key), PackedGists)
 
 
 def test_engine_keeps_nothing_of_a_tenant(tenants: list[GistRAG]) -> None:

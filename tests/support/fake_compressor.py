@@ -21,13 +21,14 @@ from support.tiny_models import HashEmbedder, tiny_model
 
 from gistrag.answering.answer import Options, Timings, Usage
 from gistrag.answering.passages import Passage
+from gistrag.compression import compress as making_gists
 from gistrag.documents.chunking import Chunk
 from gistrag.documents.discovery import Document
 from gistrag.engine import Engine
 from gistrag.errors import IncompleteIndexError
-from gistrag.index import builder
 from gistrag.index.store import IndexedChunk, Store
 from gistrag.kv.cache import GistCache, as_stored
+from gistrag.kv.packed import PackedGists
 from gistrag.rag import GistRAG
 from gistrag.settings import GistSettings, IndexSettings
 
@@ -71,7 +72,7 @@ def fake_compress(delay_s: float = 0.0) -> Any:
 def fake_compression(delay_s: float = 0.0) -> Iterator[None]:
     """Let builds of the block compress by the fake."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "compress", fake_compress(delay_s))
+        patch.setattr(making_gists, "compress", fake_compress(delay_s))
         yield
 
 
@@ -145,7 +146,7 @@ def look_into(folder: Path, ids: Callable[[str], Sequence[int]] = ids_of) -> See
                     continue
                 expected = stored_gist_of(ids(chunk.text), store.settings.tokens_per_gist)
                 try:
-                    found = store.gists.load(chunk.gist_key)
+                    found = GistCache.unpacked(store.gists.load(chunk.gist_key))
                 except Exception as error:
                     wrong.append(f"{path}: {type(error).__name__}: {error}")
                 else:
@@ -202,10 +203,10 @@ def is_right(passage: Passage, engine: Engine, *, tokens_per_gist: int = TOKENS_
     chunk = passage.chunk
     assert chunk is not None
     ids = engine.model.encode_passage(chunk.text, chunk.heading)
-    if not isinstance(passage.content, GistCache):
+    if not isinstance(passage.content, PackedGists):
         return passage.content == ids
-    expected = stored_gist_of(ids, tokens_per_gist)
-    return torch.equal(expected.kv, passage.content.kv) and torch.equal(expected.positions, passage.content.positions)
+    expected, found = stored_gist_of(ids, tokens_per_gist), GistCache.unpacked(passage.content)
+    return torch.equal(expected.kv, found.kv) and torch.equal(expected.positions, found.positions)
 
 
 def retrieved(rag: GistRAG, question: str, *, top_k: int) -> tuple[list[Passage], Usage]:

@@ -48,7 +48,7 @@ def contents(index: Path) -> dict[str, Any]:
 
 
 def _chunk(store: Store, chunk: Any) -> dict[str, Any]:
-    cache = store.gists.load(chunk.gist_key) if chunk.gist_key else None
+    cache = GistCache.unpacked(store.gists.load(chunk.gist_key)) if chunk.gist_key else None
     return {
         "id": chunk.id,
         "place": [chunk.path, chunk.ordinal, chunk.start, chunk.end, list(chunk.heading), chunk.page],
@@ -97,7 +97,7 @@ def gist(*, is_ragged: bool) -> GistCache:
 
 def found_in(data: bytes, name: str) -> dict[str, Any]:
     """Return what a gist file holds, its numbers as a hash."""
-    cache = decode(data, Path(name), key=KEY, fingerprint=FINGERPRINT, check_seal=True)
+    cache = GistCache.unpacked(decode(data, Path(name), key=KEY, fingerprint=FINGERPRINT, check_seal=True))
     seen = torch.where(cache.visible[:, None, :, :, None], cache.kv, 0).float()  # what stands in holes does not count
     told = hashlib.sha256(seen.numpy().tobytes()).hexdigest()
     return {

@@ -116,11 +116,12 @@ def build(
     from support import fake_compressor
 
     from gistrag.cli import main
+    from gistrag.compression import compress as making_gists
     from gistrag.engine import Engine
     from gistrag.index import builder
     from gistrag.index.store import Store
 
-    compress = builder.compress if delay_s < 0 else fake_compressor.fake_compress(delay_s)
+    compress = making_gists.compress if delay_s < 0 else fake_compressor.fake_compress(delay_s)
     commit = Store.commit
 
     def reporting_compress(*given: Any, **more: Any) -> Any:
@@ -131,7 +132,7 @@ def build(
         commit(self)
         report("commit", fake_compressor.state_of(self))
 
-    builder.compress, Store.commit = reporting_compress, reporting_commit  # type: ignore[method-assign]
+    making_gists.compress, Store.commit = reporting_compress, reporting_commit  # type: ignore[method-assign]
     builder.BATCH_CHUNKS = BATCH_CHUNKS
     Engine.load = classmethod(lambda *_, **__: engine)  # type: ignore[method-assign, assignment]
     return main.main(["build", docs, "--index", index, "--quiet", "--json", *options])

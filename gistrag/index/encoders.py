@@ -1,0 +1,183 @@
+"""What runs a sentence-embedding model: sentence-transformers on any device, or a graph of the same model on a CPU.
+
+The graph is exported once (`gistrag.model.conversion`) and checked against the model; it needs no torch in the process.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from gistrag.errors import UnsupportedModelError
+from gistrag.model.conversion import conversion
+from gistrag.model.hashing import folder_sha256
+from gistrag.model.hub import quiet
+
+Vectors = NDArray[np.float32]
+Kind = Literal["query", "document"]
+
+FORMAT = "1"
+BATCH = 32
+FACTS, GRAPH, TOKENIZER = "encoder.json", "encoder.onnx", "tokenizer.json"
+TOLERANCE = 1e-4
+"""Most that a number of an exported model's vector may differ from the model's own."""
+
+
+class Encoder(Protocol):
+    """A sentence-embedding model that can be run.
+
+    Attributes:
+        tokenizer: without padding and truncation; tokens_max: most tokens that the model reads, special ones included.
+    """
+
+    tokenizer: Tokenizer
+    tokens_max: int
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return normalized vectors of texts, ``(n, dim)``; what exceeds `tokens_max` is cut off."""
+
+
+class SentenceEncoder:
+    """The model as sentence-transformers runs it."""
+
+    def __init__(self, folder: Path, *, device: str) -> None:
+        with quiet:
+            from sentence_transformers import SentenceTransformer
+
+            self.model: Any = SentenceTransformer(str(folder), device=device, local_files_only=True)
+        self.tokens_max = int(self.model.max_seq_length)
+        self.tokenizer = _unpadded(self.model.tokenizer.backend_tokenizer)
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return normalized vectors of texts, ``(n, dim)``."""
+        run = self.model.encode_query if kind == "query" else self.model.encode_document
+        vectors: Vectors = run(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return vectors.astype(np.float32, copy=False)
+
+
+class GraphEncoder:
+    """The model as one graph of onnxruntime.
+
+    Args:
+        folder: of the conversion.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime
+
+        facts = json.loads((folder / FACTS).read_text("utf-8"))
+        self.tokens_max, self._prompts = int(facts["tokens_max"]), facts["prompts"]
+        self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return normalized vectors of texts, ``(n, dim)``; texts of similar length share a batch."""
+        rows = [self._tokens(self._prompts[kind] + text) for text in texts]
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        vectors: list[Any] = [None] * len(rows)
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            for row, vector in zip(batch, self._run([rows[row] for row in batch]), strict=True):
+                vectors[row] = vector
+        return np.stack(vectors)
+
+    def _tokens(self, text: str) -> list[int]:
+        """Return the token ids of a text with the special ones at both ends, cut to what the model reads."""
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids if len(ids) <= self.tokens_max else [*ids[: self.tokens_max - 1], ids[-1]]
+
+    def _run(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        width = max(map(len, rows))
+        ids = np.array([[*row, *[0] * (width - len(row))] for row in rows], np.int64)
+        mask = np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows], np.int64)
+        vectors: Vectors = self._session.run(None, {"ids": ids, "mask": mask})[0]
+        normalized: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return normalized
+
+
+def graph_encoder(folder: Path) -> GraphEncoder:
+    """Return the model in *folder* as a graph, exported at the first call (some 15 s).
+
+    Raises:
+        UnsupportedModelError: the model cannot be exported, or its graph gives other vectors.
+        OSError: the cache cannot be written, or the disk is full.
+    """
+    target = conversion(
+        "embedders", [FORMAT, folder_sha256(folder)], lambda target: _export(folder, target), what="embedder"
+    )
+    return GraphEncoder(target)
+
+
+def _export(folder: Path, target: Path) -> None:
+    """Write the graph of a model, its tokenizer and its facts.
+
+    Raises:
+        UnsupportedModelError: as for `graph_encoder`.
+    """
+    own = SentenceEncoder(folder, device="cpu")
+    prompts = own.model.prompts
+    document = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), "")
+    own.tokenizer.save(str(target / TOKENIZER))
+    facts = {"tokens_max": own.tokens_max, "prompts": {"query": prompts.get("query") or "", "document": document}}
+    (target / FACTS).write_text(json.dumps(facts) + "\n", "utf-8")
+    try:
+        _export_graph(own.model, target / GRAPH)
+        mine = GraphEncoder(target)
+        texts = ["a mill", "The mill by the river grinds the corn of all the farms around the old town. " * 30]
+        off = max(float(np.abs(mine.encode(texts, kind) - own.encode(texts, kind)).max()) for kind in _KINDS)
+    except Exception as error:  # the exporter raises whatever it meets in the code of a model
+        raise UnsupportedModelError(f"the embedder cannot be exported: {str(error).splitlines()[0]}") from error
+    if not off <= TOLERANCE:
+        raise UnsupportedModelError(f"the exported embedder gives other vectors, by up to {off:.2g}")
+
+
+_KINDS: tuple[Kind, ...] = ("query", "document")
+
+
+def _export_graph(model: Any, path: Path) -> None:
+    import torch
+
+    class Whole(torch.nn.Module):
+        """All modules of the model as one function of ids and mask."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            vectors: torch.Tensor = self.model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
+            return vectors
+
+    example = torch.tensor([[1, 2, 3, 0], [1, 2, 3, 4]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    axes = {0: "texts", 1: "tokens"}
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")  # of tracing: the check against the model is what counts
+        torch.onnx.export(
+            Whole(),
+            example,
+            str(path),
+            input_names=["ids", "mask"],
+            output_names=["vectors"],
+            dynamic_axes={"ids": axes, "mask": axes},
+            opset_version=17,
+            dynamo=False,  # the newer exporter needs two packages more
+        )
+
+
+def _unpadded(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy of a tokenizer whose own settings pad and cut texts."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy

@@ -1,0 +1,80 @@
+"""Converting a model and its adapter for the CPU runtime, once."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gistrag.errors import UnsupportedModelError
+from gistrag.kv import gist_file
+from gistrag.model.conversion import conversion
+from gistrag.model.cpu_runtime import ANSWERS, FACTS, PREFIX, TEXT, TOKENIZER, CpuRuntime
+from gistrag.model.gguf import converted
+from gistrag.model.hashing import folder_sha256
+from gistrag.settings import CpuWeights
+
+FORMAT = "1"
+"""Raised when a conversion of the same model becomes another."""
+
+
+def open_cpu_runtime(model: Path, adapter: Path | None, *, weights: CpuWeights = "int8") -> CpuRuntime:
+    """Return the CPU runtime of a model, converted at the first call (some 20 s).
+
+    Args:
+        model: folder in the Hugging Face layout, or a GGUF file; adapter: folder of a trained adapter.
+        weights: numbers of the weight matrices.
+
+    Raises:
+        UnsupportedModelError: this processor or this model needs the torch runtime.
+        OSError: the cache cannot be written, or the disk is full.
+    """
+    require_processor()
+    folder = converted(model) if model.suffix == ".gguf" else model
+
+    def make(target: Path) -> None:
+        from gistrag.model.gist_model import GistModel  # torch, which a process that only answers does without
+
+        write(GistModel.load(model, adapter=adapter, device="cpu"), target, weights=weights)
+
+    parts = [FORMAT, weights, folder_sha256(folder), folder_sha256(adapter) if adapter else "none"]
+    return CpuRuntime(conversion("cpu", parts, make, what="model"))
+
+
+def require_processor() -> None:
+    """Return if this processor multiplies 8-bit numbers quickly.
+
+    Raises:
+        UnsupportedModelError: it does not.
+    """
+    simd: Any = np.show_config(mode="dicts")["SIMD Extensions"]
+    if platform.machine().lower() in ("x86_64", "amd64") and {"AVX2", "X86_V3"}.isdisjoint(simd["found"]):
+        raise UnsupportedModelError("the CPU runtime needs a processor with AVX2")
+
+
+def write(model: Any, folder: Path, *, weights: CpuWeights) -> None:
+    """Write graphs, weights, tokenizer and facts of a `GistModel` into *folder*.
+
+    Raises:
+        UnsupportedModelError: the graph cannot express this model.
+    """
+    from gistrag.model.cpu_weights import write_graphs  # torch and onnx
+
+    write_graphs(model, folder, answers=ANSWERS, text=TEXT, weights=weights)
+    (folder / PREFIX).write_bytes(gist_file.encode(model.prefix, key=PREFIX, fingerprint=""))
+    model.save_tokenizer(folder / TOKENIZER)
+    facts = {
+        "fingerprint": model.fingerprint,
+        "prompt": asdict(model.prompt),
+        "window": model.window,
+        "stop_ids": sorted(model.stop_ids),
+        "end_id": model.end_id,
+        "inv_freq": model.rope.inv_freq.tolist(),
+        "scaling": model.rope.scaling,
+        **{name: getattr(model, name) for name in ("layers", "kv_heads", "head_dim")},
+    }
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")

@@ -1,0 +1,328 @@
+"""The CPU runtime: answers with 8-bit weights, and without torch in the process.
+
+A model and its adapter are converted once (`gistrag.model.cpu_conversion`) to two graphs over the same buffers of keys
+and values: one with the adapter, which reads questions and answers, and one without, which reads text. onnxruntime runs
+them. A memory is a buffer with room behind it: gists are dequantized and rotated into their places, and every token
+that is read adds its keys and values behind those of each head::
+
+    head 0   prefix  first chunk   second chunk  question answer …
+    head 1   prefix  first   second chunk  question answer …            heads keep different numbers of tokens
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from tokenizers import Tokenizer
+
+from gistrag.errors import UnsupportedModelError
+from gistrag.kv import gist_file
+from gistrag.kv.packed import Array, Floats, Gists, Integers, PackedGists, Rows
+from gistrag.model.prompt import Prompt
+from gistrag.model.runtime import Runtime
+from gistrag.settings import Layout
+
+ROOM = 512
+"""Slots behind a new memory, for what is read next; a buffer that is full is copied into a larger one."""
+FACTS, ANSWERS, TEXT, PREFIX, TOKENIZER = "runtime.json", "answers.onnx", "text.onnx", "prefix", "tokenizer.json"
+"""Files of a converted model."""
+
+
+@dataclass(eq=False)
+class CpuMemory:
+    """Keys and values of passages, with room behind them.
+
+    Attributes:
+        keys, values: ``(layers, kv_heads, capacity, head_dim)`` float32; keys are rotated.
+        ends: filled slots of each head, ``(layers, kv_heads)`` int32.
+        next_position: position of the first token read behind it.
+        is_taken: whether an answer is being generated in its room.
+    """
+
+    keys: Floats
+    values: Floats
+    ends: npt.NDArray[np.int32]
+    next_position: int
+    is_taken: bool = False
+
+    @property
+    def slots(self) -> int:
+        """Slots of the head that fills most."""
+        return int(self.ends.max())
+
+    def with_room(self, count: int) -> CpuMemory:
+        """Return a memory with room for *count* tokens more: itself, unless it is full or taken."""
+        missing = self.slots + count - self.keys.shape[2]
+        if missing <= 0 and not self.is_taken:
+            return self
+        padding = ((0, 0), (0, 0), (0, max(0, missing)), (0, 0))
+        return replace(self, keys=np.pad(self.keys, padding), values=np.pad(self.values, padding), is_taken=False)
+
+
+class CpuRuntime(Runtime[CpuMemory]):
+    """A converted model.
+
+    Attributes:
+        folder: of the conversion, see `gistrag.model.cpu_conversion`.
+
+    Raises:
+        UnsupportedModelError: onnxruntime refuses the graph.
+    """
+
+    name = "cpu"
+
+    def __init__(self, folder: Path) -> None:
+        facts = json.loads((folder / FACTS).read_text("utf-8"))
+        super().__init__(Tokenizer.from_file(str(folder / TOKENIZER)), Prompt(**facts["prompt"]))
+        self.folder = folder
+        self.window = int(facts["window"])
+        self.stop_ids, self.end_id = frozenset(facts["stop_ids"]), int(facts["end_id"])
+        self.layers, self.kv_heads, self.head_dim = (int(facts[name]) for name in ("layers", "kv_heads", "head_dim"))
+        self._fingerprint: dict[str, str] = facts["fingerprint"]
+        self._inv_freq, self._scaling = np.array(facts["inv_freq"], np.float32), np.float32(facts["scaling"])
+        prefix = (folder / PREFIX).read_bytes()
+        self._prefix = gist_file.decode(prefix, folder / PREFIX, key=PREFIX, fingerprint="")
+        self._graphs: dict[tuple[str, tuple[int, ...]], Any] = {}
+        self._graph(ANSWERS)
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What a gist depends on, as the torch runtime of the same model and adapter has it."""
+        return dict(self._fingerprint)
+
+    @property
+    def device_name(self) -> str:
+        """Always the CPU."""
+        return "cpu"
+
+    @property
+    def prefix_slots(self) -> int:
+        """Slots of the shared prefix."""
+        return self._prefix.gists
+
+    def concatenate(self, caches: Sequence[Gists], *, layout: Layout = "spread", start: int = 0) -> CpuMemory:
+        """Return the shared prefix and gist caches side by side, dequantized and rotated in float32."""
+        packed = [self._prefix, *map(_packed, caches)]
+        counts = np.sum([one.counts for one in packed], axis=0)
+        shape = (self.layers, self.kv_heads, int(counts.max()) + ROOM, self.head_dim)
+        memory = CpuMemory(np.empty(shape, np.float32), np.empty(shape, np.float32),
+                           np.zeros(shape[:2], np.int32), start)  # fmt: skip
+        for one in packed:
+            self._place(memory, one, layout)
+        return memory
+
+    def _place(self, memory: CpuMemory, gists: PackedGists, layout: Layout) -> None:
+        """Put the rows of one cache behind what the memory holds."""
+        rows = gists.rows()
+        begins = np.cumsum(rows.counts) - rows.counts.ravel()  # the first row of each head
+        inside = np.arange(len(rows.positions)) - np.repeat(begins, rows.counts.ravel())
+        firsts = np.arange(memory.ends.size) * memory.keys.shape[2] + memory.ends.ravel()
+        slots = np.repeat(firsts, rows.counts.ravel()) + inside
+        positions = memory.next_position + placed(rows, gists, layout)
+        memory.keys.reshape(-1, self.head_dim)[slots] = self._rotated(rows.keys, positions)
+        memory.values.reshape(-1, self.head_dim)[slots] = rows.values
+        memory.ends += rows.counts.astype(np.int32)
+        memory.next_position += gists.span(layout)
+
+    def _rotated(self, keys: Floats, positions: Integers) -> Floats:
+        """Return *keys*, ``(kept, head_dim)``, turned to *positions*, ``(kept,)``."""
+        first = int(positions.min())
+        angles = np.arange(first, int(positions.max()) + 1, dtype=np.float32)[:, None] * self._inv_freq
+        cos = (np.cos(angles) * self._scaling)[positions - first]
+        sin = (np.sin(angles) * self._scaling)[positions - first]
+        low, high = np.split(keys, 2, axis=1)
+        turned = np.empty_like(keys)
+        half = low.shape[1]
+        turned[:, :half] = low * cos - high * sin
+        turned[:, half:] = high * cos + low * sin
+        return turned
+
+    def read_text(self, memory: CpuMemory, ids: Sequence[int]) -> CpuMemory:
+        """Return a memory with *ids* read as text behind it, by the graph without the adapter."""
+        memory = memory.with_room(len(ids) + ROOM)
+        reading = _Reading(self._graph(TEXT), memory)
+        reading.feed(ids)
+        return replace(memory, ends=reading.ends, next_position=reading.position)
+
+    def decode_steps(
+        self,
+        memories: Sequence[CpuMemory],
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[dict[int, int]]:
+        """Yield the next token of every unfinished row; rows take turns."""
+        randomness = np.random.default_rng(seed)
+        rows = {
+            row: self._tokens(memory, prompt, max_new_tokens, temperature, randomness)
+            for row, (memory, prompt) in enumerate(zip(memories, prompts, strict=True))
+        }
+        try:
+            while rows:
+                found = {row: next(tokens, None) for row, tokens in rows.items()}
+                step = {row: token for row, token in found.items() if token is not None}
+                rows = {row: rows[row] for row in step}
+                if step:
+                    yield step
+        finally:
+            for tokens in rows.values():
+                tokens.close()
+
+    def _tokens(
+        self,
+        memory: CpuMemory,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+        randomness: np.random.Generator,
+    ) -> Any:
+        """Yield the tokens of one answer."""
+        memory = memory.with_room(len(prompt) + max_new_tokens)
+        memory.is_taken = True
+        try:
+            reading = _Reading(self._graph(ANSWERS), memory)
+            logits = reading.feed(prompt)
+            for _ in range(max_new_tokens):
+                token = pick(logits, temperature, randomness)
+                if token in self.stop_ids:
+                    return
+                yield token
+                logits = reading.feed([token])
+        finally:
+            memory.is_taken = False
+
+    def attention(self, memory: CpuMemory, ids: Sequence[int], *, layers: Sequence[int]) -> dict[int, list[Floats]]:
+        """Return how much each of *ids* attends to the slots of *memory*, see `Runtime.attention`."""
+        reading = _Reading(self._graph(ANSWERS, tuple(sorted(set(layers)))), memory.with_room(len(ids)))
+        reading.feed(ids)
+        found = {}
+        for layer in layers:
+            weights = reading.attention(layer)  # (kv_heads, heads / kv_heads, n, slots)
+            found[layer] = [of_head[:, :end] for group, end in zip(weights, memory.ends[layer], strict=True)
+                            for of_head in group]  # fmt: skip
+        return found
+
+    def _graph(self, name: str, attention: tuple[int, ...] = ()) -> Any:
+        """Return a session of one of the graphs, loaded at its first use."""
+        if not (self.folder / name).exists():
+            name = ANSWERS  # without an adapter text is read by the same weights
+        key = (name, attention)
+        if key not in self._graphs:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            path = self.folder / name
+            source: str | bytes = str(path)
+            if attention:
+                from gistrag.model.cpu_graph import with_attention
+
+                source = with_attention(path.read_bytes(), attention)
+                options.add_session_config_entry(
+                    "session.model_external_initializers_file_folder_path", str(self.folder)
+                )
+            try:
+                session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime has no exception of its own
+                raise UnsupportedModelError(f"onnxruntime refuses the model: {str(error).splitlines()[0]}") from error
+            self._graphs[key] = session
+        return self._graphs[key]
+
+
+class _Reading:
+    """Tokens being read behind a memory, into its room.
+
+    Inputs and outputs are bound once; a step changes the numbers in them.
+    """
+
+    def __init__(self, session: Any, memory: CpuMemory) -> None:
+        layers, kv_heads = memory.ends.shape
+        self._session, self._memory = session, memory
+        self.ends, self.position = memory.ends.copy(), memory.next_position
+        self._lasts = memory.ends.copy()  # slots - 1 of each head, as the graph wants them
+        self._slots, self._counts = np.zeros((), np.int32), np.zeros(kv_heads, np.int32)
+        self._binding = session.io_binding()
+        self._held: list[Any] = []
+        shapes = {output.name: output.shape for output in session.get_outputs()}
+        for layer in range(layers):
+            for kind, buffer in (("keys", memory.keys), ("values", memory.values)):
+                value = self._value(buffer[layer][:, None])
+                self._binding.bind_ortvalue_input(f"{kind}{layer}", value)
+                self._binding.bind_ortvalue_output(f"new_{kind}{layer}", value)
+            self._binding.bind_ortvalue_input(f"ends{layer}", self._value(self._lasts[layer]))
+        self._binding.bind_ortvalue_input("slots", self._value(self._slots))
+        self._binding.bind_ortvalue_input("counts", self._value(self._counts))
+        self._logits = np.empty(shapes.get("logits", (0, 0, 0)), np.float32)
+        if "logits" in shapes:
+            self._binding.bind_ortvalue_output("logits", self._value(self._logits))
+        self._observed = [name for name in shapes if name.startswith("attention")]
+        for name in self._observed:  # their size changes with every step
+            self._binding.bind_output(name)
+        self._token: tuple[Array, Array] | None = None
+
+    def _value(self, array: Array) -> Any:
+        """Return a value of onnxruntime that is the memory of *array*."""
+        self._held.append(array)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    def feed(self, ids: Sequence[int]) -> Floats:
+        """Read tokens and return the logits behind the last one, ``(vocabulary,)``; empty of a graph without a head."""
+        count = len(ids)
+        self.ends += count
+        self._lasts[...] = self.ends - 1
+        self._slots[...] = self.ends.max()
+        self._counts[...] = count
+        if count == 1 and self._token:
+            self._token[0][...], self._token[1][...] = ids[0], self.position
+        else:
+            positions = self.position + np.arange(count)
+            bound = (np.array([ids], np.int64), np.tile(positions, (len(self._counts), 1)))
+            for name, array in zip(("ids", "positions"), bound, strict=True):
+                self._binding.bind_ortvalue_input(name, self._value(array))
+            self._token = bound if count == 1 else None
+        self._session.run_with_iobinding(self._binding)
+        self.position += count
+        return self._logits.reshape(-1)
+
+    def attention(self, layer: int) -> Floats:
+        """Return the attention of a layer in the last step, ``(kv_heads, heads / kv_heads, n, slots)``."""
+        outputs = self._binding.get_outputs()[-len(self._observed) :]
+        found: Floats = outputs[self._observed.index(f"attention{layer}")].numpy()
+        return found
+
+
+def placed(rows: Rows, gists: PackedGists, layout: Layout) -> Integers:
+    """Return the position of each row in the span of its chunk, see `gistrag.kv.cache.relocate`."""
+    if layout == "spread":
+        return rows.positions
+    if gists.is_ragged:
+        return rows.positions * gists.gists // gists.source_tokens
+    return np.tile(np.arange(gists.gists), rows.counts.size)
+
+
+def _packed(gists: Gists) -> PackedGists:
+    """Return gists as rows can be made of them; a gist cache of torch is packed first."""
+    if isinstance(gists, PackedGists):
+        return gists
+    found: PackedGists = gists.packed("auto")  # type: ignore[attr-defined]  # a GistCache, which needs torch
+    return found
+
+
+def pick(logits: Floats, temperature: float, randomness: np.random.Generator) -> int:
+    """Return the next token: the most likely one at temperature 0, else one drawn.
+
+    >>> pick(np.array([0.0, 2.0, 1.0], np.float32), 0.0, np.random.default_rng(0))
+    1
+    """
+    if temperature == 0:
+        return int(logits.argmax())
+    with np.errstate(over="ignore", under="ignore"):
+        likely = np.exp((logits.astype(np.float64) - logits.max()) / temperature).cumsum()
+    return int(np.searchsorted(likely, randomness.random() * likely[-1], side="right"))

@@ -1,0 +1,219 @@
+"""A text being read by torch: a KV cache that grows with every forward pass.
+
+`Reading` is the only way to run the network; `decode_steps` generates from it. Positions continue where a memory ends,
+which differs from the number of its slots, and every token attends to every slot. A missing position or mask would
+give fluent wrong text and no error.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+import transformers
+from torch import Tensor
+
+from gistrag.kv.cache import Memories, Memory, side_by_side
+from gistrag.model.adapter import Role
+from gistrag.model.attention import Observer, without_cudnn
+
+
+class Network(Protocol):
+    """What a reading needs of a model, see `gistrag.model.gist_model.GistModel`."""
+
+    network: Any
+    device: torch.device
+    stop_ids: frozenset[int]
+
+    @property
+    def network_dtype(self) -> torch.dtype:
+        """What the network computes in."""
+
+    def reading_as(self, role: Role, /) -> AbstractContextManager[None]:
+        """Let the adapter act, and gradients flow, as *role* wants it."""
+
+    def logits(self, hidden: Tensor, /) -> Tensor:
+        """Return the next-token logits of final hidden states."""
+
+    def read_behind(self, memories: Memories, /) -> Reading:
+        """Return a reading that starts behind a memory for each row."""
+
+
+class Reading:
+    """A text being read: keys and values of all that was fed so far, for every row of a batch.
+
+    Attributes:
+        slots: cache slots filled so far.
+    """
+
+    def __init__(self, model: Network, kv: Tensor | None, visible: Tensor | None = None) -> None:
+        self._model = model
+        layers = None  # of keys and values, each (batch, kv_heads, slots, head_dim)
+        if kv is not None:
+            layers = [(keys, values) for keys, values in kv.to(model.network_dtype)]
+        self._began = 0 if kv is None else kv.shape[4]
+        self._columns: list[Tensor] | None = None
+        self._visible: list[Tensor] | None = None
+        if layers is not None and visible is not None:  # a slot that no head of a layer filled is not even carried
+            self._columns = [layer.any(dim=(0, 1)).nonzero()[:, 0] for layer in visible]
+            self._visible = [layer[..., at] for layer, at in zip(visible, self._columns, strict=True)]
+            layers = [(keys[:, :, at], values[:, :, at])
+                      for (keys, values), at in zip(layers, self._columns, strict=True)]  # fmt: skip
+        self._cache = transformers.DynamicCache(layers, config=model.network.config)
+        self.slots = self._began
+
+    def feed(
+        self,
+        ids: Tensor | None = None,
+        *,
+        positions: Tensor,
+        embeddings: Tensor | None = None,
+        mask: Tensor | None = None,
+        observer: Observer | None = None,
+        role: Role = "text",
+    ) -> Tensor:
+        """Read tokens and return their final hidden states, ``(batch, n, hidden)``.
+
+        Args:
+            ids: ``(batch, n)`` token ids, or None with *embeddings* ``(batch, n, hidden)`` in their place.
+            positions: ``(n,)`` or ``(batch, n)``; gaps and repeats are fine.
+            mask: ``(batch or 1, n, slots + n)`` bool, True where a token may look; None is causal over everything.
+            observer: sees queries, keys and attention of every layer.
+            role: what is read, which says whether the adapter acts on it.
+        """
+        device = self._model.device
+        count = ids.shape[1] if ids is not None else _length(embeddings)
+        if mask is None and (count > 1 or observer):
+            # explicit, so that transformers never guesses one from the positions
+            mask = torch.ones(1, count, self.slots + count, dtype=torch.bool).tril(self.slots)
+        with self._model.reading_as(role), without_cudnn(device):
+            output = self._model.network.model(
+                input_ids=None if ids is None else ids.to(device),
+                inputs_embeds=embeddings,
+                position_ids=positions.to(device).reshape(-1, count),
+                attention_mask=None if mask is None else mask[:, None].to(device),
+                past_key_values=self._cache,
+                use_cache=True,
+                observer=observer,
+                visible=self._visible,
+            )
+        self.slots += count
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def fork(self) -> Reading:
+        """Return a reading of its own that has read the same; the tensors so far are shared, none is copied."""
+        twin = copy.copy(self)
+        twin._cache = transformers.DynamicCache(
+            [(layer.keys, layer.values) for layer in self._cache.layers], config=self._model.network.config
+        )
+        return twin
+
+    def kv(self, start: int = 0) -> Tensor:
+        """Return keys (rotated) and values from slot *start* on, ``(layers, 2, batch, kv_heads, n, head_dim)``."""
+        layers = [(layer.keys, layer.values) for layer in self._cache.layers]
+        if self._columns is not None:
+            layers = [(self._spread(keys, at), self._spread(values, at))
+                      for (keys, values), at in zip(layers, self._columns, strict=True)]  # fmt: skip
+        return torch.stack([torch.stack((keys[:, :, start:], values[:, :, start:])) for keys, values in layers])
+
+    def _spread(self, carried: Tensor, columns: Tensor) -> Tensor:
+        """Return what a layer carries with every slot in its place, ``(batch, kv_heads, slots, head_dim)``."""
+        whole = carried.new_zeros(*carried.shape[:2], self.slots, carried.shape[3])
+        whole[:, :, columns] = carried[:, :, : len(columns)]
+        whole[:, :, self._began :] = carried[:, :, len(columns) :]
+        return whole
+
+    def seen(self, layer: int) -> Tensor:
+        """Return which carried slots of the memory a layer fills, ``(kv_heads, slots)``, of the first row."""
+        if self._visible is None:
+            keys = self._cache.layers[layer].keys
+            return torch.ones(keys.shape[1], self._began, dtype=torch.bool)
+        return self._visible[layer][0].cpu()
+
+    def memory(self, next_position: int, *, row: int = 0, slots: int | None = None) -> Memory:
+        """Return what a row has read so far, or the last *slots* of it."""
+        kv, visible = self.kv()[:, :, row], None
+        start = 0 if slots is None else self.slots - slots
+        if self._visible is not None and self._columns is not None:
+            visible = kv.new_zeros(kv[:, 0, ..., 0].shape, dtype=torch.bool)  # (layers, kv_heads, slots)
+            visible[..., self._began :] = True
+            for layer, at, seen in zip(visible, self._columns, self._visible, strict=True):
+                layer[:, at] = seen[row]
+            visible = visible[..., start:]
+        return Memory(kv[:, :, :, start:], next_position, visible)
+
+
+def _length(embeddings: Tensor | None) -> int:
+    if embeddings is None:
+        raise ValueError("expected ids or embeddings, got neither")
+    return embeddings.shape[1]
+
+
+def decode_steps(
+    model: Network,
+    memories: Sequence[Memory],
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[dict[int, int]]:
+    """Yield the next token of every unfinished row, see `gistrag.model.runtime.Runtime.decode_steps`.
+
+    Rows are padded on the left, so that all end in the same column; nothing attends to padding. A batch of one has
+    none and needs no mask.
+    """
+    batch = side_by_side(memories)
+    ids, is_token = _padded_left(prompts)
+    begins = torch.tensor([memory.next_position for memory in memories])[:, None]
+    positions = (begins + is_token.cumsum(dim=1) - 1).clamp(min=0)  # (batch, n)
+    visible = torch.cat((batch.real, is_token), dim=1)  # (batch, slots + n)
+    is_padded = not bool(visible.all())
+    mask = _causal(visible, ids.shape[1]) if is_padded else None
+    randomness = torch.Generator(model.device).manual_seed(seed) if temperature else None
+    reading = model.read_behind(batch)
+    unfinished = set(range(len(prompts)))
+    for step in range(max_new_tokens):
+        if step and is_padded:
+            visible = torch.cat((visible, torch.ones(len(prompts), 1, dtype=torch.bool)), dim=1)
+            mask = visible[:, None]
+        hidden = reading.feed(ids, positions=positions, mask=mask, role="answers")
+        picked = _pick(model.logits(hidden[:, -1]).float(), temperature, randomness).cpu()
+        tokens = picked.tolist()
+        unfinished -= {row for row in unfinished if tokens[row] in model.stop_ids}
+        if not unfinished:
+            return
+        yield {row: tokens[row] for row in sorted(unfinished)}
+        ids, positions = picked[:, None], positions[:, -1:] + 1
+
+
+def _causal(visible: Tensor, count: int) -> Tensor:
+    """Return the mask ``(batch, n, slots + n)`` of *count* prompt columns behind a memory, True where a token attends.
+
+    Args:
+        visible: ``(batch, slots + n)`` bool, False for padding.
+    """
+    slots = visible.shape[1] - count
+    mask = torch.ones(count, visible.shape[1], dtype=torch.bool).tril(slots) & visible[:, None]
+    mask[:, :, slots:] |= torch.eye(count, dtype=torch.bool)  # softmax over nothing is not a number
+    return mask
+
+
+def _padded_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids and which of them are tokens rather than padding, both ``(batch, n)``."""
+    count = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (count - len(row)) + list(row) for row in rows])
+    padding = torch.tensor([count - len(row) for row in rows])
+    return ids, torch.arange(count) >= padding[:, None]
+
+
+def _pick(logits: Tensor, temperature: float, randomness: torch.Generator | None) -> Tensor:
+    """Return the next token of each row, ``(batch,)``."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    return torch.multinomial(probabilities, 1, generator=randomness)[:, 0]

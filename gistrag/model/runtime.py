@@ -1,0 +1,153 @@
+"""The one seam below every answer: a runtime reads token ids behind a memory and says which token comes next.
+
+Two runtimes exist, and nothing above them knows which one it has::
+
+    torch   `gistrag.model.gist_model.GistModel`   any device, training, compression; the reference
+    cpu     `gistrag.model.cpu_runtime.CpuRuntime` 8-bit weights on a CPU, without torch in the process
+
+A memory belongs to the runtime that made it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from gistrag.kv.packed import Gists
+from gistrag.model.prompt import Prompt, passage_text
+from gistrag.model.tokenizer import plain_tokenizer
+from gistrag.settings import Layout
+
+Floats = npt.NDArray[np.float32]
+
+
+class AnyMemory(Protocol):
+    """What a runtime answers from: keys and values of passages, in their places."""
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first token read behind it."""
+
+
+M = TypeVar("M", bound=AnyMemory)
+
+
+class Runtime(ABC, Generic[M]):
+    """A language model that reads prompts behind a memory.
+
+    Attributes:
+        window: positions of its context window.
+        prompt: the words its chat template puts around passages and question.
+        text_tokenizer: reads text as plain text.
+        stop_ids: token ids that end an answer; end_id: the one that ends a turn of the chat template.
+        name: of the runtime; out_of_memory: what it raises when memory runs out.
+    """
+
+    name: str
+    window: int
+    stop_ids: frozenset[int]
+    end_id: int
+    out_of_memory: type[Exception] = MemoryError
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self.text_tokenizer = plain_tokenizer(tokenizer)
+        self._tokenizer = tokenizer
+        self._template_ids: dict[str, list[int]] = {}
+
+    # Text to token ids, and back
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of *text* read as plain text: what looks like a special token is not one."""
+        ids: list[int] = self.text_tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Return the token ids of our own template text, special tokens included."""
+        if text not in self._template_ids:
+            self._template_ids[text] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return list(self._template_ids[text])
+
+    def encode_question(self, question: str) -> list[int]:
+        """Return the token ids of a question in its frame, up to where the answer begins."""
+        prompt = self.prompt
+        plain = self.encode(f" {question.strip()}")
+        return [*self.encode_template(prompt.before_question), *plain, *self.encode_template(prompt.after_question)]
+
+    def encode_passage(self, text: str, heading: Sequence[str] = ()) -> list[int]:
+        """Return the token ids of a chunk as it stands in the prompt; which `compress` takes."""
+        return self.encode(passage_text(text, heading))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of *ids* without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def save_tokenizer(self, path: Path) -> None:
+        """Write the tokenizer, special tokens included, as one file of the tokenizers library."""
+        self._tokenizer.save(str(path))
+
+    # Memories, and what comes behind them
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> dict[str, str]:
+        """What a gist depends on: weights, adapter and tokenizer, RoPE geometry, dtype and prompt prefix."""
+
+    @property
+    @abstractmethod
+    def device_name(self) -> str:
+        """Where it computes, such as ``cpu`` or ``cuda:0``."""
+
+    @property
+    @abstractmethod
+    def prefix_slots(self) -> int:
+        """Slots, and positions, of the shared prefix that begins every memory."""
+
+    @abstractmethod
+    def concatenate(self, caches: Sequence[Gists], *, layout: Layout = "spread", start: int = 0) -> M:
+        """Return the shared prefix and gist caches side by side, each in its place; see `gistrag.kv.cache`.
+
+        Args:
+            start: position of the prefix; only distances count, so it may be negative.
+        """
+
+    @abstractmethod
+    def read_text(self, memory: M, ids: Sequence[int]) -> M:
+        """Return a memory with *ids* read as text behind it, without the adapter; there is room for them."""
+
+    @abstractmethod
+    def decode_steps(
+        self,
+        memories: Sequence[M],
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[dict[int, int]]:
+        """Yield the next token of every unfinished row, by row number, one decode step after the other.
+
+        Row *n* is prompt *n*, read behind memory *n*. A row is finished by one of `stop_ids`, which is not yielded.
+
+        Args:
+            temperature: 0 takes the most likely token; above 0, tokens are sampled with *seed*.
+        """
+
+    @abstractmethod
+    def attention(self, memory: M, ids: Sequence[int], *, layers: Sequence[int]) -> dict[int, list[Floats]]:
+        """Return how much each of *ids*, read behind *memory*, attends to the memory.
+
+        Returns:
+            for each of *layers* and each of its heads, ``(n, slots)``: the slots that its key-value head fills, in
+            their order.
+        """
+
+
+AnyRuntime = Runtime[Any]

@@ -1,0 +1,341 @@
+"""The CPU runtime answers as the torch runtime does, from memories of every kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_models import FAMILIES, byte_tokenizer, tiny_model, tiny_network
+
+from gistrag.answering.assemble import Content, assemble
+from gistrag.compression.compress import compress
+from gistrag.engine import Engine
+from gistrag.errors import UnsupportedModelError
+from gistrag.kv.cache import GistCache
+from gistrag.model import cpu_conversion, cpu_runtime
+from gistrag.model.adapter import Adapter
+from gistrag.model.cpu_conversion import open_cpu_runtime, write
+from gistrag.model.cpu_runtime import CpuMemory, CpuRuntime, pick
+from gistrag.model.generation import generate, generate_batch
+from gistrag.model.gist_model import GistModel
+from gistrag.settings import CpuWeights, GistSettings, IndexSettings, Layout
+
+TEXTS = ("the mill stands by the river", "bread is baked at dawn", "tea is drunk at four")
+SHARP = {"initializer_range": 0.3, "hidden_size": 64}
+"""Large random weights, so that logits differ and the most likely token is the same in either runtime. onnxruntime
+needs a head_dim that is a multiple of 16."""
+
+
+def runtimes(
+    folder: Path,
+    family: str = "llama",
+    *,
+    weights: CpuWeights = "float32",
+    adapter: bool = False,
+    spread: float = 0.3,
+) -> tuple[GistModel, CpuRuntime]:
+    """Return the two runtimes of one tiny model."""
+    model = tiny_model(family, dtype=torch.float32, **{**SHARP, "initializer_range": spread})
+    if adapter:
+        model.new_adapter(rank=4, gists=1)
+        assert model.adapter
+        for _, tensor in model.adapter.parameters():
+            tensor.data.normal_(std=0.2)
+        model.adapter.merge()
+    write(model, folder, weights=weights)
+    return model, CpuRuntime(folder)
+
+
+@pytest.fixture(params=FAMILIES)
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[GistModel, CpuRuntime]:
+    """Both runtimes of a model of each family, with an adapter."""
+    return runtimes(tmp_path, request.param, adapter=True)
+
+
+def contents(model: GistModel, kinds: str) -> list[Content]:
+    """Return the three texts as gists (``g``), gists in 8 bits (``q``) or text (``t``)."""
+    ids = [model.encode_passage(text) for text in TEXTS]
+    caches = compress(model, ids, GistSettings(tokens_per_gist=2))
+    makers: dict[str, Callable[[int], Content]] = {
+        "g": lambda at: caches[at].packed(),
+        "q": lambda at: caches[at].packed("int8"),
+        "t": lambda at: ids[at],
+    }
+    return [makers[kind](at) for at, kind in enumerate(kinds)]
+
+
+def answers(model: GistModel, runtime: CpuRuntime, kinds: str, **options: object) -> list[list[int]]:
+    """Return what each of the two generates behind the same passages."""
+    passages, prompt = contents(model, kinds), model.encode_question("Where is the mill?")
+    return [
+        list(generate(one, assemble(one, passages, **options), prompt, max_new_tokens=12))  # type: ignore[arg-type, misc]
+        for one in (model, runtime)
+    ]
+
+
+@pytest.mark.parametrize("kinds", ["", "ggg", "qqq", "ttt", "ggt", "qtg"])
+def test_both_generate_the_same(both: tuple[GistModel, CpuRuntime], kinds: str) -> None:
+    """From gists, from text and from both, for every family, with an adapter that only reads questions and answers."""
+    torch_tokens, cpu_tokens = answers(*both, kinds)
+
+    assert cpu_tokens == torch_tokens
+
+
+@pytest.mark.parametrize("layout", ["spread", "packed"])
+@pytest.mark.parametrize("start", [0, -20])
+def test_both_place_gists_alike(tmp_path: Path, layout: Layout, start: int) -> None:
+    """In either layout, and moved to another position."""
+    torch_tokens, cpu_tokens = answers(*runtimes(tmp_path), "ggg", layout=layout, start=start)
+
+    assert cpu_tokens == torch_tokens
+
+
+def test_keys_and_values_are_those_of_torch(tmp_path: Path) -> None:
+    """A memory holds the same numbers at every slot that a head fills."""
+    model, runtime = runtimes(tmp_path)
+    passages = contents(model, "ggg")
+
+    expected, found = assemble(model, passages), assemble(runtime, passages)
+
+    assert expected.visible is not None
+    assert found.next_position == expected.next_position
+    for layer, head in np.ndindex(found.ends.shape):
+        rows = expected.kv[layer, :, head][:, expected.visible[layer, head]].numpy()
+        end = found.ends[layer, head]
+        np.testing.assert_allclose(found.keys[layer, head, :end], rows[0], atol=1e-5)
+        np.testing.assert_allclose(found.values[layer, head, :end], rows[1], atol=1e-6)
+
+
+def test_attention_is_that_of_torch(both: tuple[GistModel, CpuRuntime]) -> None:
+    """Every token's attention to every slot of every head, in layers of one's choice."""
+    model, runtime = both
+    passages, ids = contents(model, "ggt"), model.encode_question("Where?")
+
+    expected = model.attention(assemble(model, passages), ids, layers=[0, 2])
+    found = runtime.attention(assemble(runtime, passages), ids, layers=[2, 0])
+
+    assert set(found) == {0, 2}
+    for layer, heads in expected.items():
+        for one, other in zip(heads, found[layer], strict=True):
+            np.testing.assert_allclose(other, one, atol=1e-4)
+
+
+def test_eight_bits_change_little(tmp_path: Path) -> None:
+    """Attention in the last layer, which all rounding before it reaches, differs by less than a twentieth."""
+    model, runtime = runtimes(tmp_path, weights="int8", spread=0.1)
+    passages, ids = contents(model, "ggt"), model.encode_question("Where?")
+
+    expected = model.attention(assemble(model, passages), ids, layers=[2])[2]
+    found = runtime.attention(assemble(runtime, passages), ids, layers=[2])[2]
+
+    assert max(float(np.abs(one - other).max()) for one, other in zip(expected, found, strict=True)) < 0.05
+
+
+def test_rows_of_a_batch_do_not_mix(tmp_path: Path) -> None:
+    """What is generated side by side is what is generated alone, and rows may share a memory."""
+    model, runtime = runtimes(tmp_path)
+    shared = assemble(runtime, contents(model, "gqt"))
+    memories = [shared, assemble(runtime, []), shared]
+    prompts = [model.encode_question(question) for question in ("Where is the mill?", "Tea?", "When is bread baked?")]
+
+    together = generate_batch(runtime, memories, prompts, max_new_tokens=8)
+
+    alone = [list(generate(runtime, *row, max_new_tokens=8)) for row in zip(memories, prompts, strict=True)]
+    assert together == alone
+
+
+def test_a_memory_can_be_asked_again(tmp_path: Path) -> None:
+    """What one answer wrote behind a memory does not reach the next."""
+    model, runtime = runtimes(tmp_path)
+    memory, prompt = assemble(runtime, contents(model, "ggg")), model.encode_question("Where?")
+
+    first, _, again = (list(generate(runtime, memory, one, max_new_tokens=8))
+                       for one in (prompt, model.encode_question("When is tea?"), prompt))  # fmt: skip
+
+    assert again == first
+
+
+def test_full_buffers_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no room is left behind a memory, it moves to a larger buffer."""
+    model, runtime = runtimes(tmp_path)
+    monkeypatch.setattr(cpu_runtime, "ROOM", 0)
+
+    torch_tokens, cpu_tokens = answers(model, runtime, "gtt")
+
+    assert cpu_tokens == torch_tokens
+
+
+def test_threads_answer_side_by_side(tmp_path: Path) -> None:
+    """One runtime answers several questions at the same time."""
+    model, runtime = runtimes(tmp_path)
+    passages, prompt = contents(model, "ggt"), model.encode_question("Where?")
+
+    def answer(_: int) -> list[int]:
+        return list(generate(runtime, assemble(runtime, passages), prompt, max_new_tokens=10))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(answer, range(8)))
+
+    assert found == [found[0]] * 8
+
+
+def test_sampling_follows_its_seed(tmp_path: Path) -> None:
+    """The same seed draws the same tokens, and another one others."""
+    model, runtime = runtimes(tmp_path)
+    memory, prompt = assemble(runtime, contents(model, "ggg")), model.encode_question("Where?")
+
+    one, same, other = (list(generate(runtime, memory, prompt, max_new_tokens=20, temperature=5.0, seed=seed))
+                        for seed in (1, 1, 2))  # fmt: skip
+
+    assert same == one
+    assert other != one
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-3, 1e30])
+def test_any_temperature_draws_a_token(temperature: float) -> None:
+    """Near zero the most likely one."""
+    logits = np.array([1.0, 3.0, 2.0], np.float32)
+
+    drawn = {pick(logits, temperature, np.random.default_rng(seed)) for seed in range(50)}
+
+    assert drawn == ({1} if temperature < 1 else {0, 1, 2})
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    """Twice the probability is drawn twice as often."""
+    logits, randomness = np.log(np.array([0.25, 0.5, 0.25], np.float32)), np.random.default_rng(0)
+
+    drawn = np.bincount([pick(logits, 1.0, randomness) for _ in range(4000)]) / 4000
+
+    np.testing.assert_allclose(drawn, [0.25, 0.5, 0.25], atol=0.03)
+
+
+# Conversion
+
+
+@pytest.fixture
+def saved(tmp_path: Path, private_cache: Path) -> Path:
+    """A tiny model in a folder, and an empty cache."""
+    tiny_network(dtype=torch.bfloat16, **SHARP).save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def conversions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """The folders that are written from here on."""
+    made: list[Path] = []
+    real = cpu_conversion.write
+
+    def spy(model: GistModel, folder: Path, *, weights: CpuWeights) -> None:
+        made.append(folder)
+        real(model, folder, weights=weights)
+
+    monkeypatch.setattr(cpu_conversion, "write", spy)
+    return made
+
+
+def test_a_model_is_converted_once(saved: Path, conversions: list[Path]) -> None:
+    """The second time its files are opened; they say what the torch runtime says of the model."""
+    first, second = open_cpu_runtime(saved, None), open_cpu_runtime(saved, None)
+
+    model = GistModel.load(saved)
+    assert len(conversions) == 1
+    assert first.folder == second.folder
+    assert (second.fingerprint, second.prefix_slots) == (model.fingerprint, model.prefix_slots)
+    assert (second.window, second.stop_ids, second.end_id) == (model.window, model.stop_ids, model.end_id)
+    assert second.encode_question("Is <|im_end|> text?") == model.encode_question("Is <|im_end|> text?")
+
+
+@pytest.mark.parametrize("name", ["answers.weights", "answers.onnx", "runtime.json", "tokenizer.json", "files.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing"])
+def test_a_damaged_conversion_is_made_again(
+    saved: Path, conversions: list[Path], caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    """Whichever file it is, with one line that says so."""
+    path = open_cpu_runtime(saved, None).folder / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(data[: len(data) // 2] + (b"" if damage == "cut" else bytes([data[len(data) // 2] ^ 255])))
+
+    with caplog.at_level(logging.WARNING):
+        runtime = open_cpu_runtime(saved, None)
+
+    assert len(conversions) == 2
+    assert [record.message for record in caplog.records if "damaged" in record.message]
+    assert len(list(generate(runtime, runtime.concatenate([]), [1, 2], max_new_tokens=2))) <= 2
+
+
+def test_an_unfinished_conversion_is_never_opened(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies while it converts leaves nothing under the name of the conversion."""
+    real = cpu_conversion.write
+
+    def dying(model: GistModel, folder: Path, *, weights: CpuWeights) -> None:
+        real(model, folder, weights=weights)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpu_conversion, "write", dying)
+    with pytest.raises(KeyboardInterrupt):
+        open_cpu_runtime(saved, None)
+
+    assert not [path for path in (saved.parent / "cache" / "cpu").iterdir() if not path.name.startswith(".")]
+
+
+def test_two_may_convert_at_the_same_time(saved: Path) -> None:
+    """Both get the same conversion."""
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: open_cpu_runtime(saved, None), range(2))
+
+    assert first.folder == second.folder
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), UnsupportedModelError("no AVX2")])
+def test_torch_answers_where_the_cpu_runtime_cannot(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """A full disk, a cache that cannot be written, a processor or model it does not know: one line, and torch."""
+
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cpu_conversion, "write", failing)
+    monkeypatch.setattr(
+        "gistrag.engine.Embedder", lambda *_, **__: type("Blind", (), {"embed_query": lambda *_: None})()
+    )
+
+    with caplog.at_level(logging.WARNING):
+        engine = Engine.load(IndexSettings(model=str(saved), adapter="none"), device="cpu")
+
+    assert engine.runtime.name == "torch"
+    assert [record.message for record in caplog.records] == [f"answering with torch, which is slower on a CPU: {error}"]
+
+
+def test_the_adapter_is_part_of_the_name(saved: Path, tmp_path: Path) -> None:
+    """Another adapter is another conversion, and only one without an adapter reads text by the same weights."""
+    model = GistModel.load(saved)
+    model.new_adapter(rank=4, gists=1)
+    assert isinstance(model.adapter, Adapter)
+    model.adapter.save(tmp_path / "adapter")
+
+    plain, adapted = open_cpu_runtime(saved, None), open_cpu_runtime(saved, tmp_path / "adapter")
+
+    assert plain.folder != adapted.folder
+    assert [(folder / "text.onnx").exists() for folder in (plain.folder, adapted.folder)] == [False, True]
+
+
+def test_gists_of_torch_are_taken_too(tmp_path: Path) -> None:
+    """A gist cache that was just made need not go through a file."""
+    model, runtime = runtimes(tmp_path)
+    (cache,) = compress(model, [model.encode_passage(TEXTS[0])], GistSettings(tokens_per_gist=2))
+
+    made, packed = runtime.concatenate([cache]), runtime.concatenate([cache.packed()])
+
+    assert isinstance(cache, GistCache)
+    assert isinstance(made, CpuMemory)
+    np.testing.assert_array_equal(made.ends, packed.ends)
