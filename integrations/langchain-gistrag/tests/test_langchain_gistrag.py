@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from gistrag import Engine, GistRAG, Options
-from gistrag.answering import texts as answering
 from gistrag.answering.stream import Stream
+from gistrag.compression import compress as making_gists
 from gistrag.errors import UsageError
 from gistrag.rag import NO_DOCUMENTS, NO_PASSAGES
 from langchain_core.callbacks import BaseCallbackHandler
@@ -74,13 +74,13 @@ def short(rag: GistRAG) -> GistRAGRunnable:
 def compressed(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The passages that are compressed to answer something from here on."""
     made: list[list[int]] = []
-    real = answering.compress
+    real = making_gists.compress
 
     def spy(model: Any, chunks: Sequence[Sequence[int]], settings: Any) -> Any:
         made.extend(map(list, chunks))
         return real(model, chunks, settings)
 
-    monkeypatch.setattr(answering, "compress", spy)
+    monkeypatch.setattr(making_gists, "compress", spy)
     return made
 
 

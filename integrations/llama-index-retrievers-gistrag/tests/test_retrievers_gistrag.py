@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from gistrag import Engine, GistRAG, GistRAGError
-from gistrag.answering import texts as answering
 from gistrag.answering.stream import Stream
+from gistrag.answering.texts import NO_TEXTS
+from gistrag.compression import compress as making_gists
 from gistrag.errors import FingerprintMismatchError, IndexFolderError, IndexLockedError, UsageError
 from gistrag.index.store import Store
 from llama_index.core import Document, QueryBundle, Settings
@@ -128,13 +129,13 @@ def events() -> Iterator[list[BaseEvent]]:
 def compressed(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The passages that are compressed to answer something from here on."""
     made: list[list[int]] = []
-    real = answering.compress
+    real = making_gists.compress
 
     def spy(model: Any, chunks: Sequence[Sequence[int]], settings: Any) -> Any:
         made.extend(map(list, chunks))
         return real(model, chunks, settings)
 
-    monkeypatch.setattr(answering, "compress", spy)
+    monkeypatch.setattr(making_gists, "compress", spy)
     return made
 
 
@@ -474,7 +475,7 @@ def test_event_loop_goes_on(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(owner, name, lambda *a, **k: (threads.add(threading.current_thread()), real(*a, **k))[1])
 
     watch(rag.engine.embedder, "embed_query")
-    watch(answering, "compress")
+    watch(making_gists, "compress")
     watch(rag.model, "read")
     engine = GistQueryEngine.from_rag(rag, max_new_tokens=4)
 
@@ -520,7 +521,7 @@ def test_no_nodes(rag: GistRAG, streaming: bool) -> None:
 
 def test_nodes_that_say_nothing(rag: GistRAG) -> None:
     """Nodes without text are no passages; if there are no others the answer says so."""
-    assert answering.NO_TEXTS == str(GistSynthesizer(rag).synthesize(QUESTION, nodes("", " \n")))
+    assert NO_TEXTS == str(GistSynthesizer(rag).synthesize(QUESTION, nodes("", " \n")))
 
 
 def test_events(rag: GistRAG, events: list[BaseEvent]) -> None:
@@ -697,6 +698,7 @@ def test_nodes_of_a_pipeline_are_answered_from_disk(
     compressor = GistCompressor(tmp_path / "gists", engine=engine)
 
     made = asyncio.run(IngestionPipeline(transformations=[compressor]).arun(documents=documents))
+    compressed.clear()
 
     stored = [type(node).from_json(node.to_json()) for node in made]
     with GistRAG.open(tmp_path / "gists", engine=engine) as rag:
