@@ -210,6 +210,6 @@ def load(given: dict[str, Any], *, device: str | None = None) -> tuple[IndexSett
     given = {**given, "adapter": adapter_name(folder)}
     settings = IndexSettings.fitting(given, AdapterSettings.read(folder) if folder else None)
     try:
-        return settings, Engine.load(settings, device=device)
+        return settings, Engine.load(settings, device=device, runtime="torch")
     except FingerprintMismatchError as error:
         raise UsageError(str(error)) from error

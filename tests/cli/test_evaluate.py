@@ -63,7 +63,7 @@ def folder(tmp_path: Path, private_cache: Path) -> Path:
 @pytest.fixture
 def given(tmp_path: Path, file: Path, folder: Path, tiny: GistModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments that evaluate a tiny model, which is loaded already."""
-    monkeypatch.setattr(Engine, "load", lambda settings, device=None: Engine(tiny, HashEmbedder()))
+    monkeypatch.setattr(Engine, "load", lambda settings, **_: Engine(tiny, HashEmbedder()))
     monkeypatch.setitem(cases.SUITES, "full", SMALL)
     quick = {**cases.SUITES["quick"], "top_k": (1,), "unanswerable": 0, "max_new_tokens": 4}
     monkeypatch.setitem(cases.SUITES, "quick", quick)

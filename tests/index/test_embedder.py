@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from gistrag.errors import UnsupportedModelError
 from gistrag.index.embedder import OVERLAP_TOKENS, Embedder
+from gistrag.index.encoders import Kind, SentenceEncoder, graph_encoder
 from gistrag.model.hub import find
 from gistrag.settings import DEFAULT_EMBEDDER
 
@@ -68,3 +73,41 @@ def test_windows_cover_the_text_and_fit_the_model(embedder: Embedder) -> None:
 def test_no_text_gives_no_vectors(embedder: Embedder) -> None:
     """An empty list is an empty list."""
     assert embedder.embed_documents([]) == []
+
+
+TEXTS = ("Where?", "Mills on a river, and a tower of 93 metres.", "한국어 문장도 읽는다.", "", "word " * 400)
+
+
+@pytest.mark.parametrize("kind", ["query", "document"])
+def test_the_graph_gives_the_vectors_of_the_model(embedder: Embedder, kind: Kind) -> None:
+    """For short and long texts, alone and in a batch, the graph is the model to four digits."""
+    own = SentenceEncoder(embedder.folder, device="cpu").encode(TEXTS, kind)
+
+    graph = graph_encoder(embedder.folder)
+    together = graph.encode(TEXTS, kind)
+    alone = np.concatenate([graph.encode([text], kind) for text in TEXTS])
+
+    np.testing.assert_allclose(together, own, atol=1e-4)
+    np.testing.assert_allclose(alone, own, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), UnsupportedModelError("other vectors")])
+def test_what_cannot_be_exported_runs_with_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """One line says so, and the vectors are the same."""
+
+    def failing(_: Path) -> None:
+        raise error
+
+    folder = find(DEFAULT_EMBEDDER).path
+    expected = Embedder(folder).embed_query("Where?")
+    monkeypatch.setattr("gistrag.index.embedder.graph_encoder", failing)
+
+    with caplog.at_level(logging.WARNING):
+        found = Embedder(folder).embed_query("Where?")
+
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert [record.message for record in caplog.records if record.name == "gistrag"] == [
+        f"embedding with torch, which takes seconds to load: {error}"
+    ]
