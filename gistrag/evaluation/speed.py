@@ -170,7 +170,7 @@ class Stopwatch:
         reset_peak(model)
         started_s = time.perf_counter()
         gists, texts = arm.shares(case)
-        held = [self._load(passage, arm.setting) for passage in gists]
+        held = gist_file.in_parallel(lambda passage: self._load(passage, arm.setting), gists)
         load_s = time.perf_counter() - started_s
         ids = [model.encode_passage(passage.text, passage.heading) for passage in texts]
         contents: list[Content] = [*held, *ids]

@@ -36,6 +36,9 @@ SETTLED_NS = 1_000_000_000
 """Age from which a file's stamp tells whether it changed; two writes within one clock tick have the same."""
 VERIFIED_S = 600.0
 """How long a hash stands for a file whose stamp stays the same: bits can change without the file system knowing."""
+PARALLEL_BYTES = 4_000_000
+"""Files that hold more are read in several threads; starting those takes longer than reading less."""
+GistError = GistNotFoundError | CorruptGistError
 WRITERS = 8
 """Gist files that are written at a time."""
 
@@ -72,9 +75,35 @@ class GistStore:
             GistNotFoundError: no row or no file of that name.
             CorruptGistError: not the file that was recorded, or made by another model.
         """
-        row, path = self._row(key), self.path(key)
+        row = self._row(key)
+        self.bytes_read += row.size
+        return self._load(row)
+
+    def load_all(self, keys: Sequence[str]) -> list[PackedGists | GistError]:
+        """Return what `load` returns or raises for each of *keys*; large files are read several at a time."""
+        rows: list[GistRow | GistError] = []
+        for key in keys:
+            try:
+                rows.append(self._row(key))
+            except (GistNotFoundError, CorruptGistError) as error:
+                rows.append(error)
+        size = sum(row.size for row in rows if isinstance(row, GistRow))
+        self.bytes_read += size
+        run = gist_file.in_parallel if size > PARALLEL_BYTES else lambda load, wanted: list(map(load, wanted))
+        return run(self._loaded, rows)
+
+    def _loaded(self, row: GistRow | GistError) -> PackedGists | GistError:
+        if not isinstance(row, GistRow):
+            return row
+        try:
+            return self._load(row)
+        except (GistNotFoundError, CorruptGistError) as error:
+            return error
+
+    def _load(self, row: GistRow) -> PackedGists:
+        """Return the gists of a row; any thread may call this."""
+        key, path = row.key, self.path(row.key)
         data, stamp = gist_file.read(path, bytes_max=row.size)
-        self.bytes_read += len(data)
         self._verify(row, data, stamp)
         cache = gist_file.decode(data, path, key=key, fingerprint=self.config.gists_by)
         if (cache.gists, cache.source_tokens) != (row.gists, row.source_tokens):

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -26,11 +27,17 @@ from gistrag.kv.packed import Array, PackedGists
 from gistrag.storage import files
 
 FORMAT_VERSION, QUANTIZED_VERSION, RAGGED_VERSION = "1", "2", "3"
+READERS = 4
+"""Gist files that are read at a time."""
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 _TYPES = {  # of safetensors: what numpy reads it as, and what it is called in a seal
     **{"BF16": ("<u2", "bfloat16"), "F16": ("<f2", "float16"), "F32": ("<f4", "float32"), "F64": ("<f8", "float64")},
     **{"I8": ("i1", "int8"), "U8": ("u1", "uint8"), "I16": ("<i2", "int16"), "I32": ("<i4", "int32")},
 }
+
+
+One = TypeVar("One")
+Loaded = TypeVar("Loaded")
 
 
 class Packable(Protocol):
@@ -194,6 +201,12 @@ def _misquantized(gists: PackedGists, kv: Array) -> str:
         if scales.shape != shape or scales.dtype != np.uint8:
             return f"{name} are {scales.shape} of {scales.dtype}, expected {shape} of uint8"
     return "" if found == "int8" or gists.arrays["key_centres"].shape == shapes["key_scales"] else "other key_centres"
+
+
+def in_parallel(load: Callable[[One], Loaded], wanted: Sequence[One]) -> list[Loaded]:
+    """Return what *load* makes of each, several files at a time: reading and hashing leave other threads free."""
+    with ThreadPoolExecutor(min(READERS, len(wanted) or 1)) as readers:
+        return list(readers.map(load, wanted))
 
 
 def corrupt(path: Path, expected: str, found: str) -> CorruptGistError:

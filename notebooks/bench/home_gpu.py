@@ -195,7 +195,7 @@ def serve(model: GistModel, texts: list[str], given: argparse.Namespace) -> dict
         Arm("uncompressed KV", "gists", "selected", 1),
         *(gist_arm("matched", rate) for rate in (4, 8, 16)),
     ]
-    with Stopwatch(model) as stopwatch:
+    with Stopwatch(model, "int8") as stopwatch:
         samples = list(stopwatch.samples({"chunks": [case]}, arms, repeats=given.repeats))
     stages: dict[str, dict[str, Any]] = {}
     for arm in arms:
