@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,44 @@ from gistrag.model.prompt import Prompt
 from gistrag.model.runtime import Runtime
 from gistrag.settings import Layout
 
+STEP = 256
+"""Slots are handed out in multiples of this, so that arrays fit more often."""
 ROOM = 512
 """Slots behind a new memory, for what is read next; a buffer that is full is copied into a larger one."""
 FACTS, ANSWERS, TEXT, PREFIX, TOKENIZER = "runtime.json", "answers.onnx", "text.onnx", "prefix", "tokenizer.json"
 """Files of a converted model."""
+
+
+class Buffer:
+    """Room for keys and values. When nobody refers to it any more, its array is used again.
+
+    Fresh memory of this size takes the system milliseconds to hand out.
+
+    Args:
+        shape: ``(2, layers, kv_heads, slots, head_dim)``; there may be more slots than asked for.
+        spare: arrays that may be used again.
+
+    Attributes:
+        array: float32, unfilled.
+    """
+
+    def __init__(self, shape: tuple[int, ...], spare: list[Floats]) -> None:
+        self._spare = spare
+        slots = -(-shape[3] // STEP) * STEP
+        self.array = self._taken(slots)
+        if self.array is None:
+            self.array = np.empty((*shape[:3], slots, shape[4]), np.float32)
+
+    def _taken(self, slots: int) -> Any:
+        """Return a spare array that fits, None where there is none; one that does not fit is dropped."""
+        with suppress(IndexError):  # another thread may take the last one
+            if slots <= (array := self._spare.pop()).shape[3] <= 2 * slots:
+                return array
+        return None
+
+    def __del__(self) -> None:
+        self._spare.append(self.array)
+        del self._spare[:-2]
 
 
 @dataclass(eq=False)
@@ -40,30 +75,42 @@ class CpuMemory:
     """Keys and values of passages, with room behind them.
 
     Attributes:
-        keys, values: ``(layers, kv_heads, capacity, head_dim)`` float32; keys are rotated.
+        buffer: holds them; memories that go on from the same passages share it.
         ends: filled slots of each head, ``(layers, kv_heads)`` int32.
         next_position: position of the first token read behind it.
         is_taken: whether an answer is being generated in its room.
     """
 
-    keys: Floats
-    values: Floats
+    buffer: Buffer
     ends: npt.NDArray[np.int32]
     next_position: int
     is_taken: bool = False
+
+    @property
+    def keys(self) -> Floats:
+        """Rotated keys, ``(layers, kv_heads, capacity, head_dim)``."""
+        keys: Floats = self.buffer.array[0]
+        return keys
+
+    @property
+    def values(self) -> Floats:
+        """Values, ``(layers, kv_heads, capacity, head_dim)``."""
+        values: Floats = self.buffer.array[1]
+        return values
 
     @property
     def slots(self) -> int:
         """Slots of the head that fills most."""
         return int(self.ends.max())
 
-    def with_room(self, count: int) -> CpuMemory:
+    def with_room(self, count: int, spare: list[Floats]) -> CpuMemory:
         """Return a memory with room for *count* tokens more: itself, unless it is full or taken."""
-        missing = self.slots + count - self.keys.shape[2]
-        if missing <= 0 and not self.is_taken:
+        if self.slots + count <= self.keys.shape[2] and not self.is_taken:
             return self
-        padding = ((0, 0), (0, 0), (0, max(0, missing)), (0, 0))
-        return replace(self, keys=np.pad(self.keys, padding), values=np.pad(self.values, padding), is_taken=False)
+        held = self.buffer.array
+        larger = Buffer((*held.shape[:3], max(self.slots + count, held.shape[3]), held.shape[4]), spare)
+        larger.array[:, :, :, : self.slots] = held[:, :, :, : self.slots]
+        return replace(self, buffer=larger, is_taken=False)
 
 
 class CpuRuntime(Runtime[CpuMemory]):
@@ -89,6 +136,7 @@ class CpuRuntime(Runtime[CpuMemory]):
         self._inv_freq, self._scaling = np.array(facts["inv_freq"], np.float32), np.float32(facts["scaling"])
         prefix = (folder / PREFIX).read_bytes()
         self._prefix = gist_file.decode(prefix, folder / PREFIX, key=PREFIX, fingerprint="")
+        self._spare: list[Floats] = []
         self._graphs: dict[tuple[str, tuple[int, ...]], Any] = {}
         self._graph(ANSWERS)
 
@@ -111,9 +159,8 @@ class CpuRuntime(Runtime[CpuMemory]):
         """Return the shared prefix and gist caches side by side, dequantized and rotated in float32."""
         packed = [self._prefix, *map(_packed, caches)]
         counts = np.sum([one.counts for one in packed], axis=0)
-        shape = (self.layers, self.kv_heads, int(counts.max()) + ROOM, self.head_dim)
-        memory = CpuMemory(np.empty(shape, np.float32), np.empty(shape, np.float32),
-                           np.zeros(shape[:2], np.int32), start)  # fmt: skip
+        shape = (2, *counts.shape, int(counts.max()) + ROOM, self.head_dim)
+        memory = CpuMemory(Buffer(shape, self._spare), np.zeros(counts.shape, np.int32), start)
         for one in packed:
             self._place(memory, one, layout)
         return memory
@@ -146,7 +193,7 @@ class CpuRuntime(Runtime[CpuMemory]):
 
     def read_text(self, memory: CpuMemory, ids: Sequence[int]) -> CpuMemory:
         """Return a memory with *ids* read as text behind it, by the graph without the adapter."""
-        memory = memory.with_room(len(ids) + ROOM)
+        memory = memory.with_room(len(ids) + ROOM, self._spare)
         reading = _Reading(self._graph(TEXT), memory)
         reading.feed(ids)
         return replace(memory, ends=reading.ends, next_position=reading.position)
@@ -186,7 +233,7 @@ class CpuRuntime(Runtime[CpuMemory]):
         randomness: np.random.Generator,
     ) -> Any:
         """Yield the tokens of one answer."""
-        memory = memory.with_room(len(prompt) + max_new_tokens)
+        memory = memory.with_room(len(prompt) + max_new_tokens, self._spare)
         memory.is_taken = True
         try:
             reading = _Reading(self._graph(ANSWERS), memory)
@@ -202,7 +249,7 @@ class CpuRuntime(Runtime[CpuMemory]):
 
     def attention(self, memory: CpuMemory, ids: Sequence[int], *, layers: Sequence[int]) -> dict[int, list[Floats]]:
         """Return how much each of *ids* attends to the slots of *memory*, see `Runtime.attention`."""
-        reading = _Reading(self._graph(ANSWERS, tuple(sorted(set(layers)))), memory.with_room(len(ids)))
+        reading = _Reading(self._graph(ANSWERS, tuple(sorted(set(layers)))), memory.with_room(len(ids), self._spare))
         reading.feed(ids)
         found = {}
         for layer in layers:
