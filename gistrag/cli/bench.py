@@ -5,6 +5,7 @@ Options and output; `gistrag.evaluation.benchmark` does the measuring.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet, TopK
+from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet, RuntimeOption, TopK
 from gistrag.cli.output import loading, print_json, print_table, say, waiting
 from gistrag.progress import megabytes
 
@@ -47,6 +48,7 @@ def bench(
         bool, typer.Option("--cold", help="Also time fresh processes, from their start to the first token.")
     ] = False,
     device: Device = None,
+    runtime: RuntimeOption = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -60,27 +62,29 @@ def bench(
         from gistrag.evaluation import benchmark, speed
         from gistrag.rag import GistRAG
 
-        rag = GistRAG.open(index, device=device)
+        rag = GistRAG.open(index, device=device, runtime=runtime)
+    load_average = os.getloadavg()[0]
     if speed.is_busy():
         say("this machine is busy; measure on a quiet one")
     with rag, waiting("measuring"):
         asked = benchmark.questions_from(questions) if questions else benchmark.built_in_questions(rag)
+        answering = benchmark.answering(
+            rag, asked, top_k=top_k, tokens=tokens, repeats=repeats, new_tokens=new_tokens
+        )  # first, as what follows loads the model that makes gists
         result: dict[str, Any] = {
-            "machine": speed.machine(rag.model),
+            "machine": {**speed.machine(rag.model), "load_average": load_average},
             "settings": {
                 **asdict(rag.store.settings),
-                "runtime": "torch",
+                "runtime": rag.runtime.name,
                 "top_k": None if tokens else top_k,
                 "tokens": tokens,
                 "repeats": repeats,
                 "new_tokens": new_tokens,
             },
             "disk": benchmark.disk(rag),
-            "answering": benchmark.answering(
-                rag, asked, top_k=top_k, tokens=tokens, repeats=repeats, new_tokens=new_tokens
-            ),
+            "answering": answering,
             "compression": benchmark.compression(rag, repeats=repeats),
-            "cold": benchmark.cold_starts(index, asked[0]) if cold else None,
+            "cold": benchmark.cold_starts(index, asked[0], runtime=runtime) if cold else None,
         }
     print(conditions(result["machine"], result["settings"]), file=sys.stderr if as_json else sys.stdout)
     print_table(["", "text", "gist", "text / gist"], list(table(result)), to_stderr=as_json)
@@ -97,8 +101,9 @@ def conditions(machine: dict[str, Any], settings: dict[str, Any]) -> str:
     """
     on_cpu = machine["device"] == "cpu"
     where = "{processor}, {threads} threads, {simd}" if on_cpu else "{device}"
-    what = "{runtime}, {dtype}; chunks of at most {chunk_tokens} tokens, {placement}, {tokens_per_gist} tokens per gist"
-    return f"{where}; {what}".format_map({**machine, **settings})
+    how = "torch, {dtype}" if settings["runtime"] == "torch" else "{runtime} runtime"
+    what = "chunks of at most {chunk_tokens} tokens, {placement}, {tokens_per_gist} tokens per gist"
+    return f"{where}; {how}; {what}".format_map({**machine, **settings})
 
 
 def table(result: dict[str, Any]) -> Iterator[list[str]]:

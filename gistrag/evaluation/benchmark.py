@@ -26,7 +26,7 @@ from gistrag.evaluation.speed import fixed_length, medians, peak_bytes, reset_pe
 from gistrag.index.schema import StoredChunk
 from gistrag.model.batching import batches_by_length
 from gistrag.rag import GistRAG
-from gistrag.settings import Mode
+from gistrag.settings import Mode, RuntimeName
 
 MODES: tuple[Mode, ...] = ("text", "gist")
 SHORT_ANSWER = 10
@@ -100,7 +100,7 @@ def answering(
         (question, _chunks_that_hold(rag, question, tokens) if tokens else top_k) for question in questions[:repeats]
     ]
     samples: dict[str, list[Sample]] = {mode: [] for mode in MODES}
-    with fixed_length(rag.model):
+    with fixed_length(rag.runtime):
         for mode in MODES:
             measure_answer(rag, *asked[0], mode=mode, new_tokens=2)  # warm up
         for question, count in islice(cycle(asked), repeats):
@@ -136,9 +136,9 @@ def measure_answer(rag: GistRAG, question: str, top_k: int, *, mode: Mode, new_t
     Raises:
         UsageError: chunks without gists, or more chunks than fit into the model's context window.
     """
-    reset_peak(rag.model)
+    reset_peak(rag.runtime)
     stream = rag.stream(question, mode=mode, top_k=top_k, max_new_tokens=new_tokens)
-    answer, peak = stream.result(), peak_bytes(rag.model)
+    answer, peak = stream.result(), peak_bytes(rag.runtime)
     timings, usage = answer.timings, answer.usage
     if usage.dropped_chunks:
         raise UsageError(f"{top_k} chunks do not fit into the model's context window as {mode}; measure fewer")
@@ -155,17 +155,23 @@ def measure_answer(rag: GistRAG, question: str, top_k: int, *, mode: Mode, new_t
         **answers,
         "decode_tokens_per_s": 1 / token_s,
         "context_slots": slots,
-        "context_bytes": slots * rag.model.context_bytes_per_slot,
+        "context_bytes": slots * rag.runtime.context_bytes_per_slot,
         "peak_process_bytes": peak,
     }
 
 
 def _context_slots(rag: GistRAG, answer: Answer) -> float:
-    """Return the slots of passages and question that an answer attended to, padding slots of ragged heads included."""
+    """Return the slots of passages and question that an answer attended to.
+
+    Torch carries padding slots, where heads keep different numbers of tokens; they count.
+    """
+    usage = answer.usage
+    behind = usage.text_tokens + usage.question_tokens
+    if rag.runtime.name != "torch":
+        return rag.runtime.prefix_slots + usage.gist_slots + behind
     chunks = rag.chunks([source.chunk_id for source in answer.sources if not source.as_text])
     caches = [rag.store.gists.load(chunk.gist_key) for chunk in chunks if chunk.gist_key]
-    memory = assemble(rag.model, caches, layout=answer.usage.layout)
-    return memory.carried_slots + answer.usage.text_tokens + answer.usage.question_tokens
+    return assemble(rag.model, caches, layout=usage.layout).carried_slots + behind
 
 
 # Making gists
@@ -219,17 +225,17 @@ def disk(rag: GistRAG) -> dict[str, float]:
     return {"gist_bytes": size, "source_tokens": source_tokens, "bytes_per_source_token": size / max(source_tokens, 1)}
 
 
-def cold_starts(index: Path, question: str) -> dict[str, Sample]:
+def cold_starts(index: Path, question: str, *, runtime: RuntimeName) -> dict[str, Sample]:
     """Return for each mode where the seconds of a fresh process go, from its start to its first token.
 
     Raises:
         UsageError: the process failed; the message repeats its own.
     """
-    return {mode: _cold_start(index, question, mode) for mode in MODES}
+    return {mode: _cold_start(index, question, mode, runtime) for mode in MODES}
 
 
-def _cold_start(index: Path, question: str, mode: Mode) -> Sample:
-    asking = [sys.executable, "-m", "gistrag", "query", question, "--index", str(index)]
+def _cold_start(index: Path, question: str, mode: Mode, runtime: RuntimeName) -> Sample:
+    asking = [sys.executable, "-m", "gistrag", "query", question, "--index", str(index), "--runtime", runtime]
     started_s = time.perf_counter()
     done = subprocess.run(
         [*asking, "--mode", mode, "--max-new-tokens", "1", "--json"], capture_output=True, text=True, check=False

@@ -29,6 +29,7 @@ from gistrag.kv import gist_file
 from gistrag.kv.packed import PackedGists
 from gistrag.model.generation import generate
 from gistrag.model.gist_model import GistModel
+from gistrag.model.runtime import AnyRuntime
 from gistrag.settings import KvCacheDtype
 
 TIMED_TOKENS = 16
@@ -71,19 +72,19 @@ def is_busy() -> bool:
 # Measuring
 
 
-def reset_peak(model: GistModel) -> None:
+def reset_peak(runtime: AnyRuntime) -> None:
     """Start counting peak memory anew."""
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
+    if runtime.device_name.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(runtime.device_name)
         return
     with suppress(OSError):  # Linux only; elsewhere the peak is that of the process so far
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
-def peak_bytes(model: GistModel) -> int:
+def peak_bytes(runtime: AnyRuntime) -> int:
     """Return the most memory held since `reset_peak`, in bytes."""
-    if model.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(model.device))
+    if runtime.device_name.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(runtime.device_name))
     with suppress(OSError):
         status = Path("/proc/self/status").read_text("ascii")
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
@@ -93,14 +94,14 @@ def peak_bytes(model: GistModel) -> int:
 
 
 @contextmanager
-def fixed_length(model: GistModel) -> Iterator[None]:
+def fixed_length(runtime: AnyRuntime) -> Iterator[None]:
     """Let every answer run to its limit of tokens inside the block, so that all arms generate equally many."""
-    stop_ids = model.stop_ids
-    model.stop_ids = frozenset()
+    stop_ids = runtime.stop_ids
+    runtime.stop_ids = frozenset()
     try:
         yield
     finally:
-        model.stop_ids = stop_ids
+        runtime.stop_ids = stop_ids
 
 
 def medians(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -151,6 +151,11 @@ class CpuRuntime(Runtime[CpuMemory]):
         return "cpu"
 
     @property
+    def context_bytes_per_slot(self) -> int:
+        """Bytes that the float32 keys and values of one slot take."""
+        return self.layers * 2 * self.kv_heads * self.head_dim * 4
+
+    @property
     def prefix_slots(self) -> int:
         """Slots of the shared prefix."""
         return self._prefix.gists

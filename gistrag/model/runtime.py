@@ -107,6 +107,11 @@ class Runtime(ABC, Generic[M]):
 
     @property
     @abstractmethod
+    def context_bytes_per_slot(self) -> int:
+        """Bytes of keys and values that one slot takes while it is read."""
+
+    @property
+    @abstractmethod
     def prefix_slots(self) -> int:
         """Slots, and positions, of the shared prefix that begins every memory."""
 

@@ -570,9 +570,10 @@ def test_chat_answers_what_is_piped_in(
 
 
 @pytest.mark.model
-def test_bench_measures_both_arms(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("runtime", ["torch", "cpu"])
+def test_bench_measures_both_arms(runtime: str, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The JSON has every measurement, medians, ratios and the machine; the table is on standard error."""
-    sizes = ["--repeats", "2", "--new-tokens", "3", "--top-k", "1"]
+    sizes = ["--repeats", "2", "--new-tokens", "3", "--top-k", "1", "--runtime", runtime]
     assert 0 == main.main(["bench", "--index", str(built / "index"), *sizes, "--json"])
 
     output = capsys.readouterr()
@@ -582,8 +583,8 @@ def test_bench_measures_both_arms(built: Path, capsys: pytest.CaptureFixture[str
     for median in result["answering"]["median"].values():
         assert 0 < median["retrieve_s"] < median["ttft_s"] < median["answer_3_s"]
     assert result["compression"]["median"]["read"]["tokens_per_s"] > 0
-    assert {"runtime": "torch", "chunk_tokens": 256}.items() <= result["settings"].items()
-    assert f"{result['machine']['simd']}; torch" in output.err
+    assert {"runtime": runtime, "chunk_tokens": 256}.items() <= result["settings"].items()
+    assert f"{result['machine']['simd']}; {runtime}" in output.err
     assert "256 tokens, matched, 4 tokens per gist" in output.err
     assert "time to first token" in output.err
 
