@@ -22,7 +22,6 @@ PyTorch is held to AVX2 by ATEN_CPU_CAPABILITY, oneDNN by ONEDNN_MAX_CPU_ISA; on
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
 import subprocess
@@ -51,8 +50,7 @@ FLAGS = {
 }
 CAPS = {"native": {}, "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}}
 THREADS = len(os.sched_getaffinity(0))
-TAKES_RUNTIME = "runtime" in inspect.signature(GistRAG.open).parameters
-RUNTIMES = ("torch", "cpu") if TAKES_RUNTIME else ("torch",)
+RUNTIMES = ("torch", "cpu")
 NEW_TOKENS, SHORT = 40, 10
 SLOTS = 2048  # of llama.cpp's context
 QUESTIONS = 10
@@ -154,37 +152,35 @@ class Peer:
         return told
 
 
-def work(index: Path, runtime: str) -> None:
+def work(index: Path, runtime: Any) -> None:
     """Answer requests as the worker of a runtime."""
-    options: dict[str, Any] = {"runtime": runtime} if TAKES_RUNTIME else {}
-    with GistRAG.open(index, **options) as rag:
-        model: Any = getattr(rag.engine, "runtime", None) or rag.engine.model
-        prefix = model.encode_template(model.prompt.prefix)
-        print(json.dumps({"runtime": getattr(model, "name", runtime)}), flush=True)
+    with GistRAG.open(index, runtime=runtime) as rag:
+        print(json.dumps({"runtime": rag.runtime.name}), flush=True)  # torch where the other one cannot be had
         for line in sys.stdin:
             request = json.loads(line)
             if request["kind"] == "about":
-                told = {"machine": machine(rag.engine.model), "settings": asdict(rag.store.settings)}
+                told = {"machine": machine(rag.model), "settings": asdict(rag.store.settings)}
             elif request["kind"] == "find":
-                told = prompt_of(rag, model.prompt, request["question"], request["top_k"])
+                told = prompt_of(rag, request["question"], request["top_k"])
             else:
-                told = answer_of(rag, model, request, prefix_tokens=len(prefix))
+                told = answer_of(rag, request)
             print(json.dumps(told), flush=True)
 
 
-def prompt_of(rag: GistRAG, prompt: Any, question: str, top_k: int) -> Sample:
+def prompt_of(rag: GistRAG, question: str, top_k: int) -> Sample:
     """Return the pieces of the prompt as text: prefix, passages, question in three; and the seconds of retrieval."""
     started_s = time.perf_counter()
     hits = rag.retrieve(question, top_k=top_k)
     retrieve_s = time.perf_counter() - started_s
     passages = [passage_text(hit.chunk.text, hit.chunk.heading) for hit in reversed(hits)]  # the best one last
+    prompt = rag.runtime.prompt
     asked = [prompt.before_question, f" {question.strip()}", prompt.after_question]
     return {"pieces": [prompt.prefix, *passages, *asked], "retrieve_s": retrieve_s}
 
 
-def answer_of(rag: GistRAG, model: Any, request: Sample, *, prefix_tokens: int) -> Sample:
+def answer_of(rag: GistRAG, request: Sample) -> Sample:
     """Return text, tokens and seconds of an answer; its slots leave out padding slots."""
-    with nullcontext() if request["stops"] else fixed_length(model):
+    with nullcontext() if request["stops"] else fixed_length(rag.runtime):
         answer = rag.query(
             request["question"], mode=request["mode"], top_k=request["top_k"], max_new_tokens=request["new_tokens"]
         )
@@ -193,7 +189,7 @@ def answer_of(rag: GistRAG, model: Any, request: Sample, *, prefix_tokens: int) 
         "ttft_s": answer.timings.ttft_s,
         "total_s": answer.timings.total_s,
         "answer_tokens": usage.answer_tokens,
-        "context_slots": prefix_tokens + usage.gist_slots + usage.text_tokens + usage.question_tokens,
+        "context_slots": rag.runtime.prefix_slots + usage.gist_slots + usage.text_tokens + usage.question_tokens,
         "text": answer.text,
     }
 
@@ -256,12 +252,12 @@ def cold_answers(
     with start() as fresh:
         sample = fresh.ask(pieces=found["pieces"], kept=0, new_tokens=NEW_TOKENS, stops=False)
         yield "llama.cpp, cold", later(sample, fresh.ready["load_s"] + found["retrieve_s"])
-    query = [sys.executable, "-m", "gistrag", "query", question, "--index", str(index), "--top-k", str(top_k), "--json"]
+    query = [sys.executable, "-m", "gistrag", "query", question, "--index", str(index), "--top-k", str(top_k)]
+    query += ["--max-new-tokens", str(NEW_TOKENS), "--json"]
     for runtime in RUNTIMES:
-        named = ["--runtime", runtime] if TAKES_RUNTIME else []
         time.sleep(QUIET_S)
         started_s = time.perf_counter()
-        done = subprocess.run([*query, "--max-new-tokens", str(NEW_TOKENS), *named], stdout=subprocess.PIPE, check=True)
+        done = subprocess.run([*query, "--runtime", runtime], stdout=subprocess.PIPE, check=True)
         process_s = time.perf_counter() - started_s
         answer = json.loads(done.stdout)
         sample = {**answer["timings"], "answer_tokens": answer["usage"]["answer_tokens"]}
