@@ -53,7 +53,10 @@ def machine(model: GistModel) -> dict[str, Any]:
         "model": f"{model.network.config.model_type}, {model.layers} layers, {model.kv_heads} kv_heads",
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
-        **{name: version(name) for name in ("gistrag", "torch", "transformers", "peft", "sentence-transformers")},
+        **{
+            name: version(name)
+            for name in ("gistrag", "torch", "onnxruntime", "transformers", "peft", "sentence-transformers")
+        },
     }
 
 

@@ -16,7 +16,8 @@ end before; all seconds include retrieval. Kinds of answers:
     gistrag, gist or text     for each runtime
     cold                      in a fresh process, `gistrag query` from its start; llama.cpp without Python's own start
 
-PyTorch is held to AVX2 by ATEN_CPU_CAPABILITY, oneDNN by ONEDNN_MAX_CPU_ISA; onnxruntime takes what the processor has.
+With `--simd avx2` variables hold PyTorch and oneDNN to AVX2. onnxruntime has no such variable and takes what the
+processor has, unless `without_avx512.py` runs this script.
 """
 
 from __future__ import annotations
