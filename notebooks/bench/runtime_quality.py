@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="scratch folder of documents, index and answers")
     parser.add_argument("--articles", type=int, default=6)
     parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     contexts, _ = read_contexts(given.file)
@@ -84,7 +85,7 @@ def main() -> None:
     settings, embedder = rag.store.settings, rag.engine.embedder
     rag.close()
     summary: dict[str, Any] = {"questions": len(pairs), "articles": given.articles, "top_k": 3, "modes": {}}
-    for mode in MODES:
+    for mode in given.modes:
         found = {}
         for name in RUNTIMES:
             engine = engine_of(name, settings, embedder)
