@@ -242,13 +242,13 @@ class CpuRuntime(Runtime[CpuMemory]):
         memory.is_taken = True
         try:
             reading = _Reading(self._graph(ANSWERS), memory)
-            logits = reading.feed(prompt)
+            ids = prompt
             for _ in range(max_new_tokens):
-                token = pick(logits, temperature, randomness)
+                token = pick(reading.feed(ids), temperature, randomness)
                 if token in self.stop_ids:
                     return
                 yield token
-                logits = reading.feed([token])
+                ids = [token]
         finally:
             memory.is_taken = False
 
