@@ -14,6 +14,7 @@ import logging
 import os
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import fields
@@ -32,6 +33,17 @@ CONNECTION_PRAGMAS = (
     "PRAGMA cell_size_check = ON",  # of pages that were damaged
     "PRAGMA temp_store = MEMORY",  # no word of a document gets on a disk outside the folder
 )
+
+_Inode = tuple[int, int]
+_sessions: Counter[_Inode] = Counter()
+"""How many databases of each file are open in this process."""
+_hashed: dict[_Inode, int] = {}
+"""Descriptors by which they were hashed, open as long as a database is.
+
+Closing any descriptor of a file drops the locks that SQLite holds on it, and a builder of another process then takes
+the write-ahead log away from a reader.
+"""
+_registry = threading.Lock()
 
 logger = logging.getLogger("gistrag")
 _Row = TypeVar("_Row")
@@ -60,7 +72,7 @@ class Database:
     def close(self) -> None:
         """Close the connection; what was not committed is lost."""
         with self._guard:
-            self._connection.close()
+            self._disconnect()
 
     # Connecting
 
@@ -71,7 +83,7 @@ class Database:
             _require_trust(self.folder)
             if not self.is_builder and _is_half_made(self.folder):
                 raise nothing_built(self.folder)
-            self._opened = files.stamp(self.path)
+            self._opened, self._inode = files.stamp(self.path), _inode(self.path)
             is_quiet = not self.is_builder and is_quiet_in(self.folder)
             self.is_immutable = is_quiet and not os.access(self.folder, os.W_OK)
         try:
@@ -81,6 +93,19 @@ class Database:
                 raise
             self.is_immutable = True  # the disk has no room for the files by which a reader follows a builder
             self._connect_as("immutable=1")
+        self._is_counted = True
+        with _registry:
+            _sessions[self._inode] += 1
+
+    def _disconnect(self) -> None:
+        self._connection.close()
+        if not self._is_counted:
+            return
+        self._is_counted = False
+        with _registry:
+            _sessions[self._inode] -= 1
+            if not _sessions[self._inode] and self._inode in _hashed:
+                os.close(_hashed.pop(self._inode))
 
     def _connect_as(self, mode: str) -> None:
         with self.explained():
@@ -160,7 +185,7 @@ class Database:
                 yield
                 return
             if self.is_immutable and self._is_replaced():
-                self._connection.close()
+                self._disconnect()
                 self._connect()
             self.execute("BEGIN")
             try:
@@ -226,7 +251,14 @@ class Database:
         """
         with self.explained():
             wal = self.folder / "index.db-wal"
-            return "" if wal.exists() and wal.stat().st_size else files.sha256(self.path)
+            return "" if wal.exists() and wal.stat().st_size else files.sha256_at(self._descriptor())
+
+    def _descriptor(self) -> int:
+        """Return a descriptor of index.db that stays open, see `_hashed`."""
+        with _registry:
+            if self._inode not in _hashed:
+                _hashed[self._inode] = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            return _hashed[self._inode]
 
     @property
     def size_bytes(self) -> int:
@@ -312,6 +344,11 @@ class Database:
     def damaged(self, what: str) -> IndexFolderError:
         """Return the error for damage in index.db."""
         return IndexFolderError(f"{self.path} is damaged ({what}); restore it, or remove the folder and build again")
+
+
+def _inode(path: Path) -> _Inode:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def nothing_built(folder: Path) -> IncompleteIndexError:

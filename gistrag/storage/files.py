@@ -143,6 +143,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_at(descriptor: int) -> str:
+    """Return the hex hash of an open file, which stays open; OSError as the system gives it."""
+    found, offset = hashlib.sha256(), 0
+    while piece := os.pread(descriptor, 2**20, offset):
+        found.update(piece)
+        offset += len(piece)
+    return found.hexdigest()
+
+
 def stamp(path: Path) -> Stamp:
     """Return what changes when the file does."""
     return _stamp(path.stat())

@@ -953,3 +953,31 @@ def test_moved_index_is_read(tmp_path: Path) -> None:
 
     with Store.open(moved) as reader:
         assert torch.equal(cache().kv, GistCache.unpacked(reader.gists.load(key)).kv)
+
+
+ELSEWHERE = """
+import sys
+sys.path.insert(0, {tests!r})
+from support.small_index import document, entries
+from gistrag.index.store import Store
+with Store.build({folder!r}) as store:
+    store.replace_document(document({path!r}), entries(["from elsewhere"]))
+"""
+
+
+def test_hashing_keeps_the_locks_of_readers(tmp_path: Path) -> None:
+    """After index.db was hashed in its process, a reader still follows builders in others.
+
+    Closing any descriptor of a file drops the locks that SQLite holds on it; a builder that ends would then take the
+    write-ahead log away from the reader.
+    """
+    make(tmp_path)
+    with Store.open(tmp_path) as reader:
+        assert ["a.md"] == [row.path for row in reader.documents()]
+        with Store.build(tmp_path) as builder:
+            assert builder.database.sha256()
+        assert ["a.md"] == [row.path for row in reader.documents()]
+        for path in ("b.md", "c.md", "d.md"):
+            code = ELSEWHERE.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), path=path)
+            subprocess.run([sys.executable, "-c", code], check=True)
+            assert path == reader.documents()[-1].path
