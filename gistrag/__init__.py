@@ -17,7 +17,7 @@ if _typing.TYPE_CHECKING:
     from gistrag.index.builder import SyncReport
     from gistrag.index.retriever import Hit
     from gistrag.index.schema import StoredChunk
-    from gistrag.progress import NoProgress, Progress, TerminalProgress
+    from gistrag.progress import GistProgress, NoProgress, Progress, TerminalProgress
     from gistrag.rag import GistRAG
     from gistrag.settings import AdapterSettings, GistSettings, IndexSettings
 
@@ -26,7 +26,7 @@ __version__ = "0.2.0"
 _HOMES = {
     **dict.fromkeys(("Answer", "Options", "Source", "Timings", "Usage"), "gistrag.answering.answer"),
     **dict.fromkeys(("AdapterSettings", "GistSettings", "IndexSettings"), "gistrag.settings"),
-    **dict.fromkeys(("NoProgress", "Progress", "TerminalProgress"), "gistrag.progress"),
+    **dict.fromkeys(("GistProgress", "NoProgress", "Progress", "TerminalProgress"), "gistrag.progress"),
     "Engine": "gistrag.engine",
     "GistRAG": "gistrag.rag",
     "Hit": "gistrag.index.retriever",
@@ -39,6 +39,7 @@ __all__ = [
     "AdapterSettings",
     "Answer",
     "Engine",
+    "GistProgress",
     "GistRAG",
     "GistRAGError",
     "GistSettings",

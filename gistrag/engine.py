@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gistrag.compression.making import making
 from gistrag.errors import UnsupportedModelError
 from gistrag.index.embedder import Embedder, Reranker
+from gistrag.index.fingerprint import gist_fingerprint
 from gistrag.model.device import has_gpu
 from gistrag.model.hub import find, find_adapter
 from gistrag.model.runtime import AnyRuntime
@@ -81,10 +81,7 @@ class Engine:
 
     def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
         """Return everything that a gist depends on."""
-        parts = {name: str(getattr(settings, name)) for name in ("placement", "tokens_per_gist", "chunk_tokens")}
-        if settings.kv_cache_dtype != "auto":
-            parts["kv_cache_dtype"] = settings.kv_cache_dtype
-        return {**self.runtime.fingerprint, **parts, **making(settings.placement)}
+        return gist_fingerprint(self.runtime.fingerprint, settings)
 
 
 def _cpu_runtime(

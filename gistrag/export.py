@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gistrag.answering.answer import Usage
 from gistrag.answering.assemble import Content, assemble, fitting_layout, span
 from gistrag.answering.passages import load_gists
 from gistrag.compression.compress import compress
@@ -89,7 +90,7 @@ def cartridge_of(store: Store, model: GistModel, chunks: Sequence[StoredChunk]) 
         ContextOverflowError: the window holds them in neither layout.
     """
     gists: dict[int, PackedGists | GistCache] = {
-        chunk.id: cache for chunk in chunks if (cache := load_gists(chunk, store)) is not None
+        chunk.id: cache for chunk in chunks if (cache := load_gists(chunk, store, Usage())) is not None
     }
     again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].is_ragged]
     gists |= _evened(model, again, store.settings.tokens_per_gist)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -26,6 +28,30 @@ class Progress(Protocol):
 
     def advance(self, *, chunks: int, tokens: int) -> None:
         """Receive how much more is done."""
+
+
+@runtime_checkable
+class ReadingProgress(Progress, Protocol):
+    """A progress that receives the first stage of a build as well."""
+
+    def read(self, *, documents: int, of: int) -> None:
+        """Receive how many of the new and changed documents can be found and answered from by now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GistProgress:
+    """How far the gists of an index are.
+
+    Attributes:
+        done: chunks that are read as gists; chunks: those that will be.
+        is_working: whether a worker of this process makes gists in the background.
+        error: why it does not, in one line; empty where it does, or where none is needed.
+    """
+
+    done: int
+    chunks: int
+    is_working: bool = False
+    error: str = ""
 
 
 class NoProgress:
@@ -61,11 +87,22 @@ class TerminalProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._stop_bar()
+
+    def read(self, *, documents: int, of: int) -> None:
+        """Print how many documents are to be read, then show how many are in the index by now."""
+        if not documents:
+            _print(f"reading {of:,} documents")
+            self._start_bar("reading", of)
+        elif self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=documents)
+        elif time.monotonic() - self._printed_s >= self._interval_s:
+            self._printed_s = time.monotonic()
+            _print(f"{documents:,} of {of:,} documents")
 
     def plan(self, *, chunks: int, tokens: int, gist_bytes: int) -> None:
         """Print what is ahead, with the disk it needs, and show the bar."""
+        self._stop_bar()
         self._chunks, self._tokens = chunks, tokens
         self._started_s = self._printed_s = time.monotonic()
         if not chunks:
@@ -73,8 +110,7 @@ class TerminalProgress:
         size = f", {tokens:,} tokens" if tokens else ""
         disk = f"; the gists need up to {megabytes(gist_bytes)} of disk" if gist_bytes else ""
         _print(f"{self._doing} {chunks:,} {self._unit}{size}{disk}")
-        if sys.stderr.isatty():
-            self._start_bar()
+        self._start_bar(self._doing, self._tokens or self._chunks)
 
     def advance(self, *, chunks: int, tokens: int) -> None:
         """Move the bar, or print a line if one is due."""
@@ -96,15 +132,22 @@ class TerminalProgress:
         left = [f"{_duration(elapsed_s / done * (total - done))} left"] if done else []
         return ", ".join([*rates, *left])
 
-    def _start_bar(self) -> None:
+    def _start_bar(self, doing: str, total: int) -> None:
+        if not sys.stderr.isatty():
+            return
         from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn(self._doing), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
+        columns = (TextColumn(doing), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
         self._bar = Bar(*columns, console=Console(stderr=True))
-        self._bar.add_task("", total=self._tokens or self._chunks, note="")
+        self._bar.add_task("", total=total, note="")
         self._bar.start()
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 def shown(items: Iterable[T], progress: Progress, *, total: int) -> Iterator[T]:
@@ -113,6 +156,13 @@ def shown(items: Iterable[T], progress: Progress, *, total: int) -> Iterator[T]:
     for item in items:
         yield item
         progress.advance(chunks=1, tokens=0)
+
+
+def shown_or(progress: Progress | None) -> AbstractContextManager[Progress]:
+    """Return what receives the progress of a build: a bar of our own ends with it, the caller's stays."""
+    if progress:
+        return nullcontext(progress)
+    return TerminalProgress() if sys.stderr.isatty() else nullcontext(NoProgress())
 
 
 def megabytes(count: int) -> str:

@@ -11,11 +11,9 @@ A question becomes an answer in four steps::
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -37,12 +35,14 @@ from gistrag.configure import (
 )
 from gistrag.documents.patterns import require_patterns
 from gistrag.engine import Engine
-from gistrag.errors import UsageError
-from gistrag.index.builder import Builder, SyncReport, compress_texts
+from gistrag.frameworks import llama_index
+from gistrag.index.builder import Builder, SyncReport
+from gistrag.index.gist_maker import compress_texts, make_gists
+from gistrag.index.gist_worker import GistWorker, When
 from gistrag.index.retriever import Hit, Retriever
 from gistrag.index.schema import DocumentRow, StoredChunk
 from gistrag.index.store import Store
-from gistrag.progress import NoProgress, Progress, TerminalProgress
+from gistrag.progress import GistProgress, Progress, shown_or
 from gistrag.settings import IndexSettings, KvCacheDtype, Mode, Placement, RuntimeName
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class GistRAG:
         self.report: SyncReport | None = None
         self.runtime = engine.runtime
         self.store = store
+        self._worker = GistWorker(store)
         self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
         self._given = GivenTexts(store, engine.runtime, lambda: engine.model)
 
@@ -83,6 +84,7 @@ class GistRAG:
         exclude: Sequence[str] | None = None,
         rebuild: bool = False,
         verify: bool = False,
+        gists: When = "background",
         engine: Engine | None = None,
         device: str | None = None,
         runtime: RuntimeName = "auto",
@@ -99,6 +101,8 @@ class GistRAG:
     ) -> Self:
         """Return a `GistRAG` over the documents of *folder*: the index is built on first use, synced afterwards.
 
+        It answers once all documents are searchable, from the text of a chunk until the gists of that chunk are made.
+
         Args:
             folder: of documents; one that moved away keeps its index.
             index: folder of the index; made where it is missing.
@@ -106,6 +110,8 @@ class GistRAG:
             exclude: gitignore-style patterns of files to leave out. None: as last time.
             rebuild: rebuild an index that has other settings, instead of refusing.
             verify: hash every gist file before it is trusted, and try skipped files again.
+            gists: ``"background"`` has them made by a process of low priority, those of the chunks that questions
+                retrieved first; ``"on demand"`` makes no others; ``"now"`` returns when all are made.
             engine: models already loaded.
             device: where to load them, such as ``cpu`` or ``cuda:0``.
             runtime: what answers, see `gistrag.Engine.load`.
@@ -140,15 +146,18 @@ class GistRAG:
         IndexSettings(**given)  # raises before anything is made
         require_folder(Path(folder), Path(index))
         require_patterns(include, exclude)
-        with _shown(progress) as shown, Store.build(index, command="gistrag build") as store:
+        with shown_or(progress) as shown, Store.build(index, command="gistrag build") as store:
             wanted = inherited(store, given, rebuild=rebuild, engine=engine)
             require_source(store, Path(folder))
             engine = engine or Engine.load(wanted, device=device, reranker=reranker, runtime=runtime)
             configure(store, wanted, engine, Path(folder), rebuild=rebuild)
-            builder = Builder(store, model=engine.model, embedder=engine.embedder, progress=shown, verify=verify)
+            builder = Builder(store, runtime=engine.runtime, embedder=engine.embedder, progress=shown, verify=verify)
             report = builder.sync(folder, include=include, exclude=exclude)
+            if gists == "now" and report.gists_pending:
+                make_gists(store, engine.model, report, progress=shown)
         rag = cls(Store.open(index), engine)
         rag.report = report
+        rag._start_worker(gists, device)
         return rag
 
     @classmethod
@@ -156,14 +165,16 @@ class GistRAG:
         cls,
         index: str | Path = "index",
         *,
+        gists: When = "none",
         engine: Engine | None = None,
         device: str | None = None,
         runtime: RuntimeName = "auto",
         reranker: str | None = None,
     ) -> Self:
-        """Return a `GistRAG` over an existing index; nothing is ever written.
+        """Return a `GistRAG` over an existing index; nothing is ever written, unless *gists* says so.
 
         Args:
+            gists: ``"background"`` and ``"on demand"`` as for `from_folder`, where the folder may be written.
             engine: models already loaded.
             device: where to load them, such as ``cpu`` or ``cuda:0``.
             runtime: what answers, see `gistrag.Engine.load`.
@@ -180,7 +191,9 @@ class GistRAG:
         except BaseException:
             store.close()
             raise
-        return cls(store, engine)
+        rag = cls(store, engine)
+        rag._start_worker(gists, device)
+        return rag
 
     @classmethod
     def for_texts(
@@ -217,8 +230,13 @@ class GistRAG:
         """The torch runtime, which makes gists; loaded at its first use where another runtime answers."""
         return self.engine.model
 
+    def _start_worker(self, gists: When, device: str | None) -> None:
+        self._worker = GistWorker(self.store, gists, device=device)
+        self._worker.start()
+
     def close(self) -> None:
-        """Close the index; the models stay as long as somebody holds them."""
+        """Close the index and end the work on its gists; the models stay as long as somebody holds them."""
+        self._worker.close()
         self.store.close()
 
     def __enter__(self) -> Self:
@@ -237,6 +255,11 @@ class GistRAG:
     def index_id(self) -> str:
         """Twelve hex digits that tell this index from every other one."""
         return hashlib.sha256(self.store.config.salt.encode()).hexdigest()[:12]
+
+    @property
+    def progress(self) -> GistProgress:
+        """How far the gists of the index are, and whether a worker of this object makes them."""
+        return self._worker.progress
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Let everything read inside be of one commit, whatever a builder does meanwhile; other threads wait."""
@@ -259,13 +282,18 @@ class GistRAG:
     def sync(self, *, progress: Progress | None = None) -> SyncReport:
         """Bring the index into step with its folder, by the patterns of its last build, and return what was done.
 
+        Gists are made before it returns, unless a worker makes those of this index.
+
         Raises:
             FingerprintMismatchError: another builder rebuilt the index with other settings or models.
         """
         with Store.build(self.folder, command="GistRAG.sync") as store:
             require_engine(store, self.engine)
-            builder = Builder(store, model=self.model, embedder=self.engine.embedder, progress=progress)
+            builder = Builder(store, runtime=self.runtime, embedder=self.engine.embedder, progress=progress)
             self.report = builder.sync(source_folder(store))
+            if self.report.gists_pending and not self._worker.is_wanted:
+                make_gists(store, self.model, self.report, progress=progress)
+        self._worker.start()
         return self.report
 
     def compress(self, texts: Sequence[str]) -> int:
@@ -357,7 +385,8 @@ class GistRAG:
             temperature=temperature,
             seed=seed,
         )
-        return Stream(self.runtime, question, options, find=self._passages, nothing=self._nothing)
+        find, during = self._passages, self._worker.paused
+        return Stream(self.runtime, question, options, find=find, nothing=self._nothing, during=during)
 
     def stream_from(
         self,
@@ -386,7 +415,10 @@ class GistRAG:
             with timings.measure("retrieve_s"):
                 hits = search(self.store, self._retriever, question, options, usage)
             with timings.measure("load_s"):
-                return select(hits, self.store, self.runtime, options, usage)
+                passages = select(hits, self.store, self.runtime, options, usage)
+        if usage.text_pending:
+            self._worker.ask([passage.source.chunk_id for passage in passages if passage.source.as_text])
+        return passages
 
     def _nothing(self) -> str:
         return NO_PASSAGES if self.store.count() else NO_DOCUMENTS
@@ -397,7 +429,7 @@ class GistRAG:
         Raises:
             UsageError: its package is not installed; names the command that installs it.
         """
-        return _llama_index().GistRetriever(self, **options)
+        return llama_index().GistRetriever(self, **options)
 
     def as_query_engine(self, **options: Any) -> Any:
         """Return a LlamaIndex query engine over this index; options are those of `GistQueryEngine.from_rag`.
@@ -405,33 +437,9 @@ class GistRAG:
         Raises:
             UsageError: its package is not installed; names the command that installs it.
         """
-        return _llama_index().GistQueryEngine.from_rag(self, **options)
-
-
-def _llama_index() -> Any:
-    """Return the package that speaks to LlamaIndex.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    try:
-        return import_module("llama_index.retrievers.gistrag")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "llama_index":
-            raise
-        raise UsageError(
-            "LlamaIndex needs its own package; from a clone run pip install -e "
-            "integrations/llama-index-retrievers-gistrag"
-        ) from error
+        return llama_index().GistQueryEngine.from_rag(self, **options)
 
 
 def _given(**settings: Any) -> dict[str, Any]:
     """Return the settings that are not None."""
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _shown(progress: Progress | None) -> AbstractContextManager[Progress]:
-    """Return what receives the progress of a build: a bar of our own ends with it, the caller's stays."""
-    if progress:
-        return nullcontext(progress)
-    return TerminalProgress() if sys.stderr.isatty() else nullcontext(NoProgress())

@@ -92,7 +92,7 @@ def manual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GistRAG]:
     """All of the manual, to be searched: gists are stand-ins, real ones take minutes and no arm reads them."""
     index = tmp_path_factory.mktemp("manual") / "index"
     with fake_compression():
-        made = GistRAG.from_folder(ROOT / "docs", index=index)
+        made = GistRAG.from_folder(ROOT / "docs", index=index, gists="now")
     with made:
         yield made
 
@@ -103,7 +103,7 @@ def rag(tmp_path_factory: pytest.TempPathFactory, manual: GistRAG) -> Iterator[G
     docs = tmp_path_factory.mktemp("pages")
     for page in PAGES:
         shutil.copy(ROOT / "docs" / page, docs)
-    with GistRAG.from_folder(docs, index=docs.with_name("pages-index"), engine=manual.engine) as rag:
+    with GistRAG.from_folder(docs, index=docs.with_name("pages-index"), engine=manual.engine, gists="now") as rag:
         yield rag
 
 

@@ -41,7 +41,9 @@ def index(tmp_path: Path, model: GistModel, **settings: Any) -> GistRAG:
     for name, text in TEXTS.items():
         (docs / name).write_text(text, "utf-8")
     dials = {"placement": "selected", "tokens_per_gist": 6, "chunk_tokens": 96, **settings}
-    return GistRAG.from_folder(docs, index=tmp_path / "index", engine=Engine(model, HashEmbedder()), **dials)
+    return GistRAG.from_folder(
+        docs, index=tmp_path / "index", engine=Engine(model, HashEmbedder()), gists="now", **dials
+    )
 
 
 def exported(made: GistRAG, folder: Path, *scopes: str) -> export.Cartridge:

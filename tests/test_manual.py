@@ -60,7 +60,7 @@ def built(wide: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "\n\n".join(PARAGRAPH.format(number=number) for number in range(5))
         (folder / "docs" / name).write_text(f"# {name}\n\n{text}\n", "utf-8")
     (folder / "questions.txt").write_text("What is in the house?\n", "utf-8")
-    GistRAG.from_folder(folder / "docs", index=folder / "index", engine=wide, adapter="none").close()
+    GistRAG.from_folder(folder / "docs", index=folder / "index", engine=wide, adapter="none", gists="now").close()
     for name in ("notes-index", "manual-index"):
         shutil.copytree(folder / "index", folder / name)
     return folder

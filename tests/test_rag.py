@@ -53,7 +53,7 @@ def other_model() -> GistModel:
 
 def build(docs: Path, engine: Engine, **options: Any) -> SyncReport:
     """Build the index beside *docs* and return what was done."""
-    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, **options) as rag:
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, gists="now", **options) as rag:
         assert rag.report is not None
         return rag.report
 
@@ -79,18 +79,18 @@ def test_a_bar_of_our_own_goes_away_with_the_build(docs: Path, engine: Engine, m
             bars.append("gone")
             super().__exit__(*given)
 
-    monkeypatch.setattr("gistrag.rag.TerminalProgress", Shown)
+    monkeypatch.setattr(progress, "TerminalProgress", Shown)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     options = {"index": docs.parent / "index", "engine": engine}
-    GistRAG.from_folder(docs, **options).close()
-    GistRAG.from_folder(docs, progress=Shown(), **options).close()
+    GistRAG.from_folder(docs, gists="now", **options).close()
+    GistRAG.from_folder(docs, progress=Shown(), gists="now", **options).close()
 
     assert ["gone"] == bars
 
 
 def test_from_folder_builds_and_answers(docs: Path, engine: Engine) -> None:
     """The object that comes back can be asked, says what was done, and knows its settings."""
-    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, tokens_per_gist=3) as rag:
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, tokens_per_gist=3, gists="now") as rag:
         answer = rag.query("Where is the honey?", top_k=1, max_new_tokens=2)
 
         assert ["bees.md"] == [source.path for source in answer.sources]
@@ -152,7 +152,7 @@ def test_refused_before_anything_is_made(
     before = state(docs.parent)
 
     with pytest.raises(UsageError, match=message):
-        GistRAG.from_folder(docs.parent / folder, index=docs.parent / "index", engine=engine, **options)
+        GistRAG.from_folder(docs.parent / folder, index=docs.parent / "index", engine=engine, gists="now", **options)
 
     assert before == state(docs.parent)
     assert not (docs.parent / "index").exists()
@@ -161,11 +161,11 @@ def test_refused_before_anything_is_made(
 def test_index_among_the_documents_is_refused(docs: Path, engine: Engine) -> None:
     """The folder of documents cannot be its own index; a folder inside it can."""
     with pytest.raises(UsageError, match=r"expected another folder for the index than .*docs, found the same"):
-        GistRAG.from_folder(docs, index=docs, engine=engine)
+        GistRAG.from_folder(docs, index=docs, engine=engine, gists="now")
 
     assert set(TEXTS) == {path.name for path in docs.iterdir()}
     for _ in range(2):
-        GistRAG.from_folder(docs, index=docs / "index", engine=engine).close()
+        GistRAG.from_folder(docs, index=docs / "index", engine=engine, gists="now").close()
     assert sorted(TEXTS) == paths(docs / "index")
 
 
@@ -259,7 +259,7 @@ def test_rebuild_makes_everything_again(docs: Path, engine: Engine, settings: di
     report = build(docs, engine, rebuild=True, **settings)
 
     fresh = docs.parent / "fresh"
-    with GistRAG.from_folder(docs, index=fresh, engine=engine, **settings) as rag:
+    with GistRAG.from_folder(docs, index=fresh, engine=engine, gists="now", **settings) as rag:
         assert rag.report is not None
         assert (sorted(TEXTS), rag.report.gists_made) == (report.changed, report.gists_made)
         with GistRAG.open(docs.parent / "index", engine=engine) as again:
@@ -300,7 +300,9 @@ def test_index_of_another_folder_is_refused(docs: Path, engine: Engine, tmp_path
 
     for rebuild in (False, True):
         with pytest.raises(IndexFolderError, match=r"is the index of .*docs, not of .*others; give --index another"):
-            GistRAG.from_folder(tmp_path / "others", index=tmp_path / "index", engine=engine, rebuild=rebuild)
+            GistRAG.from_folder(
+                tmp_path / "others", index=tmp_path / "index", engine=engine, rebuild=rebuild, gists="now"
+            )
 
     assert sorted(TEXTS) == paths(tmp_path / "index")
 
@@ -310,7 +312,7 @@ def test_moved_folder_keeps_its_index(docs: Path, engine: Engine, tmp_path: Path
     build(docs, engine)
     docs.rename(tmp_path / "papers")
 
-    with GistRAG.from_folder(tmp_path / "papers", index=tmp_path / "index", engine=engine) as rag:
+    with GistRAG.from_folder(tmp_path / "papers", index=tmp_path / "index", engine=engine, gists="now") as rag:
         assert rag.report is not None
         assert (2, []) == (rag.report.unchanged, rag.report.removed)
         assert 2 == rag.sync().unchanged
@@ -331,7 +333,7 @@ def test_folder_and_index_can_move_together(docs: Path, engine: Engine, tmp_path
 
 def test_sync_follows_the_folder(docs: Path, engine: Engine) -> None:
     """After sync the same object answers from what is in the folder now."""
-    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine) as rag:
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, gists="now") as rag:
         (docs / "bees.md").unlink()
         (docs / "tea.md").write_text("Tea came by ship.", "utf-8")
 
@@ -349,20 +351,20 @@ def test_an_index_remembers_its_patterns(docs: Path, engine: Engine) -> None:
     (docs / "mills.txt").write_text("More about mills.", "utf-8")
     index = docs.parent / "index"
 
-    with GistRAG.from_folder(docs, index=index, engine=engine, include=["*.md"], exclude=["bees*"]) as rag:
+    with GistRAG.from_folder(docs, index=index, engine=engine, include=["*.md"], exclude=["bees*"], gists="now") as rag:
         assert ["mills.md"] == paths(index)
         assert 1 == rag.sync().unchanged
     with GistRAG.open(index, engine=engine) as rag:
         assert 1 == rag.sync().unchanged
-    with GistRAG.from_folder(docs, index=index, engine=engine, exclude=[]) as rag:
+    with GistRAG.from_folder(docs, index=index, engine=engine, exclude=[], gists="now") as rag:
         assert ["bees.md", "mills.md"] == paths(index)
-    with GistRAG.from_folder(docs, index=index, engine=engine, include=[]) as rag:
+    with GistRAG.from_folder(docs, index=index, engine=engine, include=[], gists="now") as rag:
         assert ["bees.md", "mills.md", "mills.txt"] == paths(index)
 
 
 def test_sync_refuses_an_index_made_again_by_others(docs: Path, engine: Engine, other_model: GistModel) -> None:
     """A sync puts no gist into an index that another model made meanwhile."""
-    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine) as rag:
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, gists="now") as rag:
         build(docs, Engine(other_model, engine.embedder), rebuild=True)
         (docs / "tea.md").write_text("Tea came by ship.", "utf-8")
 
@@ -411,7 +413,7 @@ def test_engine_is_shared(docs: Path, engine: Engine, tmp_path: Path) -> None:
 
     with (
         GistRAG.open(tmp_path / "index", engine=engine) as one,
-        GistRAG.from_folder(tmp_path / "others", index=tmp_path / "second", engine=one.engine) as two,
+        GistRAG.from_folder(tmp_path / "others", index=tmp_path / "second", engine=one.engine, gists="now") as two,
     ):
         answers = [rag.query("tea", top_k=9, max_new_tokens=1) for rag in (one, two)]
 
@@ -420,14 +422,14 @@ def test_engine_is_shared(docs: Path, engine: Engine, tmp_path: Path) -> None:
 
 def test_one_string_is_one_pattern(docs: Path, engine: Engine) -> None:
     """A pattern given as a plain string is not read letter by letter."""
-    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, exclude="bees*"):
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, exclude="bees*", gists="now"):
         assert ["mills.md"] == paths(docs.parent / "index")
 
 
 def test_an_open_index_outlives_a_change_of_folder(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """An index opened by a relative path is still found after the process went elsewhere."""
     monkeypatch.chdir(docs.parent)
-    with GistRAG.from_folder("docs", index="index", engine=engine) as rag:
+    with GistRAG.from_folder("docs", index="index", engine=engine, gists="now") as rag:
         monkeypatch.chdir("/")
 
         assert 0 == rag.query("mills", max_new_tokens=1).usage.text_fallbacks
@@ -436,7 +438,9 @@ def test_an_open_index_outlives_a_change_of_folder(docs: Path, engine: Engine, m
 def test_chunks_that_no_window_holds_are_refused(docs: Path, engine: Engine) -> None:
     """A chunk is read twice side by side, so half the window is the most it may take."""
     with pytest.raises(UsageError, match="chunk_tokens must be at most"):
-        GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, chunk_tokens=engine.model.window)
+        GistRAG.from_folder(
+            docs, index=docs.parent / "index", engine=engine, chunk_tokens=engine.model.window, gists="now"
+        )
 
 
 def test_questions_from_several_threads_get_the_answers_they_get_alone(docs: Path) -> None:
@@ -452,7 +456,7 @@ def test_questions_from_several_threads_get_the_answers_they_get_alone(docs: Pat
         (docs / f"{word}.txt").write_text(f"The {word} is one of eight. " * 6)
     engine = Engine(model, HashEmbedder())
     settings = {"placement": "anchored", "tokens_per_gist": 4, "chunk_tokens": 128}
-    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, **settings) as rag:
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, gists="now", **settings) as rag:
 
         def ask(word: str) -> str:
             return rag.query(word, max_new_tokens=12, mode="hybrid").text
@@ -466,7 +470,7 @@ def test_questions_from_several_threads_get_the_answers_they_get_alone(docs: Pat
 
 def test_llama_index_is_asked_for_by_name(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its package, one line names the command that brings it."""
-    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine) as rag:
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, gists="now") as rag:
         monkeypatch.setitem(sys.modules, "llama_index.retrievers.gistrag", None)
 
         for opened in (rag.as_retriever, rag.as_query_engine):
@@ -502,7 +506,7 @@ def test_an_index_remembers_its_adapter(tmp_path: Path, docs: Path, private_cach
     )
     index = docs.parent / "index"
 
-    with GistRAG.from_folder(docs, index=index, engine=one) as rag:
+    with GistRAG.from_folder(docs, index=index, engine=one, gists="now") as rag:
         stored = rag.store.settings
 
     assert ("matched", 3, str(tmp_path / "adapter 1")) == (stored.placement, stored.tokens_per_gist, stored.adapter)
@@ -538,7 +542,7 @@ def test_an_index_of_texts_keeps_its_settings(tmp_path: Path, engine: Engine) ->
 
 def test_chunks_and_documents_are_listed(docs: Path, tmp_path: Path, engine: Engine) -> None:
     """Chunks come by document, by number, or all in the order of their documents."""
-    with GistRAG.from_folder(docs, index=tmp_path / "index", engine=engine) as rag:
+    with GistRAG.from_folder(docs, index=tmp_path / "index", engine=engine, gists="now") as rag:
         paths = [row.path for row in rag.documents()]
         every = rag.chunks()
         first = rag.chunks(document=paths[0])
@@ -551,7 +555,7 @@ def test_chunks_and_documents_are_listed(docs: Path, tmp_path: Path, engine: Eng
 
 def test_an_index_built_with_a_floor_of_quality_opens(docs: Path, tmp_path: Path, engine: Engine) -> None:
     """Version 0.1 put `min_quality` into the fingerprint of an index; its gists still answer."""
-    with GistRAG.from_folder(docs, index=tmp_path / "index", engine=engine) as rag:
+    with GistRAG.from_folder(docs, index=tmp_path / "index", engine=engine, gists="now") as rag:
         settings, source = rag.store.settings, rag.store.config.source
         documents = rag.documents()
     with Store.build(tmp_path / "index") as store:

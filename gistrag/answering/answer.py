@@ -109,7 +109,8 @@ class Usage:
     Attributes:
         gist_slots: cache slots of the gists; source_tokens: tokens of text they stand for.
         text_tokens: tokens of passages read as text; question_tokens, answer_tokens: of the two in the prompt.
-        bytes_read: of gist files; text_fallbacks: chunks read as text because their gist is damaged or missing.
+        bytes_read: of gist files; text_fallbacks: chunks read as text because their gist is damaged or missing;
+            text_pending: because it is still to be made.
         gists_made: texts from outside the index that were compressed for this answer.
         dropped_chunks: lowest-ranked chunks left out because the context window or the memory is full.
         missing_chunks: how many fewer chunks were found than asked for; layout: of the gists.
@@ -122,6 +123,7 @@ class Usage:
     answer_tokens: int = 0
     bytes_read: int = 0
     text_fallbacks: int = 0
+    text_pending: int = 0
     gists_made: int = 0
     dropped_chunks: int = 0
     missing_chunks: int = 0

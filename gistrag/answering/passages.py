@@ -53,22 +53,25 @@ def select(hits: Sequence[Hit], store: Store, runtime: AnyRuntime, options: Opti
     passages = []
     for rank, hit in enumerate(hits):
         wants_text = options.mode == "text" or (options.mode == "hybrid" and rank == 0)
-        gists = None if wants_text else load_gists(hit.chunk, store)
-        usage.text_fallbacks += gists is None and not wants_text and hit.chunk.gist_key is not None
+        gists = None if wants_text else load_gists(hit.chunk, store, usage)
         content: Content = gists or runtime.encode_passage(hit.chunk.text, hit.chunk.heading)
         passages.append(Passage(source_of(hit, as_text=gists is None), content, hit.chunk))
     usage.bytes_read = store.gists.bytes_read - bytes_before
     return passages
 
 
-def load_gists(chunk: StoredChunk, store: Store) -> PackedGists | None:
-    """Return the gists of a chunk, None where it has none; a damaged or missing file is logged."""
+def load_gists(chunk: StoredChunk, store: Store, usage: Usage) -> PackedGists | None:
+    """Return the gists of a chunk, None where it has none, which is counted; a damaged or missing file is logged."""
     if chunk.gist_key is None:
         return None
     try:
         return store.gists.load(chunk.gist_key)
     except (CorruptGistError, GistNotFoundError) as error:
-        logger.warning("answered from text: %s", error)
+        if store.gists.is_pending(chunk.gist_key):
+            usage.text_pending += 1
+        else:
+            usage.text_fallbacks += 1
+            logger.warning("answered from text: %s", error)
         return None
 
 

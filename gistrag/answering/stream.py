@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from gistrag.answering.answer import Answer, Options, Timings, Usage
@@ -30,19 +31,28 @@ class Stream(Iterator[str]):
 
     Args:
         find: finds the passages; nothing: the answer where it finds none.
+        during: what is entered while the answer is in the making.
 
     Raises:
         UsageError: an empty question, or one that is not a text.
     """
 
     def __init__(
-        self, runtime: AnyRuntime, question: str, options: Options, *, find: Find, nothing: Callable[[], str]
+        self,
+        runtime: AnyRuntime,
+        question: str,
+        options: Options,
+        *,
+        find: Find,
+        nothing: Callable[[], str],
+        during: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if not isinstance(question, str):
             raise UsageError(f"expected a question in words, got {type(question).__name__}")
         if not question.strip():
             raise UsageError("the question is empty; ask something")
         self._runtime, self._options, self._find, self._nothing = runtime, options, find, nothing
+        self._during = during
         self._question = question.encode("utf-8", "replace").decode()  # a terminal may pass half a character
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
@@ -83,9 +93,10 @@ class Stream(Iterator[str]):
 
     def _run(self) -> Generator[str]:
         started_s = time.perf_counter()
-        for piece in self._answer():
-            self._clock(started_s)
-            yield piece
+        with self._during():
+            for piece in self._answer():
+                self._clock(started_s)
+                yield piece
         self._clock(started_s)  # an answer may be empty
 
     def _clock(self, started_s: float) -> None:

@@ -23,6 +23,7 @@ EXAMPLES = (
     "gistrag build docs/",
     "gistrag build notes/ --index notes-index/ --include '*.md' --exclude drafts/",
     "gistrag build docs/ --tokens-per-gist 4 --rebuild",
+    "gistrag build docs/ --no-gists",
     "gistrag build docs/ --strict --quiet || mail -s 'build failed' me",
 )
 
@@ -67,6 +68,10 @@ def build(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check the hash of every gist file first, and retry skipped files.")
     ] = False,
+    no_gists: Annotated[
+        bool,
+        typer.Option("--no-gists", help="Stop when all documents are searchable; answers come from text meanwhile."),
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if a file was skipped.")] = False,
     device: Device = None,
     as_json: Json = False,
@@ -75,7 +80,9 @@ def build(
 ) -> int:
     """Build the index of a folder, or bring it up to date.
 
-    The defaults are those of a new index; an existing one keeps its settings. The last line on standard output is JSON.
+    The index answers as soon as its documents are searchable, from text until the gists of a chunk are made; ask it in
+    another terminal. The defaults are those of a new index; an existing one keeps its settings. The last line on
+    standard output is JSON.
     """
     from gistrag.rag import GistRAG
 
@@ -87,6 +94,7 @@ def build(
             exclude=exclude,
             rebuild=rebuild,
             verify=verify,
+            gists="none" if no_gists else "now",
             device=device,
             progress=progress,
             model=model,
@@ -128,6 +136,7 @@ def summary(rag: GistRAG) -> dict[str, Any]:
         "new_gist_bytes": report.gist_bytes,
         "gists_made": report.gists_made,
         "gists_found": report.gists_found,
+        "gists_pending": report.gists_pending,
         "without_gist": report.without_gist,
         "seconds": round(report.seconds, 3),
         "tokens_per_s": round(report.tokens / report.seconds, 1) if report.seconds else 0.0,
@@ -136,18 +145,22 @@ def summary(rag: GistRAG) -> dict[str, Any]:
 
 def _lines(done: dict[str, Any]) -> list[str]:
     counts = ", ".join(f"{done[what]:,} {what}" for what in ("added", "changed", "renamed", "removed", "unchanged"))
-    work = f"{done['new_chunks']:,} chunks, {done['new_tokens']:,} tokens in {done['seconds']:.1f} s"
     lines = [f"documents: {counts}, {len(done['skipped']):,} skipped"]
     lines += [f"  skipped {row['path']}: {row['reason']}" for row in done["skipped"][:REASONS_SHOWN]]
     if len(done["skipped"]) > REASONS_SHOWN:
         lines.append("  … gistrag inspect lists them all")
-    if done["new_chunks"]:
-        lines.append(f"compressed: {work} ({done['tokens_per_s']:,.0f} tokens/s), {_gists(done)}")
+    if done["new_chunks"] or done["gists_made"] or done["gists_found"]:
+        lines.append(_work(done))
+    if done["gists_pending"]:
+        lines.append(f"pending: {done['gists_pending']:,} gists; until they are made, their chunks are read as text")
     totals = f"{done['documents']:,} documents, {done['chunks']:,} chunks, {done['tokens']:,} tokens"
     return [*lines, f"{done['index']}: {totals}, {megabytes(done['gist_bytes'])} of gists"]
 
 
-def _gists(done: dict[str, Any]) -> str:
+def _work(done: dict[str, Any]) -> str:
+    """Return what was computed in one line."""
     made = f"{done['gists_made']:,} gists made ({megabytes(done['new_gist_bytes'])})"
     found = f", {done['gists_found']:,} found" if done["gists_found"] else ""
-    return made + found + (f", {done['without_gist']:,} chunks stay text" if done["without_gist"] else "")
+    text = f", {done['without_gist']:,} chunks stay text" if done["without_gist"] else ""
+    work = f"{done['new_chunks']:,} chunks, {done['new_tokens']:,} tokens in {done['seconds']:.1f} s"
+    return f"compressed: {work} ({done['tokens_per_s']:,.0f} tokens/s), {made}{found}{text}"

@@ -16,6 +16,7 @@ from gistrag.cli.options import (
     Index,
     Json,
     MaxNewTokens,
+    NoGists,
     Quiet,
     RerankerName,
     RuntimeOption,
@@ -27,6 +28,7 @@ from gistrag.errors import GistRAGError, UsageError
 
 if TYPE_CHECKING:
     from gistrag.answering.answer import Answer, Options
+    from gistrag.index.gist_worker import When
     from gistrag.rag import GistRAG
 
 HELP = """\
@@ -53,6 +55,7 @@ def chat(
     scope: Scope = None,
     max_new_tokens: MaxNewTokens = 256,
     reranker: RerankerName = None,
+    no_gists: NoGists = False,
     device: Device = None,
     runtime: RuntimeOption = "auto",
     as_json: Json = False,
@@ -62,18 +65,19 @@ def chat(
     """Answer questions at a prompt, with the models loaded once.
 
     Questions come from the terminal, or from standard input, one per line. Each stands alone: the chat does not
-    remember earlier questions. Type /help for the commands of the prompt.
+    remember earlier questions. Type /help for the commands of the prompt. Gists that are missing are made meanwhile.
     """
     with loading():
         from gistrag.answering.answer import Options
         from gistrag.rag import GistRAG
 
-        rag = GistRAG.open(index, device=device, runtime=runtime, reranker=reranker)
+        gists: When = "none" if no_gists else "background"
+        rag = GistRAG.open(index, gists=gists, device=device, runtime=runtime, reranker=reranker)
     with rag:
         options = Options(top_k=top_k, mode=mode, scope=scope, max_new_tokens=max_new_tokens)
         session = Session(rag, options, as_json=as_json)
         if sys.stdin.isatty():
-            say(f"{rag!r}; /help lists the commands, Ctrl-D ends")
+            say(f"{rag!r}{_gists(rag)}; /help lists the commands, Ctrl-D ends")
         for line in lines():
             if line == "/quit":
                 break
@@ -167,6 +171,12 @@ def lines() -> Iterator[str]:
             continue
         if line:
             yield line
+
+
+def _gists(rag: GistRAG) -> str:
+    """Return how far the gists are that are being made, nothing where none is missing."""
+    progress = rag.progress
+    return f", gists {progress.done:,} of {progress.chunks:,} chunks" if progress.done < progress.chunks else ""
 
 
 def _whole_number(value: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,11 +112,21 @@ def _facts(held: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "documents", f"{held['documents']:,}" + (f" ({kinds})" if kinds else "") + f", {held['skipped']:,} skipped"
     yield "chunks", f"{held['chunks']:,} with {held['tokens']:,} tokens"
     size = f"{megabytes(held['gist_bytes'])}, {held['bytes_per_source_token']:,.0f} bytes per source token"
-    yield "gists", f"{held['gists']:,} in {held['gist_files']:,} files, {size}"
+    pending = f"; {made_of(held)}" if held["pending_chunks"] else ""
+    yield "gists", f"{held['gists']:,} in {held['gist_files']:,} files, {size}{pending}"
     yield "on disk", megabytes(held["index_bytes"])
     yield "settings", ", ".join(f"{name} {value}" for name, value in held["settings"].items() if value is not None)
     yield "gists by", ", ".join(f"{name} {value[:16]}" for name, value in held["gist_fingerprint"].items())
     yield "vectors by", ", ".join(f"{name} {value[:16]}" for name, value in held["embedder_fingerprint"].items())
+
+
+def made_of(held: Mapping[str, Any]) -> str:
+    """Return how many chunks have their gists.
+
+    >>> made_of({"gist_chunks": 264, "pending_chunks": 144})
+    '120 of 264 chunks'
+    """
+    return f"{held['gist_chunks'] - held['pending_chunks']:,} of {held['gist_chunks']:,} chunks"
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -164,7 +174,8 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
             f"no chunk {chunk_id} in {store.folder}; gistrag inspect --document PATH lists the chunks of a document"
         )
     chunk = chunks[0]
-    cache = store.gists.load(chunk.gist_key) if chunk.gist_key else None
+    is_pending = chunk.gist_key is not None and store.gists.is_pending(chunk.gist_key)
+    cache = store.gists.load(chunk.gist_key) if chunk.gist_key and not is_pending else None
     pieces = _kept_pieces(store, chunk, cache) if cache else []
     gist = gist_facts(store, chunk, cache) if cache else None
     if as_json:
@@ -172,8 +183,9 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
         return
     print(f"chunk {chunk.id} of {chunk.path}, {_place(chunk)}".rstrip(", "))
     print(f"characters {chunk.start} to {chunk.end}, {chunk.tokens:,} tokens\n")
+    told = "gists still to be made: read as text" if is_pending else "no gist: read as text"
     _print_pieces(pieces, cache.gists) if pieces and cache else print(chunk.text.strip())
-    print("\n" + ("\n".join(f"{name:<15}{value}" for name, value in gist.items()) if gist else "no gist: read as text"))
+    print("\n" + ("\n".join(f"{name:<15}{value}" for name, value in gist.items()) if gist else told))
 
 
 def gist_facts(store: Store, chunk: StoredChunk, cache: PackedGists) -> dict[str, Any]:

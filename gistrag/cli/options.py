@@ -38,6 +38,9 @@ RuntimeOption = Annotated[
         "--runtime", help="What runs the model: cpu has 8-bit weights and needs no torch; auto takes it without a GPU."
     ),
 ]
+NoGists = Annotated[
+    bool, typer.Option("--no-gists", help="Do not make missing gists in the background while questions are answered.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Quiet = Annotated[bool, typer.Option("--quiet", callback=_silence, help="Print results and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_explain_all, help="Show the traceback of an error.")]

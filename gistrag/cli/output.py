@@ -126,6 +126,8 @@ def cost_line(answer: Answer) -> str:
         parts.append(f"{usage.dropped_chunks} chunks left out, the context window is full")
     if usage.missing_chunks and answer.sources:
         parts.append(f"the index has only {len(answer.sources)} such chunks")
+    if usage.text_pending:
+        parts.append(f"{usage.text_pending} gists still to be made")
     if usage.text_fallbacks:
         parts.append(f"{usage.text_fallbacks} gists damaged or missing; run gistrag verify")
     return "; ".join(parts)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gistrag.cli.exit_codes import INTERRUPTED
-from gistrag.cli.options import INDEX, Debug, Device, Quiet, RerankerName, RuntimeOption
+from gistrag.cli.options import INDEX, Debug, Device, NoGists, Quiet, RerankerName, RuntimeOption
 from gistrag.cli.output import loading, say
 from gistrag.errors import UsageError
 
 if TYPE_CHECKING:
     import uvicorn
 
+    from gistrag.index.gist_worker import When
     from gistrag.server.auth import Access
 
 KEY = "GISTRAG_API_KEY"
@@ -59,6 +60,7 @@ def serve(
     metrics: Annotated[bool, typer.Option("--metrics", help="Serve Prometheus metrics at /metrics.")] = False,
     log_questions: Annotated[bool, typer.Option("--log-questions", help="Write questions to the log.")] = False,
     reranker: RerankerName = None,
+    no_gists: NoGists = False,
     device: Device = None,
     runtime: RuntimeOption = "auto",
     quiet: Quiet = False,
@@ -79,7 +81,9 @@ def serve(
             folders = registry.named(index or [str(INDEX)])
             access = access_for(host, folders, names=allow_host or (), key_file=key_file)
             listening = stack.enter_context(http.listen(host, port))
-            rags = stack.enter_context(registry.opened(folders, device=device, runtime=runtime, reranker=reranker))
+            gists: When = "none" if no_gists else "background"
+            opened = registry.opened(folders, gists=gists, device=device, runtime=runtime, reranker=reranker)
+            rags = stack.enter_context(opened)
         config = app.ServerConfig(together=together, footnotes=footnotes, log_questions=log_questions, metrics=metrics)
         say(f"serving {', '.join(rags)} at {http.address(listening)}; Ctrl-C stops")
         until_stopped(http.server(app.application(rags, access=access, config=config)), listening)

@@ -4,48 +4,39 @@
 
     files ─ find ─┬─ same content           nothing
                   ├─ same content, new path  rename
-                  ├─ new or changed          load → chunk → compress + embed → commit
+                  ├─ new or changed          load → chunk → embed → commit      and later: compress → commit
                   └─ gone                    remove
 
-Chunks are computed in batches across documents. A batch's gists are on the disk before its rows are committed, so a
-build that is killed loses at most one batch, and the next build reuses even the gists of that one.
+A build has two stages. `Builder.sync` brings documents, chunks and vectors into the index, one document at a time;
+from its first commit on the index answers, from text where a gist is missing. `gistrag.index.gist_maker` then makes the
+gists, at once or in the background. A build that is killed loses at most one batch of either stage, and the next one
+goes on.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
 
-from gistrag.compression.making import gist_count, is_compressible
+from gistrag.compression.making import is_compressible
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
-from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError, UnreadableError
+from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
 from gistrag.index import manifest
 from gistrag.index.embedder import Embedder
 from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
 from gistrag.index.schema import DocumentRow, GistRow
 from gistrag.index.store import IndexedChunk, Store, damaged_documents
-from gistrag.kv.packed import stored_bytes
-from gistrag.progress import NoProgress, Progress, megabytes
-from gistrag.storage import files
-
-if TYPE_CHECKING:
-    from gistrag.kv.cache import GistCache
-    from gistrag.model.gist_model import GistModel
-
-logger = logging.getLogger("gistrag")
-_Item = TypeVar("_Item")
+from gistrag.model.runtime import AnyRuntime
+from gistrag.progress import NoProgress, Progress, ReadingProgress
 
 BATCH_CHUNKS = 64
-BATCH_TOKENS = 6144
-"""A batch ends at whichever comes first; on two CPU cores either is some ten seconds of work."""
+"""Chunks that are embedded and committed at a time."""
 
 
 @dataclass(kw_only=True)
@@ -61,6 +52,7 @@ class SyncReport:
         tokens: source tokens compressed now.
         gists_made: gist files written now.
         gists_found: gist files reused from an earlier build or an equal chunk.
+        gists_pending: how many are still to be made.
         without_gist: chunks that are read as text, because they are too short or their gists are not finite.
         gist_bytes: bytes of keys and values written now.
         seconds: how long the build took.
@@ -76,6 +68,7 @@ class SyncReport:
     tokens: int = 0
     gists_made: int = 0
     gists_found: int = 0
+    gists_pending: int = 0
     without_gist: int = 0
     gist_bytes: int = 0
     seconds: float = 0.0
@@ -83,13 +76,11 @@ class SyncReport:
 
 @dataclass(frozen=True)
 class _Work:
-    """One chunk to index: its token ids as they stand in a prompt, and the key of its gist, None for no gist."""
+    """One chunk to index, and whether its document ends with it."""
 
     document: Document
     chunk: Chunk
     is_last: bool
-    ids: array[int]  # 4 bytes a token: those of all chunks are held at once
-    key: str | None
 
 
 class Builder:
@@ -97,7 +88,7 @@ class Builder:
 
     Args:
         store: open for writing and configured.
-        model: makes the gists.
+        runtime: cuts the text into the tokens that gists are made of.
         embedder: makes the vectors.
         progress: receives what is planned and done.
         verify: hash every gist file before it is trusted, and try again what was skipped before.
@@ -110,13 +101,13 @@ class Builder:
         self,
         store: Store,
         *,
-        model: GistModel,
+        runtime: AnyRuntime,
         embedder: Embedder,
         progress: Progress | None = None,
         verify: bool = False,
     ) -> None:
         self.report = SyncReport()
-        self._store, self._model, self._embedder = store, model, embedder
+        self._store, self._runtime, self._embedder = store, runtime, embedder
         self._progress = progress or NoProgress()
         self._verify = verify
         self._settings = store.settings
@@ -124,7 +115,7 @@ class Builder:
     def sync(
         self, folder: str | Path, *, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
     ) -> SyncReport:
-        """Sync the index with *folder* and return what was done.
+        """Bring the documents of *folder* into the index, and return what was done; gists are left pending.
 
         Args:
             folder: of documents.
@@ -133,7 +124,7 @@ class Builder:
 
         Raises:
             UsageError: no such folder.
-            ResourceError: the disk is too small for the gists; no gist was computed.
+            ResourceError: the disk is full.
         """
         started_s = time.monotonic()
         given = {"include": include, "exclude": exclude}
@@ -143,12 +134,11 @@ class Builder:
         found, skipped = find(folder, **patterns, known=stamps)
         self._store.set_patterns(**patterns)
         pending = self._apply_unread(known, found, skipped)
-        documents, unread = self._read(folder, pending, known)
-        works = list(self._work(documents))
-        self._plan(works)
-        self._index(works)
-        self.report.skipped = sorted([*skipped, *unread], key=lambda row: row.path)
+        self.report.skipped.extend(skipped)
+        self._index(folder, pending, known)
+        self.report.skipped.sort(key=lambda row: row.path)
         self._finish()
+        self.report.gists_pending = len(self._store.gists.pending())
         self.report.seconds = time.monotonic() - started_s
         return self.report
 
@@ -223,86 +213,64 @@ class Builder:
             return False
         return True
 
-    def _read(
+    def _index(self, folder: str | Path, pending: Sequence[FoundFile], known: Mapping[str, DocumentRow]) -> None:
+        """Embed and commit, batch by batch; a document is put when its last chunk is embedded."""
+        finished: list[IndexedChunk] = []
+        done = 0
+        self._show_read(0, len(pending))
+        for batch in _batches(self._work(folder, pending, known)):
+            vectors = self._embedder.embed_documents([work.chunk.search_text for work in batch])
+            for work, parts in zip(batch, vectors, strict=True):
+                finished.append(IndexedChunk(chunk=work.chunk, gist_key=self._key(work.chunk), vectors=parts))
+                if work.is_last:
+                    self._store.replace_document(work.document, finished)
+                    finished = []
+                    done += 1
+            self._store.commit()
+            self.report.chunks += len(batch)
+            self._show_read(done, len(pending))
+
+    def _show_read(self, documents: int, of: int) -> None:
+        if of and isinstance(self._progress, ReadingProgress):
+            self._progress.read(documents=documents, of=of)
+
+    def _work(
         self, folder: str | Path, pending: Sequence[FoundFile], known: Mapping[str, DocumentRow]
-    ) -> tuple[list[tuple[Document, list[Chunk]]], list[Skipped]]:
-        """Return the documents that can be read, with their chunks, and the files that cannot."""
+    ) -> Iterator[_Work]:
+        """Yield the chunks of each document that can be read, one document after the other, and note those that cannot.
+
+        A document is read when the chunks of the one before were taken, so that only a batch is ever held.
+        """
         reasons = {(row.path, row.sha256): row.reason for row in self._store.skipped()}
-        chunker = Chunker(self._model.text_tokenizer, chunk_tokens=self._settings.chunk_tokens)
-        documents, unread = [], []
+        chunker = Chunker(self._runtime.text_tokenizer, chunk_tokens=self._settings.chunk_tokens)
         for file in pending:
             try:
                 if (file.path, file.sha256) in reasons and not self._verify:  # the same bytes failed before
                     raise DocumentError(reasons[file.path, file.sha256])
                 document = load(folder, file)
-                documents.append((document, chunker.split(document)))
-                (self.report.changed if file.path in known else self.report.added).append(file.path)
+                chunks = chunker.split(document)
             except UnreadableError as error:  # the next build looks at it again
-                unread.append(Skipped(path=file.path, sha256="", reason=str(error)))
+                self.report.skipped.append(Skipped(path=file.path, sha256="", reason=str(error)))
                 self._store.mark_stale(file.path)
             except DocumentError as error:
-                unread.append(Skipped(path=file.path, sha256=file.sha256, reason=str(error)))
+                self.report.skipped.append(Skipped(path=file.path, sha256=file.sha256, reason=str(error)))
                 self._store.remove_document(file.path)
-        return documents, unread
+            else:
+                (self.report.changed if file.path in known else self.report.added).append(file.path)
+                yield from (_Work(document, chunk, chunk is chunks[-1]) for chunk in chunks)
 
-    def _work(self, documents: Sequence[tuple[Document, list[Chunk]]]) -> Iterator[_Work]:
-        for document, chunks in documents:
-            for chunk in chunks:
-                ids = array("i", self._model.encode_passage(chunk.text, chunk.heading))
-                has_gists = is_compressible(self._model, ids, self._settings.gists)
-                key = self._store.gists.key(ids) if has_gists else None
-                yield _Work(document, chunk, chunk is chunks[-1], ids, key)
-
-    def _plan(self, works: Sequence[_Work]) -> None:
-        """Report what is ahead.
-
-        Raises:
-            ResourceError: the disk cannot hold it.
-        """
-        lengths = {work.key: len(work.ids) for work in works if work.key}
-        missing = [length for key, length in lengths.items() if not files.exists(self._store.gists.path(key))]
-        counts = [gist_count(length, self._settings.tokens_per_gist) for length in missing]
-        needed, free = sum(map(self._stored_bytes, counts)), files.free_bytes(self._store.folder)
-        self._progress.plan(chunks=len(works), tokens=sum(len(work.ids) for work in works), gist_bytes=needed)
-        if needed > free:
-            raise ResourceError(
-                f"the gists need {needed:,} bytes ({megabytes(needed)}), {self._store.folder} has {free:,} "
-                f"({megabytes(free)}) free; free some, put --index on another disk, raise --tokens-per-gist, or keep "
-                "them in fewer bits (--kv-cache-dtype)"
-            )
-
-    def _stored_bytes(self, gists: int) -> int:
-        """Return the bytes that keys and values of so many gist tokens take in a file."""
-        model = self._model
-        shape = (model.layers, 2, model.kv_heads, gists, model.head_dim)
-        return stored_bytes(shape, self._settings.kv_cache_dtype, itemsize=model.dtype.itemsize)
-
-    def _index(self, works: Sequence[_Work]) -> None:
-        """Compress, embed and commit, batch by batch; a document is put when its last chunk is done."""
-        finished: list[IndexedChunk] = []
-        for batch in _batches(works, lengths=[len(work.ids) for work in works]):
-            usable = self._compress(batch)
-            vectors = self._embedder.embed_documents([work.chunk.search_text for work in batch])
-            for work, parts in zip(batch, vectors, strict=True):
-                key = work.key if work.key in usable else None
-                finished.append(IndexedChunk(chunk=work.chunk, gist_key=key, vectors=parts))
-                if work.is_last:
-                    self._store.replace_document(work.document, finished)
-                    finished = []
-            self._store.commit()
-            self.report.chunks += len(batch)
-            self._progress.advance(chunks=len(batch), tokens=sum(len(work.ids) for work in batch))
-
-    def _compress(self, batch: Sequence[_Work]) -> set[str]:
-        """Make the gists of a batch that are not there yet and return the keys of all that are usable."""
-        wanted = {work.key: work.ids for work in batch if work.key}
-        usable, made = _make_gists(self._store, self._model, wanted)
-        self.report.gists_found += len(usable) - len(made)
-        self.report.gists_made += len(made)
-        self.report.gist_bytes += sum(self._stored_bytes(cache.gists) for cache in made)
-        self.report.tokens += sum(cache.source_tokens for cache in made)
-        self.report.without_gist += sum(work.key not in usable for work in batch)
-        return usable
+    def _key(self, chunk: Chunk) -> str | None:
+        """Return the key of a chunk's gist, found on the disk or still to be made; None where text is cheaper."""
+        ids = self._runtime.encode_passage(chunk.text, chunk.heading)
+        if not is_compressible(self._runtime, ids, self._settings.gists):
+            self.report.without_gist += 1
+            return None
+        key, gists = self._store.gists.key(ids), self._store.gists
+        if gists.reuse(key):
+            self.report.gists_found += 1
+        else:
+            gists.expect(key, source_tokens=len(ids))
+        return key
 
     def _finish(self) -> None:
         """Commit what is left, write the vector file, and remove what nothing refers to."""
@@ -312,44 +280,6 @@ class Builder:
         write_vector_file(self._store)
         remove_unused(self._store)
         manifest.write(self._store)
-
-
-def compress_texts(store: Store, model: GistModel, texts: Sequence[str]) -> int:
-    """Put the gists of texts that an open index does not hold yet, and return how many were made; commits by batch."""
-    passages = [model.encode_passage(text) for text in texts]
-    usable = [ids for ids in passages if is_compressible(model, ids, store.settings.gists)]
-    count = 0
-    for batch in _batches(usable, lengths=[len(ids) for ids in usable]):
-        _, made = _make_gists(store, model, {store.gists.key(ids): ids for ids in batch})
-        store.commit()
-        count += len(made)
-    return count
-
-
-def _make_gists(
-    store: Store, model: GistModel, wanted: Mapping[str, Sequence[int]]
-) -> tuple[set[str], list[GistCache]]:
-    """Put the gists that are not there yet, and return the keys of all that are usable and the caches made now.
-
-    Args:
-        wanted: token ids by the key of their gist.
-    """
-    from gistrag.compression.compress import compress  # torch, which a process that only answers does without
-
-    found = {key for key in wanted if store.gists.reuse(key)}
-    missing = {key: ids for key, ids in wanted.items() if key not in found}
-    caches = compress(model, list(missing.values()), store.settings.gists)
-    made = {key: cache for key, cache in zip(missing, caches, strict=True) if _is_finite(cache)}
-    store.gists.put(made)
-    return found | made.keys(), list(made.values())
-
-
-def _is_finite(cache: GistCache) -> bool:
-    """Return whether all numbers of a gist are finite, and warn where they are not."""
-    if cache.is_finite:
-        return True
-    logger.warning("a gist is not finite; its chunk is read as text")
-    return False
 
 
 def _patterns(given: Sequence[str]) -> list[str]:
@@ -362,15 +292,7 @@ def _with_folders(path: str) -> list[str]:
     return [path, *map(str, PurePosixPath(path).parents)]
 
 
-def _batches(items: Sequence[_Item], *, lengths: Sequence[int]) -> Iterator[list[_Item]]:
-    """Yield items in order, in batches of at most `BATCH_CHUNKS` and about `BATCH_TOKENS`."""
-    batch: list[_Item] = []
-    tokens = 0
-    for item, length in zip(items, lengths, strict=True):
-        batch.append(item)
-        tokens += length
-        if len(batch) == BATCH_CHUNKS or tokens >= BATCH_TOKENS:
-            yield batch
-            batch, tokens = [], 0
-    if batch:
+def _batches(works: Iterator[_Work]) -> Iterator[list[_Work]]:
+    """Yield works in order, in batches of `BATCH_CHUNKS`."""
+    while batch := list(islice(works, BATCH_CHUNKS)):
         yield batch

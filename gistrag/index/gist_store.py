@@ -1,7 +1,8 @@
 """The gist files of an index: one immutable file for the gist cache of each chunk, and a row that records its hash.
 
-A file reaches the disk before the row that names it is committed, and a row goes before its file does. Its name is
-known before it is computed, so a build that was killed finds it again. What is loaded is hashed and compared with its
+A file reaches the disk before the row that records it is committed, and a row goes before its file does. Its name is
+known before it is computed, so a chunk can name a gist that is still to be made, and a build that was killed finds it
+again. What is loaded is hashed and compared with its
 row: a gist that differs in one bit, or was made by another model, raises and never reaches a model.
 
 The form of a file is in `gistrag.kv.gist_file`.
@@ -150,11 +151,33 @@ class GistStore:
             raise self._database.damaged(f"a gist of the name {strange[0]!r}")
         return rows
 
+    def all_keys(self) -> set[str]:
+        """Return the names of all gists, made or still to be made."""
+        return {row[0] for row in self._database.execute("SELECT key FROM gists")}
+
+    def is_pending(self, key: str) -> bool:
+        """Return whether a gist is still to be made."""
+        return bool(self._database.execute(schema.IS_PENDING, (key,)))
+
+    def pending(self) -> dict[str, int]:
+        """Return the source tokens of each gist that is still to be made, by its key."""
+        return dict(self._database.execute(schema.PENDING, {"gists_by": self.config.gists_by}))
+
+    def chunks(self) -> tuple[int, int]:
+        """Return how many chunks are to be read as gists, and of how many of them the gists are still to be made."""
+        every, pending = self._database.execute(schema.GIST_CHUNKS, {"gists_by": self.config.gists_by})[0]
+        return every, pending
+
     def unrecorded(self) -> set[str]:
         """Return the keys that chunks name and no gist row does; none in a sound index."""
         return {row[0] for row in self._database.execute(schema.UNRECORDED)}
 
     # Writing
+
+    def expect(self, key: str, *, source_tokens: int) -> None:
+        """Record that a gist is still to be made of so many tokens; chunks may name it from now on."""
+        with self._database.writing():
+            self._database.execute(schema.EXPECT_GIST, (key, source_tokens))
 
     def put(self, caches: Mapping[str, GistCache]) -> None:
         """Write gists by their keys; they are on the disk when this returns, and others find them after a commit.
@@ -181,7 +204,7 @@ class GistStore:
         """Return whether a sound gist is there already, put before a kill or by another chunk of equal text."""
         path = self.path(key)
         with suppress(GistNotFoundError, CorruptGistError):
-            if self._database.execute("SELECT 1 FROM gists WHERE key = ?", (key,)):
+            if self._database.execute(schema.GIST, (key,)):
                 self.load(key)
             else:
                 data, _ = gist_file.read(path)

@@ -129,7 +129,7 @@ def unreferenced(store: Store) -> list[Path]:
 
     Only names that a build gives count; whatever else somebody keeps in the folder stays.
     """
-    kept = {store.gists.path(row.key) for row in store.gists.rows()}
+    kept = {store.gists.path(key) for key in store.gists.all_keys()}
     if record := store.vectors.file():
         kept.add(store.vectors.path(record))
     with files.explained("look at", store.folder):

@@ -2,6 +2,8 @@
 
 Every statement is a constant and every value is bound; nothing is ever pasted into SQL. `gistrag.index.database`, which
 alone knows SQLite, runs the statements.
+
+A row of ``gists`` whose size is 0 stands for a gist that is still to be made; its chunks are read as text until then.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ CHUNKS = """
         c.gist_key, c.sha256
     FROM chunks c JOIN documents d ON d.id = c.document_id"""
 CHUNKS_BY_ID = CHUNKS + " WHERE c.id IN (SELECT value FROM json_each(?))"
+CHUNKS_BY_GIST = CHUNKS + " WHERE c.gist_key = ?"
 CHUNKS_BY_PATH = CHUNKS + " WHERE d.path = ? ORDER BY c.ordinal"
 PRESENT = "SELECT id FROM chunks WHERE id IN (SELECT value FROM json_each(?))"
 SELECT = """
@@ -73,12 +76,31 @@ VECTORS = """
     SELECT v.id, v.chunk_id, v.vector FROM vectors v
     JOIN chunks c ON c.id = v.chunk_id JOIN documents d ON d.id = c.document_id
     WHERE v.id > :after AND d.vectors_by = :vectors_by ORDER BY v.id"""
-GISTS = "SELECT key, sha256, size, gists, source_tokens FROM gists ORDER BY key"
-GIST_TOTALS = "SELECT count(*), coalesce(sum(gists), 0), coalesce(sum(size), 0) FROM gists"
-GIST = "SELECT key, sha256, size, gists, source_tokens FROM gists WHERE key = ?"
+GISTS = "SELECT key, sha256, size, gists, source_tokens FROM gists WHERE size > 0 ORDER BY key"
+GIST_TOTALS = "SELECT count(*), coalesce(sum(gists), 0), coalesce(sum(size), 0) FROM gists WHERE size > 0"
+GIST = "SELECT key, sha256, size, gists, source_tokens FROM gists WHERE key = ? AND size > 0"
+IS_PENDING = "SELECT 1 FROM gists WHERE key = ? AND size = 0"
+PENDING = """
+    SELECT DISTINCT g.key, g.source_tokens FROM gists g
+    JOIN chunks c ON c.gist_key = g.key JOIN documents d ON d.id = c.document_id
+    WHERE g.size = 0 AND d.gists_by = :gists_by"""
+PENDING_CHUNKS = (
+    CHUNKS
+    + """ JOIN gists g ON g.key = c.gist_key
+    WHERE g.size = 0 AND d.gists_by = :gists_by
+        AND (:ids IS NULL OR c.id IN (SELECT value FROM json_each(:ids)))
+    ORDER BY d.path, c.ordinal LIMIT :most"""
+)
+GIST_CHUNKS = """
+    SELECT count(*), coalesce(sum(g.size = 0), 0) FROM gists g
+    JOIN chunks c ON c.gist_key = g.key JOIN documents d ON d.id = c.document_id WHERE d.gists_by = :gists_by"""
 UNRECORDED = "SELECT gist_key FROM chunks WHERE gist_key NOT IN (SELECT key FROM gists)"
 DROP_UNUSED_GISTS = "DELETE FROM gists WHERE key NOT IN (SELECT gist_key FROM chunks WHERE gist_key IS NOT NULL)"
 MARK_SEEN = "UPDATE documents SET size = ?, mtime_ns = ?, stale = 0 WHERE path = ?"
+EXPECT_GIST = """
+    INSERT INTO gists (key, sha256, size, gists, source_tokens) VALUES (?, '', 0, 0, ?)
+    ON CONFLICT (key) DO UPDATE SET sha256 = '', size = 0, gists = 0, source_tokens = excluded.source_tokens"""
+LEAVE_AS_TEXT = "UPDATE chunks SET gist_key = NULL, sha256 = ? WHERE id = ?"
 PUT_GIST = """
     INSERT INTO gists (key, sha256, size, gists, source_tokens) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (key) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size, gists = excluded.gists,
@@ -140,7 +162,10 @@ class GistRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """Totals of an index; ``gists`` counts gist tokens in ``gist_files`` files of ``gist_bytes`` together."""
+    """Totals of an index; ``gists`` counts gist tokens in ``gist_files`` files of ``gist_bytes`` together.
+
+    ``gist_chunks`` of the chunks are to be read as gists, ``pending_chunks`` of those as text until theirs are made.
+    """
 
     documents: int
     stale: int
@@ -150,4 +175,6 @@ class Stats:
     gist_files: int
     gists: int
     gist_bytes: int
+    gist_chunks: int
+    pending_chunks: int
     kinds: dict[str, int]

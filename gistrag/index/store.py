@@ -18,8 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gistrag.documents.discovery import Document, Skipped
-from gistrag.errors import UsageError
+from gistrag.errors import IndexLockedError, UsageError
 from gistrag.index import schema
 from gistrag.index.config import IndexConfig
 from gistrag.index.database import Database, nothing_built
@@ -42,13 +43,17 @@ if TYPE_CHECKING:
     from gistrag.documents.chunking import Chunk
 
 _HAS_DELETED_WORDS = "has_deleted_words"
+BACKGROUND = "gists in the background"
+"""Command of whoever holds an index only to keep a batch of gists."""
+PATIENCE_S = 30.0
+"""How long a builder waits for that."""
 
 logger = logging.getLogger("gistrag")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedChunk:
-    """A chunk with what was made of it: ``vectors`` is ``(parts, dim)`` float32, the gist is already put."""
+    """A chunk with what was made of it: ``vectors`` is ``(parts, dim)`` float32, the gist is put or expected."""
 
     chunk: Chunk
     gist_key: str | None
@@ -104,7 +109,7 @@ class Store:
         """
         folder = Path(folder).absolute()
         files.make_folder(folder)
-        with files.lock(folder / "lock", command=command):
+        with _locked(folder / "lock", command):
             files.make_private(folder / "index.db")
             store = cls(folder, is_builder=True)
             try:
@@ -199,12 +204,12 @@ class Store:
     def chunks(self, ids: Iterable[int]) -> list[StoredChunk]:
         """Return the chunks *ids*, in that order; gone and damaged ones are left out."""
         wanted = list(ids)
-        found = {row.id: row for row in _chunk_rows(self.database, schema.CHUNKS_BY_ID, json.dumps(wanted))}
+        found = {row.id: row for row in _chunk_rows(self.database, schema.CHUNKS_BY_ID, (json.dumps(wanted),))}
         return [found[chunk_id] for chunk_id in wanted if chunk_id in found]
 
     def chunks_of(self, path: str) -> list[StoredChunk]:
         """Return the chunks of one document, in the order of its text; none where there is no such document."""
-        return _chunk_rows(self.database, schema.CHUNKS_BY_PATH, path)
+        return _chunk_rows(self.database, schema.CHUNKS_BY_PATH, (path,))
 
     def present(self, ids: Iterable[int]) -> set[int]:
         """Return those of the chunk *ids* that are in the index."""
@@ -250,6 +255,7 @@ class Store:
         """Return totals."""
         documents, skipped = self.documents(), len(self.skipped())
         gists = self.database.execute(schema.GIST_TOTALS)[0]
+        gist_chunks, pending = self.gists.chunks()
         kinds = [row.kind for row in documents]
         return Stats(
             documents=len(documents),
@@ -260,6 +266,8 @@ class Store:
             gist_files=gists[0],
             gists=gists[1],
             gist_bytes=gists[2],
+            gist_chunks=gist_chunks,
+            pending_chunks=pending,
             kinds={kind: kinds.count(kind) for kind in sorted(set(kinds))},
         )
 
@@ -314,18 +322,55 @@ class Store:
                 self.database.execute("DELETE FROM settings WHERE name = ?", (_HAS_DELETED_WORDS,))
 
 
+@contextmanager
+def _locked(path: Path, command: str) -> Iterator[None]:
+    """Hold the lock of builders; waits while a batch of gists is kept in the background, and for nobody else.
+
+    Raises:
+        IndexLockedError: another builder is at work.
+    """
+    end_s = time.monotonic() + PATIENCE_S
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(files.lock(path, command=command))
+                break
+            except IndexLockedError as error:
+                if f"({BACKGROUND})" not in str(error) or time.monotonic() > end_s:
+                    raise
+                time.sleep(0.02)
+        yield
+
+
 def damaged_documents(store: Store) -> list[str]:
     """Return the paths of documents of which a chunk is damaged; a build replaces them."""
     return sorted({row[2] for row in store.database.execute(schema.CHUNKS) if not _is_whole(row)})
 
 
-def _chunk_rows(database: Database, statement: str, value: str) -> list[StoredChunk]:
-    rows = database.execute(statement, (value,))
+def pending_chunks(store: Store, ids: Iterable[int] | None = None, *, most: int) -> list[StoredChunk]:
+    """Return chunks whose gists are still to be made, in the order of the documents: of *ids*, or of all."""
+    asked = {"ids": None if ids is None else json.dumps(list(ids)), "most": most, "gists_by": store.config.gists_by}
+    return _chunk_rows(store.database, schema.PENDING_CHUNKS, asked)
+
+
+def leave_as_text(store: Store, key: str) -> int:
+    """Let the chunks of a gist that cannot be made be read as text for good, and return how many they are."""
+    rows = store.database.execute(schema.CHUNKS_BY_GIST, (key,))
+    with store.database.writing():
+        for row in rows:
+            sha256 = _row_sha256((row[1], *row[3:10], None)) if _is_whole(row) else row[11]
+            store.database.execute(schema.LEAVE_AS_TEXT, (sha256, row[0]))
+        store.database.execute("DELETE FROM gists WHERE key = ?", (key,))
+    return len(rows)
+
+
+def _chunk_rows(database: Database, statement: str, values: Sequence[Any] | Mapping[str, Any]) -> list[StoredChunk]:
+    rows = database.execute(statement, values)
     whole = [row for row in rows if _is_whole(row)]
     if len(whole) < len(rows):
         logger.warning("%d damaged chunks are left out; run gistrag build", len(rows) - len(whole))
-    values = ([*row[:7], tuple(json.loads(row[7])), *row[8:11]] for row in whole)
-    return [StoredChunk(*value) for value in values]
+    columns = ([*row[:7], tuple(json.loads(row[7])), *row[8:11]] for row in whole)
+    return [StoredChunk(*column) for column in columns]
 
 
 def _put_chunk(database: Database, document_id: int, entry: IndexedChunk) -> None:

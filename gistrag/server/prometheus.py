@@ -26,7 +26,14 @@ class Metrics:
         )
         self._amounts = {
             name: Counter(f"gistrag_{name}", f"Total of {name.replace('_', ' ')}.", by_index, registry=registry)
-            for name in ("answer_tokens", "gist_slots", "source_tokens", "text_tokens", "text_fallbacks")
+            for name in (
+                "answer_tokens",
+                "gist_slots",
+                "source_tokens",
+                "text_tokens",
+                "text_fallbacks",
+                "text_pending",
+            )
         }
         self._waiting = Gauge("gistrag_waiting", "Requests that wait in the queue.", registry=registry)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from gistrag.answering.answer import Source
 from gistrag.errors import UsageError
+from gistrag.index.gist_worker import When
 from gistrag.index.retriever import Hit
 from gistrag.index.schema import StoredChunk
 from gistrag.rag import GistRAG
@@ -52,11 +53,15 @@ def named(given: Sequence[str]) -> dict[str, Path]:
 def opened(
     folders: Mapping[str, Path],
     *,
+    gists: When = "none",
     device: str | None = None,
     reranker: str | None = None,
     runtime: RuntimeName = "auto",
 ) -> Iterator[dict[str, GistRAG]]:
     """Open indexes for the length of the block, by name; all use the models of the first one.
+
+    Args:
+        gists: when missing ones are made, see `GistRAG.open`.
 
     Raises:
         FingerprintMismatchError: an index was made with other models than the first one.
@@ -65,9 +70,8 @@ def opened(
         registry: dict[str, GistRAG] = {}
         for name, folder in folders.items():
             engine = next(iter(registry.values())).engine if registry else None
-            registry[name] = stack.enter_context(
-                GistRAG.open(folder, engine=engine, device=device, reranker=reranker, runtime=runtime)
-            )
+            rag = GistRAG.open(folder, gists=gists, engine=engine, device=device, reranker=reranker, runtime=runtime)
+            registry[name] = stack.enter_context(rag)
         yield registry
 
 
@@ -98,6 +102,7 @@ def status_record(rag: GistRAG) -> Record:
     settings = rag.store.settings
     return {
         **asdict(rag.store.stats()),
+        "is_making_gists": rag.progress.is_working,
         "tokens_per_gist": settings.tokens_per_gist,
         "placement": settings.placement,
         "chunk_tokens": settings.chunk_tokens,

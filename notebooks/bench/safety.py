@@ -117,7 +117,7 @@ def built(docs: Path, engine: Engine, *, is_safe: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         parser_worker._worker(os.getpid()).close()  # the next one starts within the time
         started_s, cpu_s = time.perf_counter(), time.process_time()
-        with GistRAG.from_folder(docs, index=Path(folder, "index"), engine=engine) as rag:
+        with GistRAG.from_folder(docs, index=Path(folder, "index"), engine=engine, gists="now") as rag:
             taken_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
             tokens = rag.store.stats().tokens
     return {"seconds": taken_s, "cpu_s": cpu_s, "tokens": tokens, "is_safe": is_safe}

@@ -50,7 +50,9 @@ def rag(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Gi
     (docs / "book.md").write_text("# The book\n\n" + "\n\n".join(chapters), "utf-8")
     (docs / "tea.txt").write_text(TEA, "utf-8")
     (docs / "short.txt").write_text("Pepper.", "utf-8")
-    with GistRAG.from_folder(docs, index=tmp_path_factory.mktemp("index"), engine=engine, chunk_tokens=128) as rag:
+    with GistRAG.from_folder(
+        docs, index=tmp_path_factory.mktemp("index"), engine=engine, chunk_tokens=128, gists="now"
+    ) as rag:
         yield rag
 
 
@@ -168,7 +170,9 @@ def test_one_token_per_gist_answers_like_text(tmp_path: Path, engine: Engine) ->
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "tea.txt").write_text(TEA, "utf-8")
 
-    with GistRAG.from_folder(tmp_path / "docs", index=tmp_path / "index", engine=engine, tokens_per_gist=1) as rag:
+    with GistRAG.from_folder(
+        tmp_path / "docs", index=tmp_path / "index", engine=engine, tokens_per_gist=1, gists="now"
+    ) as rag:
         gist, text = (rag.query("honey", mode=mode, max_new_tokens=12) for mode in ("gist", "text"))
 
     assert gist.text == text.text

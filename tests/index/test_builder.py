@@ -19,7 +19,7 @@ from gistrag import __version__
 from gistrag.compression import compress as making_gists
 from gistrag.engine import Engine
 from gistrag.errors import ResourceError
-from gistrag.index import builder
+from gistrag.index import builder, gist_maker
 from gistrag.index.gist_store import GistStore
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
@@ -77,7 +77,7 @@ def fill(folder: Path, texts: dict[str, str]) -> Path:
 
 def build(docs: Path, engine: Engine, **options: Any) -> builder.SyncReport:
     """Build the index beside *docs* and return what was done."""
-    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, **options) as rag:
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, **{"gists": "now", **options}) as rag:
         assert rag.report is not None
         return rag.report
 
@@ -206,28 +206,105 @@ def test_equal_content_shares_a_gist_file(docs: Path, engine: Engine, compressed
     assert 1 == len(gist_files(docs))
 
 
-def test_interrupted_build_goes_on(
+def test_interrupted_first_stage_goes_on(
     docs: Path, engine: Engine, compressed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gists that reached the disk before a build ended are adopted by the next one, committed or not."""
+    """Documents that were committed before a build ended are not read again, and no gist was made before all were."""
     monkeypatch.setattr(builder, "BATCH_CHUNKS", 1)
     fill(docs, {"salt.md": SALT})
     with pytest.raises(KeyboardInterrupt):
         build(docs, Engine(engine.model, BrittleEmbedder(calls=1)))
-    assert {"bees.md": BEES} == indexed(docs)
+    assert ({"bees.md": BEES}, []) == (indexed(docs), compressed)
+
+    report = build(docs, engine)
+
+    assert [BEES, MILLS, SALT] == compressed
+    assert (["mills.md", "salt.md"], 1, 3) == (report.added, report.unchanged, report.gists_made)
+    assert {"bees.md": BEES, "mills.md": MILLS, "salt.md": SALT} == indexed(docs)
+
+
+class Ending:
+    """Progress that ends the build when so many gists are made."""
+
+    def __init__(self, gists: int) -> None:
+        self.gists = gists
+
+    def plan(self, **_: int) -> None:
+        """Nothing."""
+
+    def advance(self, **_: int) -> None:
+        """End the build."""
+        self.gists -= 1
+        if not self.gists:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_second_stage_goes_on(
+    docs: Path, engine: Engine, compressed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gists that were committed before a build ended are not made again, and no document is read again."""
+    monkeypatch.setattr(gist_maker, "BATCH_CHUNKS", 1)
+    fill(docs, {"salt.md": SALT})
+    with pytest.raises(KeyboardInterrupt):
+        build(docs, engine, progress=Ending(2))
     assert [BEES, MILLS] == compressed
     compressed.clear()
 
     report = build(docs, engine)
 
-    assert [SALT] == compressed
-    assert (["mills.md", "salt.md"], 1, 1, 1) == (
-        report.added,
-        report.unchanged,
-        report.gists_found,
-        report.gists_made,
-    )
-    assert {"bees.md": BEES, "mills.md": MILLS, "salt.md": SALT} == indexed(docs)
+    assert ([SALT], 3, 1, 0) == (compressed, report.unchanged, report.gists_made, report.gists_pending)
+
+
+def test_gists_that_were_not_committed_are_found(
+    docs: Path, engine: Engine, compressed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gists that reached the disk before a build was killed are adopted by the next one, and need no room again."""
+    real = GistStore.put
+    monkeypatch.setattr(GistStore, "put", lambda self, caches: (real(self, caches), pytest.fail("killed")))
+    with pytest.raises(pytest.fail.Exception):
+        build(docs, engine)
+    monkeypatch.undo()
+    monkeypatch.setattr(files, "free_bytes", lambda path: 0)
+
+    assert (2, 0) == ((report := build(docs, engine)).gists_found, report.gists_made)
+
+
+def test_an_index_answers_before_its_gists_are_made(docs: Path, engine: Engine) -> None:
+    """From text, which is counted apart from damage; each gist replaces the text as it comes."""
+    report = build(docs, engine, gists="none")
+
+    with GistRAG.open(docs.parent / "index", engine=engine) as rag:
+        usage = rag.query("honey", top_k=2, max_new_tokens=1).usage
+        assert (2, 0, 0, 2, 2) == (
+            usage.text_pending,
+            usage.text_fallbacks,
+            usage.gist_slots,
+            report.gists_pending,
+            rag.progress.chunks - rag.progress.done,
+        )
+        assert (2, 2) == ((again := build(docs, engine)).unchanged, again.gists_made)
+        assert 0 == rag.query("honey", top_k=2, max_new_tokens=1).usage.text_pending
+
+
+def test_documents_are_read_one_at_a_time(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document is read when those before it are embedded, so a build never holds the corpus."""
+    happened: list[str] = []
+    real = builder.load
+
+    def load(folder: Path, file: Any) -> Any:
+        happened.append(file.path)
+        return real(folder, file)
+
+    class Telling(HashEmbedder):
+        def embed_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
+            happened.append("embedded")
+            return super().embed_documents(texts)
+
+    monkeypatch.setattr(builder, "load", load)
+    monkeypatch.setattr(builder, "BATCH_CHUNKS", 1)
+    build(docs, Engine(engine.model, Telling()))
+
+    assert ["bees.md", "embedded", "mills.md", "embedded"] == happened
 
 
 def test_readers_see_whole_commits_during_a_build(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +457,7 @@ def test_file_that_holds_no_text_any_more_is_removed(docs: Path, engine: Engine)
 
 
 def test_disk_too_small(docs: Path, engine: Engine, compressed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build whose gists do not fit the disk says both numbers and changes nothing."""
+    """A build whose gists do not fit the disk says both numbers and makes none; answers come from text."""
     build(docs, engine, kv_cache_dtype="auto")
     compressed.clear()
     (docs / "mills.md").unlink()
@@ -391,17 +468,8 @@ def test_disk_too_small(docs: Path, engine: Engine, compressed: list[str], monke
         build(docs, engine)
 
     assert [] == compressed
-    assert {"bees.md": BEES, "mills.md": MILLS} == indexed(docs)
-
-
-def test_gists_on_the_disk_are_not_planned_again(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build that goes on needs room only for what is missing."""
-    monkeypatch.setattr(builder, "BATCH_CHUNKS", 1)
-    with pytest.raises(KeyboardInterrupt):
-        build(docs, Engine(engine.model, BrittleEmbedder(calls=1)))
-    monkeypatch.setattr(files, "free_bytes", lambda path: 0)
-
-    assert 1 == build(docs, engine).gists_found
+    assert {"bees.md": BEES, "salt.md": SALT} == indexed(docs)
+    assert 1 == build(docs, engine, gists="none").gists_pending
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8", "int4"])

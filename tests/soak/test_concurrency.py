@@ -84,6 +84,45 @@ def test_readers_during_builds(tmp_path: Path, pool: ProcessPool) -> None:
     assert 0 == sum(one["wrong"] for one in told)
 
 
+def read_beside_a_worker(pool: ProcessPool, folder: Path, questions: int) -> tuple[list[dict[str, Any]], int]:
+    """Let readers ask while gists are made in the background, of documents that builds add, change and remove."""
+    index, until, workers = str(folder / "index"), folder / "enough", 0
+    readers = [pool.start("read", index=index, questions=10**6, seed=i, until=str(until)) for i in range(READERS)]
+    asked, started_s = 0, time.monotonic()
+    while asked < questions and time.monotonic() - started_s < 600:
+        workers += 1
+        write_documents(folder / "docs", documents(workers))
+        options = [*OPTIONS, "--no-gists"]
+        builder = pool.start("build", docs=str(folder / "docs"), index=index, options=options, delay_s=0.0)
+        assert builder.wait() == 0, builder.errors()
+        worker = pool.start("work", index=index, delay_s=0.01)
+        assert worker.wait() == 0, worker.errors()
+        asked = sum(reader.reports()[-1][1] if reader.reports() else 0 for reader in readers)
+    until.touch()
+    return results(readers), workers
+
+
+def test_readers_beside_a_worker(tmp_path: Path, pool: ProcessPool) -> None:
+    """Four processes read while gists come in the background: no error, nothing wrong."""
+    prepare(pool, tmp_path)
+
+    told, workers = read_beside_a_worker(pool, tmp_path, 100)
+    assert workers
+    assert 0 == sum(one["wrong"] for one in told)
+
+
+@pytest.mark.soak
+def test_10000_questions_beside_a_worker(tmp_path: Path, pool: ProcessPool) -> None:
+    """10,000 questions, 99 % of them answered within twice the time of an index at rest."""
+    prepare(pool, tmp_path)
+    idle_s = report("at rest", read(pool, tmp_path, 1000))
+    told, workers = read_beside_a_worker(pool, tmp_path, 10_000)
+    during_s = report(f"beside {workers} workers", told)
+
+    assert 0 == sum(one["wrong"] for one in told)
+    assert during_s <= 2 * idle_s
+
+
 @pytest.mark.soak
 def test_10000_questions_during_builds(tmp_path: Path, pool: ProcessPool) -> None:
     """10,000 questions, 99 % of them answered within twice the time of an index at rest."""

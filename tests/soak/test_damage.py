@@ -53,7 +53,7 @@ class Indexes:
                     self.texts |= {chunk.text for chunk in store.chunks_of(row.path)}
 
     def build(self, index: Path) -> None:
-        GistRAG.from_folder(self.folder / "docs", index=index, engine=self.engine, **SETTINGS).close()
+        GistRAG.from_folder(self.folder / "docs", index=index, engine=self.engine, gists="now", **SETTINGS).close()
 
     def fresh(self) -> Path:
         """Return a copy of the newer index."""
@@ -245,7 +245,9 @@ def test_damage_is_repaired_by_the_build_that_verify_names(indexes: Indexes, kin
         path.write_bytes(data.replace(b"harbour", b"hXrbour") if kind == "rows" else flipped_vector(data, index))
     assert indexes.is_noticed(index)
 
-    GistRAG.from_folder(indexes.folder / "docs", index=index, engine=indexes.engine, verify=True, **SETTINGS).close()
+    GistRAG.from_folder(
+        indexes.folder / "docs", index=index, engine=indexes.engine, verify=True, gists="now", **SETTINGS
+    ).close()
     assert not indexes.is_noticed(index)
     assert "whole" == indexes.outcome(index)
 

@@ -76,7 +76,7 @@ def life(folder: Path, engine: Engine, rounds: int, randomness: random.Random) -
                 old = f"{name}quokka{before}zebu.md"
                 gone += bits_of(index, old)
                 (docs / old).unlink()
-        GistRAG.from_folder(docs, index=index, engine=engine, **SETTINGS).close()
+        GistRAG.from_folder(docs, index=index, engine=engine, gists="now", **SETTINGS).close()
         left = {f"quokka{number}zebu" for number in alive.values()}
         yield traces(index, [f"quokka{n}zebu" for n in range(1, count + 1) if f"quokka{n}zebu" not in left], gone)
 
@@ -102,12 +102,12 @@ def test_deleted_document_is_gone_after_gc_where_a_reader_was_in_the_way(
     docs.mkdir()
     (docs / "kept.txt").write_text("A text that stays.")
     (docs / "secret.txt").write_text("The quokka1zebu.")
-    GistRAG.from_folder(docs, index=index, engine=engine, **SETTINGS).close()
+    GistRAG.from_folder(docs, index=index, engine=engine, gists="now", **SETTINGS).close()
     (docs / "secret.txt").unlink()
     monkeypatch.setattr("gistrag.index.database.BUSY_S", 0.1)
     with Store.open(index) as reader, reader.snapshot():
         assert 2 == len(reader.documents())
-        GistRAG.from_folder(docs, index=index, engine=engine, **SETTINGS).close()
+        GistRAG.from_folder(docs, index=index, engine=engine, gists="now", **SETTINGS).close()
         assert exit_codes.LOCKED == run_command(["gc", "--index", str(index)])
     assert "until gistrag gc" in caplog.text
     assert b"quokka1zebu" in everything_in(index)

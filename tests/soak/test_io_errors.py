@@ -7,9 +7,11 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from types import SimpleNamespace
 
 import pytest
 from support import fake_compressor
@@ -18,7 +20,8 @@ from support.io_trace import Kind, Operation, ShortWrite, Watch, watched
 
 from gistrag.cli import main
 from gistrag.engine import Engine
-from gistrag.index import builder
+from gistrag.errors import GistRAGError
+from gistrag.index import background, builder, gist_maker
 from gistrag.index.store import Store
 
 ARGUMENTS = ("--chunk-tokens", "160", "--tokens-per-gist", str(fake_compressor.TOKENS_PER_GIST), "--quiet", "--json")
@@ -135,6 +138,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
     with pytest.MonkeyPatch.context() as patch, fake_compressor.fake_compression():
         patch.setattr(Engine, "load", lambda *_, **__: engine)
         patch.setattr(builder, "BATCH_CHUNKS", 3)
+        patch.setattr(gist_maker, "BATCH_CHUNKS", 3)
         yield Trial(tmp_path_factory.mktemp("trial"), engine)
 
 
@@ -197,6 +201,33 @@ def test_every_refused_operation_is_one_line(trial: Trial, fault: Fault, capsys:
     found = list(faulty_builds(trial, fault, [*range(1, count + 1)], capsys, builds_every=5))
     print(f"{fault.name}: {count} operations")
     assert [] == found
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_worker_that_is_refused_an_operation(tmp_path: Path, fault: Fault, randomness: random.Random) -> None:
+    """A batch of gists is kept as a whole or not at all, and the worker ends with an error of ours."""
+    text = "the only one of a"
+    with Store.build(tmp_path / "template") as store:
+        fake_compressor.configure(store)
+        fake_compressor.put(store, "a.txt", [text], are_gists_pending=True)
+        key = store.gists.key(fake_compressor.ids_of(text))
+    made, inbox = {key: fake_compressor.gist_of(fake_compressor.ids_of(text))}, SimpleNamespace(keeping=Lock())
+
+    def run(refusing: Refusing) -> Path:
+        shutil.rmtree(tmp_path / "index", ignore_errors=True)
+        shutil.copytree(tmp_path / "template", tmp_path / "index")
+        with suppress(GistRAGError), watched(Watch(tmp_path / "index", before=refusing)):
+            background._keep(tmp_path / "index", made, inbox)  # type: ignore[arg-type]
+        return tmp_path / "index"
+
+    counting = Refusing(fault, 10**9)
+    run(counting)
+    for number in some(counting.count, randomness, 0.2):
+        index = run(Refusing(fault, number))
+        seen = look_into(index)
+        assert (seen.wrong, (seen.state or {}).keys()) == ((), {"a.txt"})
+        background._keep(index, made, inbox)  # type: ignore[arg-type]
+        assert {"a.txt": ((text, True),)} == look_into(index).state
 
 
 @pytest.mark.parametrize("fault", [FAULTS[2], FAULTS[4], FAULTS[5], FAULTS[6]], ids=lambda fault: fault.name)

@@ -172,6 +172,66 @@ def test_killed_builders_lose_nothing(
     KilledBuilds(pool, tmp_path, randomness, engine.model.encode_passage).run(4, finish_every=4)
 
 
+@dataclass
+class KilledWorkers(KilledBuilds):
+    """The same of workers that make gists in the background, each after a build that made none."""
+
+    delay_s: float = 0.02
+
+    def kill_one(self) -> None:
+        """Let a build put documents, kill a worker at a random moment, and compare the index with what was reported."""
+        self.build()
+        child = self.pool.start("work", index=str(self.index), delay_s=self.delay_s)
+        child.await_report("batch", times=self.randomness.randint(1, self.batches))
+        time.sleep(self.randomness.uniform(0, self.batch_s))
+        was_over = child.has_ended
+        child.send(signal.SIGKILL)
+        child.wait()
+        self.kills += not was_over
+        self.look_at_gists(child.reports())
+
+    def build(self) -> None:
+        arguments = {"docs": str(self.folder / "docs"), "index": str(self.index), "options": [*OPTIONS, "--no-gists"]}
+        child = self.pool.start("build", **arguments, delay_s=self.delay_s)
+        assert child.wait() == 0, child.errors()
+        self.look(child.reports(), set(self.versions.items()))
+
+    def look_at_gists(self, told: list[list[object]]) -> None:
+        """Compare the index with the last commit of a worker: no document differs, and no gist is lost."""
+        commits = [_state(line[1]) for line in told if line[0] == "commit"]
+        seen = look_into(self.index, self.ids or fake_compressor.ids_of)
+        assert ((), self.versions) == (seen.wrong, versions_in(seen.state or {}))
+        for path, chunks in (commits[-1] if commits else {}).items():
+            assert [text for text, _ in chunks] == [text for text, _ in (seen.state or {})[path]]
+            kept = zip(chunks, (seen.state or {})[path], strict=True)
+            assert all(found or not had for (_, had), (_, found) in kept)
+        self.acknowledged = seen.state
+
+    def finish(self) -> None:
+        """Let a worker end; every chunk then has its gist."""
+        self.build()
+        child = self.pool.start("work", index=str(self.index), delay_s=0.0)
+        assert child.wait() == 0, child.errors()
+        self.look_at_gists(child.reports())
+        assert all(found for chunks in (self.acknowledged or {}).values() for _, found in chunks)
+
+
+def test_killed_workers_lose_nothing(
+    tmp_path: Path, pool: ProcessPool, engine: Engine, randomness: random.Random
+) -> None:
+    """Workers that make gists in the background are killed at random moments; the gists they reported are there."""
+    KilledWorkers(pool, tmp_path, randomness, engine.model.encode_passage).run(4, finish_every=4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", range(6))
+def test_300_killed_workers_lose_nothing(
+    tmp_path: Path, pool: ProcessPool, engine: Engine, randomness: random.Random, part: int
+) -> None:
+    """300 kills in six lives of an index."""
+    KilledWorkers(pool, tmp_path, randomness, engine.model.encode_passage).run(50)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(6))
 def test_300_killed_builders_lose_nothing(

@@ -56,10 +56,10 @@ def test_golden_index_is_built_on(golden: Path, tmp_path: Path) -> None:
     options = {"index": golden, "engine": fake_compressor.engine()}
     with fake_compressor.fake_compression():
         try:
-            GistRAG.from_folder(tmp_path / "docs", **options).close()
+            GistRAG.from_folder(tmp_path / "docs", gists="now", **options).close()
         except FingerprintMismatchError as error:
             assert re.search("--rebuild", str(error))  # noqa: PT017  either is right
-            GistRAG.from_folder(tmp_path / "docs", rebuild=True, **options).close()
+            GistRAG.from_folder(tmp_path / "docs", rebuild=True, gists="now", **options).close()
         with GistRAG.open(golden, engine=options["engine"]) as rag:
             assert ["new.txt"] == [row.path for row in rag.store.documents()]
 

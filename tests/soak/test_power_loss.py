@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from support import fake_compressor
@@ -18,11 +21,15 @@ from support.io_trace import Operation, Watch, watched
 from support.tiny_models import tiny_model
 
 from gistrag.index import backup, schema
+from gistrag.index.background import _keep as keep
 from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
 from gistrag.index.store import Store
 from gistrag.rag import GistRAG
 from gistrag.storage import files
+
+if TYPE_CHECKING:
+    from gistrag.index.background import Inbox
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,25 @@ def builds_of_a_folder(folder: Path) -> None:
         for versions in changes:
             fake_compressor.write_documents(docs, versions)
             settings = {"chunk_tokens": 160, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
-            GistRAG.from_folder(docs, index=folder, engine=engine, **settings).close()
+            GistRAG.from_folder(docs, index=folder, engine=engine, gists="now", **settings).close()
+
+
+def gists_in_the_background(folder: Path) -> None:
+    """Documents first, their gists later, a batch at a time, of which one is not wanted any more."""
+    texts, keys = ["the first of a", "the second of a", "the only one of b"], list[str]()
+    with Store.build(folder) as store:
+        fake_compressor.configure(store)
+        put(store, "a.txt", texts[:2], are_gists_pending=True)
+        store.commit()
+        put(store, "b.txt", texts[2:], are_gists_pending=True)
+        keys = [store.gists.key(ids_of(text)) for text in texts]
+    made = {key: gist_of(ids_of(text)) for key, text in zip(keys, texts, strict=True)}
+    inbox = cast("Inbox", SimpleNamespace(keeping=threading.Lock()))
+    keep(folder, {keys[0]: made[keys[0]]}, inbox)
+    with Store.build(folder) as store:
+        store.remove_document("b.txt")
+        remove_unused(store)
+    keep(folder, {key: made[key] for key in keys[1:]}, inbox)
 
 
 def copies_of_an_index(folder: Path) -> None:
@@ -222,6 +247,14 @@ def test_power_loss_leaves_the_last_commit(tmp_path: Path, randomness: random.Ra
     assert [] == list(violations(log, tmp_path / "crashed", moments=moments, builds_every=10))
 
 
+def test_power_loss_while_gists_follow(tmp_path: Path, randomness: random.Random) -> None:
+    """The same while gists are made in the background."""
+    log = record(tmp_path / "index", gists_in_the_background)
+
+    moments = some(log, randomness, 0.03)
+    assert [] == list(violations(log, tmp_path / "crashed", moments=moments, builds_every=10))
+
+
 def test_power_loss_during_a_backup(tmp_path: Path, randomness: random.Random) -> None:
     """A backup is the index of one moment or none yet, an earlier one stands, and the next goes on without hands."""
     log = record(tmp_path / "index", copies_of_an_index)
@@ -233,7 +266,8 @@ def test_power_loss_during_a_backup(tmp_path: Path, randomness: random.Random) -
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("life", "ids"), [(life_of_an_index, ids_of), (builds_of_a_folder, tiny_model().encode_passage)]
+    ("life", "ids"),
+    [(life_of_an_index, ids_of), (gists_in_the_background, ids_of), (builds_of_a_folder, tiny_model().encode_passage)],
 )
 def test_power_loss_at_every_moment(tmp_path: Path, life: Callable[[Path], None], ids: Ids) -> None:
     """Every prefix of the log, with every choice of bytes and names."""

@@ -82,7 +82,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Path:
     """A folder of documents and its index."""
     folder = tmp_path_factory.mktemp("template")
     write_documents(folder / "docs", VERSIONS)
-    GistRAG.from_folder(folder / "docs", index=folder / "index", engine=engine, **SETTINGS).close()
+    GistRAG.from_folder(folder / "docs", index=folder / "index", engine=engine, gists="now", **SETTINGS).close()
     return folder
 
 
@@ -95,7 +95,7 @@ def test_what_is_left_needs_no_hands(tmp_path: Path, template: Path, engine: Eng
 
     with GistRAG.open(index, engine=engine) as rag:
         assert 2 == len(rag.query("the crane", top_k=2, max_new_tokens=1).sources)
-    with GistRAG.from_folder(docs, index=index, engine=engine) as rag:
+    with GistRAG.from_folder(docs, index=index, engine=engine, gists="now") as rag:
         assert 0 == rag.query("the crane", top_k=9, max_new_tokens=1).usage.text_fallbacks
         assert [] == unreferenced(rag.store)
     seen = look_into(index, engine.model.encode_passage)
@@ -117,7 +117,7 @@ def test_first_build_that_was_stopped_early(tmp_path: Path, template: Path, engi
 
     with pytest.raises(IncompleteIndexError):
         GistRAG.open(index, engine=engine)
-    GistRAG.from_folder(template / "docs", index=index, engine=engine, **SETTINGS).close()
+    GistRAG.from_folder(template / "docs", index=index, engine=engine, gists="now", **SETTINGS).close()
     assert VERSIONS == versions_in(look_into(index, engine.model.encode_passage).state or {})
 
 

@@ -32,7 +32,9 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[GistRAG]]
             docs = folder / f"docs{number}"
             write_documents(docs, {"a": 1, "b": 1})
             (docs / "canary.txt").write_text(f"The secret word of the harbour is canary{number}.")
-            opened.append(GistRAG.from_folder(docs, index=folder / f"index{number}", engine=engine, **SETTINGS))
+            opened.append(
+                GistRAG.from_folder(docs, index=folder / f"index{number}", engine=engine, gists="now", **SETTINGS)
+            )
             stack.callback(opened[-1].close)
         yield opened
 

@@ -71,7 +71,7 @@ def main(folder: Path, is_real: bool) -> None:
     engine = Engine.load(IndexSettings()) if is_real else Engine(tiny_model(), HashEmbedder())
     for name in ("warm", "docs"):
         ear.is_keen = name == "docs"
-        with GistRAG.from_folder(folder / name, index=folder / f"{name}-index", engine=engine) as rag:
+        with GistRAG.from_folder(folder / name, index=folder / f"{name}-index", engine=engine, gists="now") as rag:
             answers = [rag.query(QUESTION, top_k=2, max_new_tokens=4, mode=mode) for mode in ("gist", "text", "hybrid")]
             skipped = [row.path for row in rag.store.skipped()]
     ear.is_keen = False

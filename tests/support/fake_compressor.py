@@ -26,6 +26,7 @@ from gistrag.documents.chunking import Chunk
 from gistrag.documents.discovery import Document
 from gistrag.engine import Engine
 from gistrag.errors import IncompleteIndexError
+from gistrag.index.schema import StoredChunk
 from gistrag.index.store import IndexedChunk, Store
 from gistrag.kv.cache import GistCache, as_stored
 from gistrag.kv.packed import PackedGists
@@ -94,12 +95,14 @@ def ids_of(text: str) -> list[int]:
     return list(text.encode())
 
 
-def put(store: Store, path: str, texts: Sequence[str]) -> None:
-    """Put a document of one chunk for each text as a build does: its gists, then its rows."""
+def put(store: Store, path: str, texts: Sequence[str], *, are_gists_pending: bool = False) -> None:
+    """Put a document of one chunk for each text as a build does: its gists, unless they are pending, then its rows."""
     embedder, entries = HashEmbedder(), []
     for ordinal, text in enumerate(texts):
         key = store.gists.key(ids_of(text))
-        if not store.gists.reuse(key):
+        if are_gists_pending:
+            store.gists.expect(key, source_tokens=len(ids_of(text)))
+        elif not store.gists.reuse(key):
             store.gists.put({key: gist_of(ids_of(text))})
         chunk = Chunk(
             ordinal=ordinal, start=0, end=len(text), text=text, heading=(), page=None, tokens=len(ids_of(text))
@@ -112,8 +115,12 @@ def put(store: Store, path: str, texts: Sequence[str]) -> None:
 
 def state_of(store: Store) -> State:
     """Return what an index holds."""
+
+    def has_gist(chunk: StoredChunk) -> bool:
+        return chunk.gist_key is not None and not store.gists.is_pending(chunk.gist_key)
+
     return {
-        row.path: tuple((chunk.text, chunk.gist_key is not None) for chunk in store.chunks_of(row.path))
+        row.path: tuple((chunk.text, has_gist(chunk)) for chunk in store.chunks_of(row.path))
         for row in store.documents()
     }
 
@@ -142,7 +149,7 @@ def look_into(folder: Path, ids: Callable[[str], Sequence[int]] = ids_of) -> See
         state = state_of(store)
         for path in state:
             for chunk in store.chunks_of(path):
-                if chunk.gist_key is None:
+                if chunk.gist_key is None or store.gists.is_pending(chunk.gist_key):
                     continue
                 expected = stored_gist_of(ids(chunk.text), store.settings.tokens_per_gist)
                 try:

@@ -32,7 +32,7 @@ def build(folder: Path, engine: Engine, texts: Mapping[str, str] = TEXTS, **sett
     documents.mkdir(parents=True)
     for name, text in texts.items():
         (documents / name).write_text(text, "utf-8")
-    GistRAG.from_folder(documents, index=folder / "index", engine=engine, **settings).close()
+    GistRAG.from_folder(documents, index=folder / "index", engine=engine, **{"gists": "now", **settings}).close()
     return folder / "index"
 
 

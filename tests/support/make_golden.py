@@ -67,7 +67,7 @@ def make(target: Path) -> None:
             (docs / name).write_text(text, "utf-8")
         (docs / "scan.txt").write_bytes(b"\0\1\2")
         settings = {"chunk_tokens": 96, "tokens_per_gist": fake_compressor.TOKENS_PER_GIST}
-        GistRAG.from_folder(docs, index=index, engine=fake_compressor.engine(), **settings).close()
+        GistRAG.from_folder(docs, index=index, engine=fake_compressor.engine(), gists="now", **settings).close()
         unneeded = shutil.ignore_patterns("lock", "*-wal", "*-shm")  # the lock holds the name of a machine
         shutil.copytree(index, target, ignore=unneeded)
         (target / "expected.json").write_text(json.dumps(contents(index), indent=1) + "\n", "utf-8")

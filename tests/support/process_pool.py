@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Self
 
 BATCH_CHUNKS = 6
+BATCH_TOKENS = 400
+"""Of a batch in the background."""
 TESTS = Path(__file__).parents[1]
 
 
@@ -118,7 +120,7 @@ def build(
     from gistrag.cli import main
     from gistrag.compression import compress as making_gists
     from gistrag.engine import Engine
-    from gistrag.index import builder
+    from gistrag.index import gist_maker
     from gistrag.index.store import Store
 
     compress = making_gists.compress if delay_s < 0 else fake_compressor.fake_compress(delay_s)
@@ -133,9 +135,35 @@ def build(
         report("commit", fake_compressor.state_of(self))
 
     making_gists.compress, Store.commit = reporting_compress, reporting_commit  # type: ignore[method-assign]
-    builder.BATCH_CHUNKS = BATCH_CHUNKS
+    gist_maker.BATCH_CHUNKS = BATCH_CHUNKS
     Engine.load = classmethod(lambda *_, **__: engine)  # type: ignore[method-assign, assignment]
     return main.main(["build", docs, "--index", index, "--quiet", "--json", *options])
+
+
+def work(report: Callable[..., None], engine: Any, *, index: str, delay_s: float) -> int:
+    """Make gists in the background with a model that is loaded already; report batches and commits."""
+    from support import fake_compressor
+
+    from gistrag.compression import compress as making_gists
+    from gistrag.index import background
+    from gistrag.index.store import Store
+
+    compress, commit = fake_compressor.fake_compress(delay_s), Store.commit
+
+    def reporting_compress(*given: Any, **more: Any) -> Any:
+        report("batch")
+        return compress(*given, **more)
+
+    def reporting_commit(self: Store) -> None:
+        commit(self)
+        report("commit", fake_compressor.state_of(self))
+
+    making_gists.compress, Store.commit = reporting_compress, reporting_commit  # type: ignore[method-assign]
+    background._loaded = lambda *_: engine.model
+    background.BATCH_TOKENS = BATCH_TOKENS
+    reading, _ = os.pipe()
+    background.work(Path(index), background.Inbox(os.fdopen(reading, "rb"), os.getppid()), on_demand=False)
+    return 0
 
 
 def read(report: Callable[..., None], engine: Any, *, index: str, questions: int, seed: int, until: str) -> int:

@@ -37,6 +37,7 @@ def build(folder: Path) -> SyncReport | None:
         placement="matched",
         kv_cache_dtype="int8",
         progress=NoProgress(),
+        gists="now",
     ) as rag:
         return rag.report
 

@@ -60,7 +60,9 @@ def rag(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Gi
     chapters = (f"## {title}\n\n{text}" for title, text in BOOK.items())
     (docs / "book.md").write_text("# The book\n\n" + "\n\n".join(chapters), "utf-8")
     (docs / "tea.txt").write_text(TEA, "utf-8")
-    with GistRAG.from_folder(docs, index=tmp_path_factory.mktemp("index"), engine=engine, chunk_tokens=128) as rag:
+    with GistRAG.from_folder(
+        docs, index=tmp_path_factory.mktemp("index"), engine=engine, chunk_tokens=128, gists="now"
+    ) as rag:
         yield rag
 
 
@@ -286,7 +288,7 @@ def test_runnable_in_a_chain(short: GistRAGRunnable) -> None:
 def test_nothing_to_answer_from(rag: GistRAG, tmp_path: Path, engine: Engine) -> None:
     """Where nothing is found the answer says so and rests on nothing."""
     (tmp_path / "docs").mkdir()
-    with GistRAG.from_folder(tmp_path / "docs", index=tmp_path / "index", engine=engine) as empty:
+    with GistRAG.from_folder(tmp_path / "docs", index=tmp_path / "index", engine=engine, gists="now") as empty:
         reply = GistRAGRunnable(rag=empty).invoke(QUESTION)
 
     assert {"question": QUESTION, "context": [], "answer": NO_DOCUMENTS} == reply

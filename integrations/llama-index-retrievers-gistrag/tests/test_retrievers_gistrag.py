@@ -106,7 +106,9 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rag(docs: Path, tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[GistRAG]:
     """An index of the documents."""
-    with GistRAG.from_folder(docs, index=tmp_path_factory.mktemp("index"), engine=engine, chunk_tokens=128) as rag:
+    with GistRAG.from_folder(
+        docs, index=tmp_path_factory.mktemp("index"), engine=engine, chunk_tokens=128, gists="now"
+    ) as rag:
         yield rag
 
 
@@ -203,7 +205,9 @@ def test_indented_chunk_below_a_heading(tmp_path: Path, engine: Engine) -> None:
     (tmp_path / "docs").mkdir()
     lines = "\n".join(f"  * line {number} of the list" for number in range(12))
     (tmp_path / "docs" / "list.md").write_text(f"# List\n\n{lines}\n", "utf-8")
-    with GistRAG.from_folder(tmp_path / "docs", index=tmp_path / "index", engine=engine, chunk_tokens=64) as rag:
+    with GistRAG.from_folder(
+        tmp_path / "docs", index=tmp_path / "index", engine=engine, chunk_tokens=64, gists="now"
+    ) as rag:
         chunks = rag.store.chunks_of("list.md")
         assert any(chunk.text[:1] == " " for chunk in chunks)
 
@@ -342,7 +346,9 @@ def test_retriever_from_folder_and_persist_dir(tmp_path: Path, docs: Path, engin
     """A folder becomes an index, and what was persisted is opened again."""
     index = tmp_path / "index"
 
-    made = GistRetriever.from_folder(docs, index=index, similarity_top_k=1, engine=engine, chunk_tokens=128)
+    made = GistRetriever.from_folder(
+        docs, index=index, similarity_top_k=1, engine=engine, chunk_tokens=128, gists="now"
+    )
     opened = GistRetriever.from_persist_dir(index, similarity_top_k=1, engine=engine)
 
     assert made.retrieve(QUESTION) == opened.retrieve(QUESTION)
@@ -658,7 +664,7 @@ def test_pipeline_makes_the_gists_of_a_build(tmp_path: Path, engine: Engine, doc
     for path in docs.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     with GistRAG.from_folder(
-        folder, index=tmp_path / "index", engine=engine, tokens_per_gist=2, chunk_tokens=128
+        folder, index=tmp_path / "index", engine=engine, tokens_per_gist=2, chunk_tokens=128, gists="now"
     ) as rag:
         built, listed = gist_files(tmp_path / "index"), GistRetriever(rag).nodes()
         for path in folder.iterdir():
@@ -682,7 +688,7 @@ def test_build_finds_the_gists_of_a_pipeline(tmp_path: Path, engine: Engine) -> 
     IngestionPipeline(transformations=[compressor]).run(documents=[Document(text=TEA), Document(text=BREAD)])
     made = gist_files(tmp_path / "index")
 
-    with GistRAG.from_folder(tmp_path / "docs", index=tmp_path / "index", engine=engine) as rag:
+    with GistRAG.from_folder(tmp_path / "docs", index=tmp_path / "index", engine=engine, gists="now") as rag:
         assert rag.report is not None
         assert (0, 1) == (rag.report.gists_made, rag.report.gists_found)
 
