@@ -18,7 +18,9 @@ from support.live_server import build, serving
 
 from gistrag.answering import stream as answer_stream
 from gistrag.engine import Engine
+from gistrag.index.gist_worker import GistWorker
 from gistrag.model.gist_model import GistModel
+from gistrag.rag import GistRAG
 from gistrag.server.auth import digest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install playwright")
@@ -169,6 +171,23 @@ def test_ask(page: Any, say: Say) -> None:
     page.keyboard.press("Escape")
     passage.wait_for(state="hidden")
     page.wait_for_url(lambda url: "#" not in url)  # other ways to wait use eval, which the page forbids
+
+
+def test_gists_that_are_still_to_be_made(
+    browser: Any, tmp_path: Path, engine: Engine, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page says how far the gists are, follows them while they are made, and what was read as text meanwhile."""
+    say("In combs of wax.")
+    index = build(tmp_path, engine, gists="none")
+    monkeypatch.setattr(GistWorker, "_is_running", lambda worker: True)
+
+    with serving({"manual": index}, engine) as url, opened(browser, url) as page:
+        page.get_by_text("Gists made of 0 of 2 passages.").wait_for()
+        entry = ask(page, "Where is the honey?")
+        entry.locator(".sources").wait_for()
+        assert "2 passages read as text: the gists are still to be made" in entry.locator(".cost").inner_text()
+        GistRAG.from_folder(tmp_path / "docs", index=index, engine=engine, gists="now").close()
+        page.get_by_text("Gists made").wait_for(state="detached")
 
 
 def test_modes_and_documents(page: Any, say: Say) -> None:
