@@ -23,7 +23,6 @@ OPEN_MACHINE = {
     "notebooks/bench/frontier.py": {"compression", "evaluation", "model", "qa", "settings", "storage"},  # own cases
     "notebooks/bench/home_gpu.py": {"evaluation", "model", "qa", "training"},  # times parts of a step
     "notebooks/bench/peers.py": {"evaluation", "model"},  # gives another program the words of the prompt
-    "notebooks/bench/runtime_quality.py": {"model", "qa", "settings"},  # opens a runtime with weights of its choice
     "notebooks/bench/results.py": {"evaluation", "qa", "settings", "storage"},  # gathers rows of many evaluations
     "notebooks/bench/runtime_quality.py": {"model", "qa", "settings"},  # converts a model with weights of either kind
     "notebooks/bench/safety.py": {
