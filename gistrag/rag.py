@@ -72,7 +72,8 @@ class GistRAG:
         self.store = store
         self._worker = GistWorker(store)
         self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
-        self._given = GivenTexts(store, engine.runtime, lambda: engine.model)
+        ask, during = (lambda key: self._worker.ask_for(key)), (lambda: self._worker.paused())
+        self._given = GivenTexts(store, engine.runtime, lambda: engine.model, ask=ask, during=during)
 
     @classmethod
     def from_folder(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from gistrag.answering.answer import Options, Source, Timings, Usage
@@ -34,10 +34,21 @@ class GivenTexts:
 
     Args:
         load_model: returns the model that makes gists.
+        ask: called with the key of each gist that is wanted and still to be made.
+        during: what is entered while an answer is in the making.
     """
 
-    def __init__(self, store: Store, runtime: AnyRuntime, load_model: Callable[[], GistModel]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        runtime: AnyRuntime,
+        load_model: Callable[[], GistModel],
+        *,
+        ask: Callable[[str], None] = lambda key: None,
+        during: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._store, self._runtime, self._load_model = store, runtime, load_model
+        self._ask, self._during = ask, during
         self._kept: OrderedDict[str, PackedGists] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -55,7 +66,7 @@ class GivenTexts:
             with timings.measure("load_s"):
                 return self._passages(filled, options, usage)
 
-        return Stream(self._runtime, question, options, find=find, nothing=lambda: NO_TEXTS)
+        return Stream(self._runtime, question, options, find=find, nothing=lambda: NO_TEXTS, during=self._during)
 
     def _passages(self, texts: Sequence[str], options: Options, usage: Usage) -> list[Passage]:
         """Return the texts as passages; takes no lock of the index, since compressing takes seconds."""
@@ -71,10 +82,17 @@ class GivenTexts:
         return passages
 
     def _gists(self, ids: Sequence[int], usage: Usage) -> Gists | None:
-        """Return the gists of a passage from disk, from memory or made now; None where its text has to be read."""
+        """Return the gists of a passage from disk, from memory or made now; None where its text has to be read.
+
+        Those of a chunk that are still to be made are left to whoever makes them.
+        """
         key = self._store.gists.key(ids)
         with suppress(GistNotFoundError, CorruptGistError):
             return self._store.gists.load(key)
+        if self._store.gists.is_pending(key):
+            usage.text_pending += 1
+            self._ask(key)
+            return None
         settings = self._store.settings.gists
         if not is_compressible(self._runtime, ids, settings):
             return None

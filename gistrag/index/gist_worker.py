@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from gistrag.index import schema
 from gistrag.index.store import Store
 from gistrag.progress import GistProgress
 
@@ -91,6 +92,10 @@ class GistWorker:
                 self._start()
             for start in range(0, len(chunk_ids), IDS_MAX):
                 self._send(list(chunk_ids[start : start + IDS_MAX]))
+
+    def ask_for(self, key: str) -> None:
+        """Let a gist be made first."""
+        self.ask([row[0] for row in self._store.database.execute(schema.CHUNKS_BY_GIST, (key,))])
 
     @contextmanager
     def paused(self) -> Iterator[None]:

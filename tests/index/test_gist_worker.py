@@ -184,6 +184,18 @@ def test_on_demand_makes_nothing_else(build: Callable[..., GistRAG]) -> None:
     assert (1, 0) == (answer.usage.text_pending, again.usage.text_pending)
 
 
+def test_given_texts_are_asked_for_too(build: Callable[..., GistRAG]) -> None:
+    """A text that equals a chunk is read as text while its gists are still to be made, and asks for them."""
+    with build(gists="on demand") as rag:
+        text = rag.chunks()[5].text
+        answer = rag.stream_from("Who carried it?", [text], max_new_tokens=1).result()
+        await_true(lambda: rag.progress.done == 1)
+        again = rag.stream_from("Who carried it?", [text], max_new_tokens=1).result()
+
+    assert (1, 0, 0) == (answer.usage.text_pending, answer.usage.gists_made, answer.usage.gist_slots)
+    assert (0, 0, True) == (again.usage.text_pending, again.usage.gists_made, again.usage.gist_slots > 0)
+
+
 def test_closing_ends_the_worker_and_the_next_goes_on(build: Callable[..., GistRAG], docs: Path) -> None:
     """What was committed stays, and nothing of it is made again."""
     fill(docs, 70)
