@@ -16,6 +16,7 @@ import typer
 
 from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet, RuntimeOption, TopK
 from gistrag.cli.output import loading, print_json, print_table, say, waiting
+from gistrag.errors import UsageError
 from gistrag.progress import megabytes
 
 EXAMPLES = (
@@ -63,6 +64,9 @@ def bench(
         from gistrag.rag import GistRAG
 
         rag = GistRAG.open(index, device=device, runtime=runtime)
+    if pending := rag.store.gists.chunks()[1]:
+        rag.close()
+        raise UsageError(f"the gists of {pending:,} chunks are still to be made; run gistrag build, then measure")
     load_average = os.getloadavg()[0]
     if speed.is_busy():
         say("this machine is busy; measure on a quiet one")
