@@ -47,7 +47,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 def fresh(given: Mapping[str, Any], engine: Engine | None) -> IndexSettings:
     """Return the settings of a new index: what is given, and for the rest what the adapter was trained for."""
     if engine:
-        folder = engine.model.adapter.folder if engine.model.adapter else None
+        folder = engine.adapter_folder
     else:
         folder = find_adapter(given.get("adapter", "auto"), find(given.get("model", DEFAULT_MODEL)).path)
     adapter = AdapterSettings.read(folder) if folder else None

@@ -30,13 +30,14 @@ class Engine:
     Attributes:
         runtime: answers; the torch runtime also makes gists.
         embedder: of questions and chunks; reranker: a cross-encoder, or None.
-        load_model: loads the model that makes gists, where `runtime` cannot.
+        load_model: loads the model that makes gists, where `runtime` cannot; adapter: folder of its adapter.
     """
 
     runtime: AnyRuntime
     embedder: Embedder
     reranker: Reranker | None = None
     load_model: Callable[[], GistModel] | None = field(default=None, repr=False)
+    adapter: Path | None = None
 
     @classmethod
     def load(
@@ -70,7 +71,7 @@ class Engine:
         embedder = Embedder(find(settings.embedder).path, device=device)
         embedder.embed_query("warm up")
         ranks = Reranker(find(reranker).path, device=device) if reranker else None
-        return cls(light or load_model(), embedder, ranks, load_model)
+        return cls(light or load_model(), embedder, ranks, load_model, adapter)
 
     @cached_property
     def model(self) -> GistModel:
@@ -78,6 +79,13 @@ class Engine:
         if self.runtime.name == "torch" or self.load_model is None:
             return self.runtime  # type: ignore[return-value]  # the runtime of this name is a GistModel
         return self.load_model()
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """The folder of the adapter, None without one."""
+        if self.load_model:
+            return self.adapter
+        return self.model.adapter.folder if self.model.adapter else None
 
     def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
         """Return everything that a gist depends on."""

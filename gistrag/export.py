@@ -89,9 +89,7 @@ def cartridge_of(store: Store, model: GistModel, chunks: Sequence[StoredChunk]) 
     Raises:
         ContextOverflowError: the window holds them in neither layout.
     """
-    gists: dict[int, PackedGists | GistCache] = {
-        chunk.id: cache for chunk in chunks if (cache := load_gists(chunk, store, Usage())) is not None
-    }
+    gists: dict[int, PackedGists | GistCache] = {**load_gists(chunks, store, Usage())}
     again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].is_ragged]
     gists |= _evened(model, again, store.settings.tokens_per_gist)
     texts = {chunk.id: model.encode_passage(chunk.text, chunk.heading) for chunk in chunks if chunk.id not in gists}

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from gistrag.answering.answer import Options, Source, Usage
 from gistrag.answering.assemble import Content, fitting_layout, span
-from gistrag.errors import ContextOverflowError, CorruptGistError, GistNotFoundError
+from gistrag.errors import ContextOverflowError
 from gistrag.index.retriever import Hit, Retriever
 from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
@@ -50,29 +50,30 @@ def search(store: Store, retriever: Retriever, question: str, options: Options, 
 def select(hits: Sequence[Hit], store: Store, runtime: AnyRuntime, options: Options, usage: Usage) -> list[Passage]:
     """Return the hits as passages: gists where the mode wants them and the index has them, text elsewhere."""
     bytes_before = store.gists.bytes_read
+    as_gists = hits if options.mode == "gist" else hits[1:] if options.mode == "hybrid" else ()
+    loaded = load_gists([hit.chunk for hit in as_gists], store, usage)
     passages = []
-    for rank, hit in enumerate(hits):
-        wants_text = options.mode == "text" or (options.mode == "hybrid" and rank == 0)
-        gists = None if wants_text else load_gists(hit.chunk, store, usage)
+    for hit in hits:
+        gists = loaded.get(hit.chunk.id)
         content: Content = gists or runtime.encode_passage(hit.chunk.text, hit.chunk.heading)
         passages.append(Passage(source_of(hit, as_text=gists is None), content, hit.chunk))
     usage.bytes_read = store.gists.bytes_read - bytes_before
     return passages
 
 
-def load_gists(chunk: StoredChunk, store: Store, usage: Usage) -> PackedGists | None:
-    """Return the gists of a chunk, None where it has none, which is counted; a damaged or missing file is logged."""
-    if chunk.gist_key is None:
-        return None
-    try:
-        return store.gists.load(chunk.gist_key)
-    except (CorruptGistError, GistNotFoundError) as error:
-        if store.gists.is_pending(chunk.gist_key):
+def load_gists(chunks: Sequence[StoredChunk], store: Store, usage: Usage) -> dict[int, PackedGists]:
+    """Return the gists of chunks by their ids; one without is counted, and logged if its file is damaged or missing."""
+    keys = {chunk.id: chunk.gist_key for chunk in chunks if chunk.gist_key is not None}
+    found: dict[int, PackedGists] = {}
+    for (chunk_id, key), loaded in zip(keys.items(), store.gists.load_all(list(keys.values())), strict=True):
+        if isinstance(loaded, PackedGists):
+            found[chunk_id] = loaded
+        elif store.gists.is_pending(key):
             usage.text_pending += 1
         else:
             usage.text_fallbacks += 1
-            logger.warning("answered from text: %s", error)
-        return None
+            logger.warning("answered from text: %s", loaded)
+    return found
 
 
 def source_of(hit: Hit, *, as_text: bool) -> Source:
