@@ -66,12 +66,14 @@ def configure(store: Store, settings: IndexSettings, engine: Engine, folder: Pat
         raise UsageError(
             f"chunk_tokens must be at most {room} with this model's context window, got {settings.chunk_tokens}"
         )
+    made_with = None
     if not (store.is_new or rebuild):
         require_engine(store, engine)
+        made_with = store.config.gist_fingerprint
     store.configure(
         settings,
         source=os.path.relpath(folder, store.folder),
-        gist_fingerprint=engine.gist_fingerprint(settings),
+        gist_fingerprint=engine.gist_fingerprint(settings, made_with=made_with),
         embedder_fingerprint=engine.embedder.fingerprint,
     )
 
@@ -86,7 +88,7 @@ def require_engine(store: Store, engine: Engine, *, remedy: str = REBUILD) -> No
     stored = {
         name: value for name, value in store.config.gist_fingerprint.items() if name != "min_quality"
     }  # version 0.1
-    require_same(stored, engine.gist_fingerprint(store.settings), where=where, remedy=remedy)
+    require_same(stored, engine.gist_fingerprint(store.settings, made_with=stored), where=where, remedy=remedy)
     require_same(store.config.embedder_fingerprint, engine.embedder.fingerprint, where=where, remedy=remedy)
 
 

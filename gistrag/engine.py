@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,9 +87,15 @@ class Engine:
             return self.adapter
         return self.model.adapter.folder if self.model.adapter else None
 
-    def gist_fingerprint(self, settings: IndexSettings) -> dict[str, str]:
-        """Return everything that a gist depends on."""
-        return gist_fingerprint(self.runtime.fingerprint, settings)
+    def gist_fingerprint(
+        self, settings: IndexSettings, *, made_with: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Return everything that a gist depends on.
+
+        Args:
+            made_with: fingerprint of gists that are there already, whose version stays if it can still be made.
+        """
+        return gist_fingerprint(self.runtime.fingerprint, settings, made_with=made_with)
 
 
 def _cpu_runtime(

@@ -92,6 +92,7 @@ class GistSettings:
         tokens_per_gist: source tokens one gist token stands for, at least 1. 1 keeps the uncompressed KV cache.
         kv_cache_dtype: numbers in gist files: ``"auto"`` those of the model, ``"int8"`` half the bytes and answers as
             good.
+        making: version of the placement, see `gistrag.compression.making.MAKINGS`; None for the newest.
 
     Raises:
         UsageError: a value outside its range.
@@ -103,6 +104,7 @@ class GistSettings:
     placement: Placement = "matched"
     tokens_per_gist: int = 4
     kv_cache_dtype: KvCacheDtype = "int8"
+    making: int | None = None
 
     def __post_init__(self) -> None:
         if self.placement not in get_args(Placement):

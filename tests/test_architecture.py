@@ -45,7 +45,7 @@ DOORS = {
     "prometheus_client": {"server.prometheus"},
     "pydantic": {"server.app", "server.protocol", "server.mcp"},
     "pypdfium2": {"documents.formats.pdf"},
-    "safetensors": {"kv.gist_file", "model.adapter", "training.checkpoints"},
+    "safetensors": {"compression.query_map", "kv.gist_file", "model.adapter", "training.checkpoints"},
     "semantic_text_splitter": {"documents.chunking"},
     "sentence_transformers": {"index.embedder", "index.encoders"},
     "sqlite3": {"index.database"},

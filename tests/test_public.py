@@ -22,7 +22,9 @@ RESEARCH = re.compile(r"gistrag\.kv(\.\w+)*|gistrag\.compression\.compress(\.\w+
 OPEN_MACHINE = {
     "notebooks/bench/frontier.py": {"compression", "evaluation", "model", "qa", "settings", "storage"},  # own cases
     "notebooks/bench/home_gpu.py": {"evaluation", "model", "qa", "training"},  # times parts of a step
+    "notebooks/bench/making.py": {"answering", "compression", "evaluation", "model", "qa", "settings"},  # times parts
     "notebooks/bench/peers.py": {"evaluation", "model"},  # gives another program the words of the prompt
+    "notebooks/bench/query_map.py": {"compression", "model", "qa", "settings"},  # looks at the reconstruction pass
     "notebooks/bench/results.py": {"evaluation", "qa", "settings", "storage"},  # gathers rows of many evaluations
     "notebooks/bench/runtime_quality.py": {"model", "qa", "settings"},  # converts a model with weights of either kind
     "notebooks/bench/safety.py": {

@@ -14,6 +14,8 @@ import torch
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag import progress
+from gistrag.compression import making, placements
+from gistrag.compression.placements import TextPass
 from gistrag.engine import Engine
 from gistrag.errors import (
     FingerprintMismatchError,
@@ -574,3 +576,34 @@ def test_an_index_built_with_a_floor_of_quality_opens(docs: Path, tmp_path: Path
     assert [row.path for row in opened] == [row.path for row in documents]
     assert answer.sources
     assert IndexSettings.from_json(settings.to_json()[:-1] + ', "min_quality": 0.9}') == settings
+
+
+def test_an_index_of_an_older_making_goes_on_as_it_was_made(
+    docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens, answers, and gets gists of its own version for what is new; a rebuild makes all by the newest."""
+    index, versions = docs.parent / "index", []
+    with pytest.MonkeyPatch.context() as before:
+        before.setitem(making.MAKINGS, "matched", (3,))
+        build(docs, engine)
+    real = placements.TextPass.__init__
+
+    def noted(self: TextPass, *given: Any, making: int | None = None) -> None:
+        versions.append(making)
+        real(self, *given, making=making)
+
+    monkeypatch.setattr(placements.TextPass, "__init__", noted)
+    with GistRAG.open(index, engine=engine) as rag:
+        answer = rag.query("honey", max_new_tokens=2)
+    (docs / "new.md").write_text("A new document about the weather in the valley.", "utf-8")
+    synced = build(docs, engine)
+    with Store.open(index) as store:
+        kept = store.config.gist_fingerprint["making"]
+    rebuilt = build(docs, engine, rebuild=True)
+
+    assert answer.usage.text_fallbacks == 0
+    assert (["new.md"], 2, "3") == (synced.added, synced.unchanged, kept)
+    assert 3 == rebuilt.gists_made
+    assert [3, 4] == list(dict.fromkeys(versions))
+    with Store.open(index) as store:
+        assert store.config.gist_fingerprint["making"] == "4"

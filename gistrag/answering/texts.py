@@ -112,5 +112,5 @@ class GivenTexts:
         """Return gists made now; None where a number in them is not finite."""
         from gistrag.compression.compress import compress  # torch, which is loaded where a new text is compressed
 
-        (cache,) = compress(self._load_model(), [ids], self._store.settings.gists)
+        (cache,) = compress(self._load_model(), [ids], self._store.config.gists)
         return cache.packed() if cache.is_finite else None

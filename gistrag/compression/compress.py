@@ -66,4 +66,4 @@ def _compress_all(model: GistModel, chunks: Sequence[Sequence[int]], settings: G
 
 def _compress(model: GistModel, chunks: Sequence[Sequence[int]], settings: GistSettings) -> list[GistCache]:
     """Return the caches of one batch; its intermediate memory is free when this returns."""
-    return TextPass(model, chunks).compress(settings.placement, settings.tokens_per_gist)
+    return TextPass(model, chunks, making=settings.making).compress(settings.placement, settings.tokens_per_gist)

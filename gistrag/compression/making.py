@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gistrag.model.runtime import AnyRuntime
 from gistrag.settings import GistSettings, Placement
 
-MAKINGS: dict[Placement, int] = {"matched": 3, "adaptive": 2, "selected": 2}
-"""Version of each placement, 1 if not listed; raised when the same chunk gets other gists than before."""
+READ_TWICE = 3
+"""Version of matched gists for which every chunk is read a second time."""
+MAKINGS: dict[Placement, tuple[int, ...]] = {"matched": (4, READ_TWICE), "adaptive": (2,), "selected": (2,)}
+"""Versions of each placement that can be made, newest first, 1 if not listed; a new one where the same chunk gets other
+gists than before."""
 
 
-def making(placement: Placement) -> dict[str, str]:
+def making(placement: Placement, made_with: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return what a fingerprint records of the version of a placement; nothing where that never changed.
 
-    >>> making("matched"), making("anchored")
-    ({'making': '3'}, {})
+    Args:
+        made_with: fingerprint of gists that are there already; their version stays if it can still be made.
+
+    >>> making("matched"), making("matched", {"making": "3"}), making("anchored")
+    ({'making': '4'}, {'making': '3'}, {})
     """
-    return {"making": str(MAKINGS[placement])} if placement in MAKINGS else {}
+    versions = [str(version) for version in MAKINGS.get(placement, ())]
+    before = (made_with or {}).get("making")
+    return {"making": before if before in versions else versions[0]} if versions else {}
 
 
 def gist_count(source_tokens: int, tokens_per_gist: int) -> int:

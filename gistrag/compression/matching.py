@@ -47,6 +47,7 @@ class Reconstruction:
         keys: of each layer, of the chunks, ``(rows, kv_heads, n, head_dim)``, rotated.
         mass: of each layer, the share of attention that the chunk got, ``(rows, heads, m)``; 0 for padding.
         lengths: tokens of each chunk; start: position of the chunks.
+        attention: of each layer, ``(rows, kv_heads, n, m)`` as in `received`; empty where it was not kept.
     """
 
     queries: Sequence[Tensor]
@@ -54,17 +55,29 @@ class Reconstruction:
     mass: Sequence[Tensor]
     lengths: Sequence[int]
     start: int
+    attention: Sequence[Tensor] = ()
 
-    def of(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, scaled as scores are, keys and mass of a layer by key head.
+    def of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return queries, scaled as scores are, and mass of a layer by key head.
 
-        Shapes ``(rows, kv_heads, m, head_dim)``, ``(rows, kv_heads, n, head_dim)`` and ``(rows, kv_heads, m)``; *m*
-        goes over the queries of all query heads that share a key.
+        Shapes ``(rows, kv_heads, m, head_dim)`` and ``(rows, kv_heads, m)``; *m* goes over the queries of all query
+        heads that share a key.
         """
-        keys = self.keys[layer]
-        rows, kv_heads, _, width = keys.shape
+        rows, kv_heads, _, width = self.keys[layer].shape
         queries = (self.queries[layer] / math.sqrt(width)).reshape(rows, kv_heads, -1, width)
-        return queries, keys, self.mass[layer].reshape(rows, kv_heads, -1)
+        return queries, self.mass[layer].reshape(rows, kv_heads, -1)
+
+    def received(self, layer: int) -> Tensor:
+        """Return the attention that each token of a chunk got from each query, ``(rows, kv_heads, n, m)``."""
+        if self.attention:
+            return self.attention[layer]
+        queries, mass = self.of(layer)
+        scores = self.keys[layer] @ queries.mT
+        if min(self.lengths) < scores.shape[2]:
+            lengths = torch.tensor(self.lengths, device=scores.device)
+            is_padding = torch.arange(scores.shape[2], device=scores.device) >= lengths[:, None]
+            scores.masked_fill_(is_padding[:, None, :, None], -torch.inf)
+        return scores.softmax(dim=2).mul_(mass[:, :, None])
 
 
 def match(caches: Sequence[GistCache], values: Tensor, seen: Reconstruction, rope: Rope) -> list[GistCache]:
@@ -76,7 +89,6 @@ def match(caches: Sequence[GistCache], values: Tensor, seen: Reconstruction, rop
     kv, at = _stacked(caches)
     exact = torch.promote_types(kv.dtype, torch.float32)
     lengths = torch.tensor(seen.lengths, device=at.device)
-    is_text = torch.arange(values.shape[3], device=at.device) < lengths[:, None]  # (rows, n)
     gists = (at >= 0).sum(dim=-1)  # (layers, rows, kv_heads)
     changed = gists < WHOLE * lengths[:, None]
     common, turned = _common(seen, rope, exact), torch.zeros_like(kv[:, 0], dtype=exact)
@@ -89,17 +101,15 @@ def match(caches: Sequence[GistCache], values: Tensor, seen: Reconstruction, rop
         fullest, count = int(count[heads].max()), count[heads]
         keys, old = (each[layer][heads][:, :fullest].to(exact) for each in (kv[:, 0], kv[:, 1]))  # (some, slots, width)
         positions = at[layer][heads][:, :fullest]
-        held, places = positions >= 0, positions.clamp(min=0)
-        queries, text, mass = (each[heads] for each in seen.of(layer))
-        scores = (text @ queries.mT).masked_fill_(~is_text[heads[0], :, None], -torch.inf)
-        share = scores.softmax(dim=1)  # (some, n, m)
-        some = torch.arange(len(count), device=at.device)[:, None]
-        kept = share[some, places].to(exact) * held[..., None] * mass[:, None]  # (some, slots, m)
+        queries, mass = (each[heads] for each in seen.of(layer))
+        received = seen.received(layer)
+        row, head = (number[:, None] for number in heads)
+        kept = received[row, head, positions.clamp(min=0)].to(exact) * (positions >= 0)[..., None]  # (some, slots, m)
         queries = queries.to(exact) * (mass > 0)[..., None]
         weight = _weights(kept, mass).log()[..., None]
         kept = kept * (weight * (common[layer][heads][:, None] @ queries.mT)).exp()
         kept = kept * (mass / kept.sum(dim=1).clamp(min=torch.finfo(exact).tiny))[:, None]
-        target = (share.mT @ values[layer][heads]).to(exact) * mass[..., None]  # (some, m, width)
+        target = (values[layer].mT @ received)[heads].mT.to(exact)  # (some, m, width)
         kv[layer, 0, heads[0], heads[1], :fullest] = (keys + weight * turned[layer][heads][:, :fullest]).to(kv.dtype)
         kv[layer, 1, heads[0], heads[1], :fullest] = _values(kept, target, old, count, kv.dtype).to(kv.dtype)
     kv = torch.where((at >= 0)[:, None, ..., None], kv, kv[..., :1, :])
@@ -138,7 +148,7 @@ def _common(seen: Reconstruction, rope: Rope, exact: torch.dtype) -> Tensor:
     """
     spreads, means = [], []
     for layer in range(len(seen.keys)):
-        queries, _, mass = seen.of(layer)
+        queries, mass = seen.of(layer)
         queries = queries.to(exact)  # in 16 bits what follows is not positive definite now and then
         heard = (mass[..., None] * queries).mT  # (rows, kv_heads, head_dim, m)
         spreads.append(heard @ queries)

@@ -2,7 +2,8 @@
 
 ==========  ==================================================================================================
 matched     adaptive, with keys and values changed so that attention over them gives what the chunk gave, see
-            `gistrag.compression.matching`.
+            `gistrag.compression.matching`; up to 4 tokens per gist the second pass is predicted where the model has a
+            map, see `gistrag.compression.query_map`.
 adaptive    the chunk's own keys and values at the tokens its heads score to repeat the chunk (KVzip, Kim et al. 2025,
             arXiv 2505.23416), weighting attention by value norms (VATP, Guo et al. 2024, arXiv 2406.12335):
             heads share one budget, and retrieval heads keep most of it (Ada-KV, Feng et al. 2024,
@@ -26,14 +27,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gistrag.compression.making import gist_count
+from gistrag.compression.making import READ_TWICE, gist_count
 from gistrag.compression.matching import Reconstruction, match
+from gistrag.compression.query_map import predicted, query_map
 from gistrag.kv.cache import GistCache, concatenate
 from gistrag.model.gist_model import GistModel
 from gistrag.model.reading import Reading
 from gistrag.settings import MADE, Placement
 
 REPEAT = "Repeat the passage."
+PREDICTED_UP_TO = 4
+"""Most tokens per gist for which the reconstruction pass is predicted; of fewer gists each has to be the right one."""
 MINIMUM_SHARE = 0.1
 """Share of its equal budget that an adaptive head keeps in any case."""
 
@@ -60,8 +64,9 @@ class TextPass:
         hidden: ``(batch, n, hidden)`` final states of the text pass.
     """
 
-    def __init__(self, model: GistModel, chunks: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: GistModel, chunks: Sequence[Sequence[int]], *, making: int | None = None) -> None:
         self.model = model
+        self._map = None if making == READ_TWICE else query_map(model)
         self.chunks = [torch.tensor(list(chunk)) for chunk in chunks]
         self.lengths = torch.tensor([len(chunk) for chunk in chunks])
         self.start = model.prefix.gists
@@ -80,6 +85,18 @@ class TextPass:
     def reconstruction(self) -> ReconstructionPass:
         """The reconstruction pass, the same for every compression rate."""
         return _reconstruct(self)
+
+    def reconstructed(self, rows: slice, tokens_per_gist: int) -> tuple[Reconstruction, Tensor]:
+        """Return what matching needs of the reconstruction pass over some chunks, and the most that each token got.
+
+        It is predicted where the model has a map and keeps enough tokens. The second has the shape ``(layers, rows,
+        kv_heads, n)``.
+        """
+        lengths = self.lengths[rows].tolist()
+        if self._map and tokens_per_gist <= PREDICTED_UP_TO:
+            return predicted(self.model, self._map, self.kv[:, :, rows, :, : max(lengths)], lengths)
+        attention = self.reconstruction.attention[:, rows, :, : max(lengths)]
+        return self.reconstruction.of(rows, lengths), attention
 
     @cached_property
     def kv(self) -> Tensor:
@@ -127,11 +144,16 @@ def _adaptive(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
 
 def _matched(batch: TextPass, tokens_per_gist: int) -> Iterator[GistCache]:
     """Yield adaptive gists, matched to their chunk."""
-    caches = list(_adaptive(batch, tokens_per_gist))
     for rows in batch.together():
-        seen = batch.reconstruction.of(rows, batch.lengths[rows].tolist())
-        values = batch.kv[:, 1, rows, :, : max(seen.lengths)]
-        yield from match(caches[rows], values, seen, batch.model.rope)
+        lengths = batch.lengths[rows].tolist()
+        seen, most = batch.reconstructed(rows, tokens_per_gist)
+        values = batch.kv[:, 1, rows, :, : max(lengths)]
+        caches = []
+        for row, length in enumerate(lengths):
+            score = importance(most[:, row, :, :length], values[:, row, :, :length])
+            places = shared_out(score, gist_count(length, tokens_per_gist))
+            caches.append(_kept(batch, rows.start + row, places))
+        yield from match(caches, values, seen, batch.model.rope)
 
 
 def _importances(batch: TextPass) -> Iterator[Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from gistrag.errors import IndexFolderError, UsageError
 from gistrag.index.database import Database, nothing_built
-from gistrag.settings import IndexSettings
+from gistrag.settings import GistSettings, IndexSettings
 from gistrag.storage.fingerprint import digest
 
 NAME = "config"
@@ -70,6 +70,12 @@ class IndexConfig:
                 f"{self.folder} was made by another version of gistrag, its settings are not understood ({error}); "
                 "upgrade gistrag, or build into another folder"
             ) from error
+
+    @property
+    def gists(self) -> GistSettings:
+        """How chunks become gist caches, by the version that the index was made with."""
+        making = self.gist_fingerprint.get("making")
+        return replace(self.settings.gists, making=int(making) if making else None)
 
     @property
     def source(self) -> str:

@@ -50,7 +50,7 @@ def make_gists(store: Store, model: GistModel, report: SyncReport, *, progress: 
     while chunks := pending_chunks(store, most=BATCH_CHUNKS):
         wanted = token_ids(model, chunks, tokens_max=BATCH_TOKENS)
         missing = {key: ids for key, ids in wanted.items() if not store.gists.reuse(key)}
-        made = make(model, missing, store.settings.gists)
+        made = make(model, missing, store.config.gists)
         report.without_gist += keep(store, made)
         report.gists_found += len(wanted) - len(missing)
         _count(store, model, [cache for cache in made.values() if cache is not None], report)
@@ -127,13 +127,11 @@ def keep(store: Store, made: Mapping[str, GistCache | None]) -> int:
 def compress_texts(store: Store, model: GistModel, texts: Sequence[str]) -> int:
     """Put the gists of texts that an open index does not hold yet, and return how many were made; commits by batch."""
     passages = [model.encode_passage(text) for text in texts]
-    wanted = {store.gists.key(ids): ids for ids in passages if is_compressible(model, ids, store.settings.gists)}
+    wanted = {store.gists.key(ids): ids for ids in passages if is_compressible(model, ids, store.config.gists)}
     missing = [key for key in wanted if not store.gists.reuse(key)]
     count = 0
     for start in range(0, len(missing), BATCH_CHUNKS // 2):
-        made = make(
-            model, {key: wanted[key] for key in missing[start : start + BATCH_CHUNKS // 2]}, store.settings.gists
-        )
+        made = make(model, {key: wanted[key] for key in missing[start : start + BATCH_CHUNKS // 2]}, store.config.gists)
         store.gists.put({key: cache for key, cache in made.items() if cache is not None})
         store.commit()
         count += sum(cache is not None for cache in made.values())

@@ -112,10 +112,10 @@ def test_a_batch_that_does_not_fit_memory_is_halved(model: GistModel, monkeypatc
     expected = compress(model, TEXTS)
     original = placements.TextPass.__init__
 
-    def greedy(self: object, model: GistModel, chunks: list[list[int]]) -> None:
+    def greedy(self: object, model: GistModel, chunks: list[list[int]], **named: object) -> None:
         if len(chunks) > 1:
             raise torch.OutOfMemoryError("no room for two")
-        original(self, model, chunks)
+        original(self, model, chunks, **named)
 
     monkeypatch.setattr(placements.TextPass, "__init__", greedy)
     for one, other in zip(expected, compress(model, TEXTS), strict=True):
@@ -125,7 +125,7 @@ def test_a_batch_that_does_not_fit_memory_is_halved(model: GistModel, monkeypatc
 def test_one_chunk_that_does_not_fit_memory_raises(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is nothing left to halve."""
 
-    def never(self: object, model: GistModel, chunks: list[list[int]]) -> None:
+    def never(self: object, model: GistModel, chunks: list[list[int]], **named: object) -> None:
         raise torch.OutOfMemoryError("no room at all")
 
     monkeypatch.setattr(placements.TextPass, "__init__", never)

@@ -313,7 +313,7 @@ def test_engine_of_another_making_is_refused(indexes: Indexes, part: str) -> Non
     """Whatever a gist depends on, an engine that differs in it does not open the index; the difference is named."""
     index, real = indexes.fresh(), Engine.gist_fingerprint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "gist_fingerprint", lambda *given: {**real(*given), part: "another"})
+        patch.setattr(Engine, "gist_fingerprint", lambda *given, **named: {**real(*given, **named), part: "another"})
 
         with pytest.raises(FingerprintMismatchError, match=f"with {part} .* 'another'; run `gistrag build --rebuild`"):
             GistRAG.open(index, engine=indexes.engine)
