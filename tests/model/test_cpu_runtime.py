@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +25,7 @@ from gistrag.model.cpu_conversion import open_cpu_runtime, write
 from gistrag.model.cpu_runtime import CpuMemory, CpuRuntime, pick
 from gistrag.model.generation import generate, generate_batch
 from gistrag.model.gist_model import GistModel
+from gistrag.rag import GistRAG
 from gistrag.settings import CpuWeights, GistSettings, IndexSettings, Layout
 
 TEXTS = ("the mill stands by the river", "bread is baked at dawn", "tea is drunk at four")
@@ -339,3 +342,30 @@ def test_gists_of_torch_are_taken_too(tmp_path: Path) -> None:
     assert isinstance(cache, GistCache)
     assert isinstance(made, CpuMemory)
     np.testing.assert_array_equal(made.ends, packed.ends)
+
+
+ASK = """
+import sys
+from gistrag import GistRAG
+with GistRAG.open(sys.argv[1]) as rag:
+    answer = rag.query("Which port does the mill's server listen at?", max_new_tokens=12)
+print(rag.runtime.name, answer.usage.gist_slots > 0, answer)
+print(sorted({"torch", "transformers", "peft", "sentence_transformers", "onnx"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.model
+def test_an_answer_loads_no_torch(tmp_path: Path) -> None:
+    """With the default models, a process that opens an index and answers from gists imports none of the heavy parts."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "mill.md").write_text(
+        "# The mill\n\nThe server of the mill listens at port 4711. It grinds rye in the morning, oats at night, and "
+        "the miller writes every sack into a ledger that hangs beside the door.\n",
+        "utf-8",
+    )
+    GistRAG.from_folder(tmp_path / "docs", index=tmp_path / "index", gists="now", device="cpu").close()
+
+    asked = [sys.executable, "-c", ASK, str(tmp_path / "index")]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines() == ["cpu True 4711", "[]"]
