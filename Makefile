@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 # Where most edits are felt, without the tests that start many processes or wait.
 QUICK := kv qa storage documents compression answering index test_architecture.py test_docs.py test_public.py
 NOT_QUICK := documents/test_bad_input.py documents/test_hostile_documents.py documents/test_parser_worker.py \
-	index/test_bad_index.py index/test_builder.py
+	index/test_bad_index.py index/test_builder.py index/test_gist_worker.py index/test_store.py
 
 .PHONY: demo quick test fast check format clean browser docs
 
