@@ -78,7 +78,7 @@ class CpuMemory:
         buffer: holds them; memories that go on from the same passages share it.
         ends: filled slots of each head, ``(layers, kv_heads)`` int32.
         next_position: position of the first token read behind it.
-        is_taken: whether an answer is being generated in its room.
+        is_taken: whether its room holds something else: a text read behind it, or an answer being generated.
     """
 
     buffer: Buffer
@@ -199,9 +199,10 @@ class CpuRuntime(Runtime[CpuMemory]):
     def read_text(self, memory: CpuMemory, ids: Sequence[int]) -> CpuMemory:
         """Return a memory with *ids* read as text behind it, by the graph without the adapter."""
         memory = memory.with_room(len(ids) + ROOM, self._spare)
+        memory.is_taken = True  # for good: the text now stands where its room was
         reading = _Reading(self._graph(TEXT), memory)
         reading.feed(ids)
-        return replace(memory, ends=reading.ends, next_position=reading.position)
+        return replace(memory, ends=reading.ends, next_position=reading.position, is_taken=False)
 
     def decode_steps(
         self,

@@ -163,6 +163,20 @@ def test_a_memory_can_be_asked_again(tmp_path: Path) -> None:
     assert again == first
 
 
+def test_what_is_read_behind_a_memory_stays(tmp_path: Path) -> None:
+    """A memory with text behind it is not touched by what is read or asked behind the same gists later."""
+    model, runtime = runtimes(tmp_path)
+    gists, ids = runtime.concatenate(contents(model, "gg")[:2]), model.encode_passage(TEXTS[2])  # type: ignore[arg-type]
+    prompt = model.encode_question("When is tea?")
+    with_text = runtime.read_text(gists, ids)
+    before = list(generate(runtime, with_text, prompt, max_new_tokens=8))
+
+    list(generate(runtime, gists, model.encode_question("Where is the mill by the river?"), max_new_tokens=8))
+    runtime.read_text(gists, model.encode_passage(TEXTS[0]))
+
+    assert list(generate(runtime, with_text, prompt, max_new_tokens=8)) == before
+
+
 def test_full_buffers_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no room is left behind a memory, it moves to a larger buffer."""
     model, runtime = runtimes(tmp_path)
