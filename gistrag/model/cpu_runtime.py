@@ -27,7 +27,7 @@ from gistrag.errors import UnsupportedModelError
 from gistrag.kv import gist_file
 from gistrag.kv.packed import Array, Floats, Gists, Integers, PackedGists, Rows
 from gistrag.model.prompt import Prompt
-from gistrag.model.runtime import Runtime
+from gistrag.model.runtime import Runtime, Trace, require_single
 from gistrag.settings import Layout
 
 STEP = 256
@@ -212,11 +212,13 @@ class CpuRuntime(Runtime[CpuMemory]):
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
+        trace: Trace | None = None,
     ) -> Iterator[dict[int, int]]:
         """Yield the next token of every unfinished row; rows take turns."""
+        require_single(memories, trace)
         randomness = np.random.default_rng(seed)
         rows = {
-            row: self._tokens(memory, prompt, max_new_tokens, temperature, randomness)
+            row: self._tokens(memory, prompt, max_new_tokens, temperature, randomness, trace)
             for row, (memory, prompt) in enumerate(zip(memories, prompts, strict=True))
         }
         try:
@@ -237,15 +239,20 @@ class CpuRuntime(Runtime[CpuMemory]):
         max_new_tokens: int,
         temperature: float,
         randomness: np.random.Generator,
+        trace: Trace | None,
     ) -> Any:
         """Yield the tokens of one answer."""
         memory = memory.with_room(len(prompt) + max_new_tokens, self._spare)
         memory.is_taken = True
         try:
-            reading = _Reading(self._graph(ANSWERS), memory)
+            reading = _Reading(self._graph(ANSWERS, trace.layers if trace else ()), memory)
             ids = prompt
             for _ in range(max_new_tokens):
-                token = pick(reading.feed(ids), temperature, randomness)
+                logits = reading.feed(ids)
+                token = pick(logits, temperature, randomness)
+                if trace:
+                    seen = {layer: _last(reading.attention(layer), memory.ends[layer]) for layer in trace.layers}
+                    trace.record(logits, token, seen)
                 if token in self.stop_ids:
                     return
                 yield token
@@ -255,7 +262,7 @@ class CpuRuntime(Runtime[CpuMemory]):
 
     def attention(self, memory: CpuMemory, ids: Sequence[int], *, layers: Sequence[int]) -> dict[int, list[Floats]]:
         """Return how much each of *ids* attends to the slots of *memory*, see `Runtime.attention`."""
-        reading = _Reading(self._graph(ANSWERS, tuple(sorted(set(layers)))), memory.with_room(len(ids), self._spare))
+        reading = _Reading(self._graph(ANSWERS, layers), memory.with_room(len(ids), self._spare))
         reading.feed(ids)
         found = {}
         for layer in layers:
@@ -264,10 +271,11 @@ class CpuRuntime(Runtime[CpuMemory]):
                             for of_head in group]  # fmt: skip
         return found
 
-    def _graph(self, name: str, attention: tuple[int, ...] = ()) -> Any:
-        """Return a session of one of the graphs, loaded at its first use."""
+    def _graph(self, name: str, layers: Sequence[int] = ()) -> Any:
+        """Return a session of one of the graphs, loaded at its first use; it gives the attention of *layers* too."""
         if not (self.folder / name).exists():
             name = ANSWERS  # without an adapter text is read by the same weights
+        attention = tuple(sorted(set(layers)))
         key = (name, attention)
         if key not in self._graphs:
             options = onnxruntime.SessionOptions()
@@ -316,8 +324,6 @@ class _Reading:
         if "logits" in shapes:
             self._binding.bind_ortvalue_output("logits", self._value(self._logits))
         self._observed = [name for name in shapes if name.startswith("attention")]
-        for name in self._observed:  # their size changes with every step
-            self._binding.bind_output(name)
         self._token: tuple[Array, Array] | None = None
 
     def _value(self, array: Array) -> Any:
@@ -340,6 +346,8 @@ class _Reading:
             for name, array in zip(("ids", "positions"), bound, strict=True):
                 self._binding.bind_ortvalue_input(name, self._value(array))
             self._token = bound if count == 1 else None
+        for name in self._observed:  # anew, since their size changes with every step
+            self._binding.bind_output(name)
         self._session.run_with_iobinding(self._binding)
         self.position += count
         return self._logits.reshape(-1)
@@ -349,6 +357,16 @@ class _Reading:
         outputs = self._binding.get_outputs()[-len(self._observed) :]
         found: Floats = outputs[self._observed.index(f"attention{layer}")].numpy()
         return found
+
+
+def _last(weights: Floats, ends: npt.NDArray[np.int32]) -> list[Floats]:
+    """Return what the last token read attends to in the memory, ``(slots,)`` of each head.
+
+    Args:
+        weights: ``(kv_heads, heads / kv_heads, n, slots)``.
+        ends: filled slots of the memory, ``(kv_heads,)``.
+    """
+    return [of_head[-1, :end].copy() for group, end in zip(weights, ends, strict=True) for of_head in group]
 
 
 def placed(rows: Rows, gists: PackedGists, layout: Layout) -> Integers:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokenizers.decoders import DecodeStream
 
 from gistrag.errors import ContextOverflowError
-from gistrag.model.runtime import AnyRuntime, M, Runtime
+from gistrag.model.runtime import AnyRuntime, M, Runtime, Trace
 
 
 def generate(
@@ -22,18 +22,22 @@ def generate(
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     seed: int = 0,
+    trace: Trace | None = None,
 ) -> Iterator[int]:
     """Yield the token ids of the answer to the prompt *ids*, read behind *memory*.
 
     Args:
         max_new_tokens: an answer that does not end by itself is cut here.
         temperature: 0 takes the most likely token; above 0, tokens are sampled with *seed*.
+        trace: records every step.
 
     Raises:
         ContextOverflowError: memory and prompt leave no position for an answer.
     """
     room = min(max_new_tokens, require_room(runtime, memory.next_position + len(ids)))
-    for tokens in runtime.decode_steps([memory], [ids], max_new_tokens=room, temperature=temperature, seed=seed):
+    for tokens in runtime.decode_steps(
+        [memory], [ids], max_new_tokens=room, temperature=temperature, seed=seed, trace=trace
+    ):
         yield from tokens.values()
 
 

@@ -31,7 +31,7 @@ from gistrag.model.hub import quiet
 from gistrag.model.loading import load_network
 from gistrag.model.prompt import chat_prompt
 from gistrag.model.reading import Reading, decode_steps
-from gistrag.model.runtime import Floats, Runtime
+from gistrag.model.runtime import Floats, Runtime, Trace, require_single
 from gistrag.model.support import multiplies_16_bits, require_supported
 from gistrag.model.tokenizer import renderer
 from gistrag.settings import AdapterSettings, Layout
@@ -327,26 +327,22 @@ class GistModel(Runtime[Memory]):
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
+        trace: Trace | None = None,
     ) -> Iterator[dict[int, int]]:
         """Yield the next token of every unfinished row; all rows are computed as one batch."""
-        return decode_steps(self, memories, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        require_single(memories, trace)
+        return decode_steps(
+            self, memories, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, trace=trace
+        )
 
     def attention(self, memory: Memory, ids: Sequence[int], *, layers: Sequence[int]) -> dict[int, list[Floats]]:
         """Return how much each of *ids* attends to the slots of *memory*, see `Runtime.attention`."""
         found: dict[int, list[Floats]] = {}
-
-        def observe(layer: int, queries: Tensor, keys: Tensor, weights: Tensor) -> None:
-            if layer in layers:
-                group = queries.shape[1] // keys.shape[1]
-                seen = reading.seen(layer)  # (kv_heads, carried slots of the memory)
-                found[layer] = [
-                    of_head[:, : seen.shape[1]][:, seen[head // group]].float().cpu().numpy()
-                    for head, of_head in enumerate(weights[0])
-                ]
-
         reading = self.read(memory)
         positions = memory.next_position + torch.arange(len(ids))
-        reading.feed(torch.tensor([list(ids)]), positions=positions, observer=observe, role="answers")
+        reading.feed(
+            torch.tensor([list(ids)]), positions=positions, observer=reading.watch(layers, found), role="answers"
+        )
         return {layer: found[layer] for layer in layers}
 
     def unrotated(self, kv: Tensor, positions: Tensor, *, start: int, source_tokens: int) -> GistCache:

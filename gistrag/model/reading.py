@@ -19,6 +19,7 @@ from torch import Tensor
 from gistrag.kv.cache import Memories, Memory, side_by_side
 from gistrag.model.adapter import Role
 from gistrag.model.attention import Observer, without_cudnn
+from gistrag.model.runtime import Floats, Trace
 
 
 class Network(Protocol):
@@ -134,6 +135,20 @@ class Reading:
             return torch.ones(keys.shape[1], self._began, dtype=torch.bool)
         return self._visible[layer][0].cpu()
 
+    def watch(self, layers: Sequence[int], found: dict[int, list[Floats]]) -> Observer:
+        """Return an observer that puts into *found* what `Runtime.attention` returns, of the first row."""
+
+        def observe(layer: int, queries: Tensor, keys: Tensor, weights: Tensor) -> None:
+            if layer in layers:
+                group = queries.shape[1] // keys.shape[1]
+                seen = self.seen(layer)  # (kv_heads, carried slots of the memory)
+                found[layer] = [
+                    of_head[:, : seen.shape[1]][:, seen[head // group]].float().cpu().numpy()
+                    for head, of_head in enumerate(weights[0])
+                ]
+
+        return observe
+
     def memory(self, next_position: int, *, row: int = 0, slots: int | None = None) -> Memory:
         """Return what a row has read so far, or the last *slots* of it."""
         kv, visible = self.kv()[:, :, row], None
@@ -161,6 +176,7 @@ def decode_steps(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    trace: Trace | None = None,
 ) -> Iterator[dict[int, int]]:
     """Yield the next token of every unfinished row, see `gistrag.model.runtime.Runtime.decode_steps`.
 
@@ -181,9 +197,15 @@ def decode_steps(
         if step and is_padded:
             visible = torch.cat((visible, torch.ones(len(prompts), 1, dtype=torch.bool)), dim=1)
             mask = visible[:, None]
-        hidden = reading.feed(ids, positions=positions, mask=mask, role="answers")
-        picked = _pick(model.logits(hidden[:, -1]).float(), temperature, randomness).cpu()
+        seen: dict[int, list[Floats]] = {}
+        observer = reading.watch(trace.layers, seen) if trace and trace.layers else None
+        hidden = reading.feed(ids, positions=positions, mask=mask, observer=observer, role="answers")
+        logits = model.logits(hidden[:, -1]).float()
+        picked = _pick(logits, temperature, randomness).cpu()
         tokens = picked.tolist()
+        if trace:
+            last = {layer: [of_head[-1] for of_head in heads] for layer, heads in seen.items()}
+            trace.record(logits[0].cpu().numpy(), tokens[0], last)
         unfinished -= {row for row in unfinished if tokens[row] in model.stop_ids}
         if not unfinished:
             return

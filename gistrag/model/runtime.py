@@ -11,7 +11,8 @@ A memory belongs to the runtime that made it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -36,6 +37,33 @@ class AnyMemory(Protocol):
 
 
 M = TypeVar("M", bound=AnyMemory)
+
+
+@dataclass
+class Trace:
+    """What the model did while it answered, a record for each token; that of the one that ends the answer included.
+
+    Attributes:
+        layers: whose attention is recorded.
+        logprobs: log-probability of each token.
+        opening: log-probability of every token of the vocabulary at the first step, ``(vocabulary,)``.
+        attention: for each of `layers`, for each of its heads, what the token before attended to in the memory,
+            ``(slots,)`` as in `Runtime.attention`.
+    """
+
+    layers: Sequence[int] = ()
+    logprobs: list[float] = field(default_factory=list)
+    opening: Floats | None = None
+    attention: list[Mapping[int, list[Floats]]] = field(default_factory=list)
+
+    def record(self, logits: Floats, token: int, attention: Mapping[int, list[Floats]]) -> None:
+        """Add a step: the logits, ``(vocabulary,)``, the token that was taken, and the attention behind it."""
+        shifted = logits - logits.max()
+        total = np.log(np.exp(shifted).sum())
+        self.logprobs.append(float(shifted[token] - total))
+        if self.opening is None:
+            self.opening = shifted - total
+        self.attention.append(attention)
 
 
 class Runtime(ABC, Generic[M]):
@@ -136,6 +164,7 @@ class Runtime(ABC, Generic[M]):
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
+        trace: Trace | None = None,
     ) -> Iterator[dict[int, int]]:
         """Yield the next token of every unfinished row, by row number, one decode step after the other.
 
@@ -143,6 +172,7 @@ class Runtime(ABC, Generic[M]):
 
         Args:
             temperature: 0 takes the most likely token; above 0, tokens are sampled with *seed*.
+            trace: records every step; only of a single row.
         """
 
     @abstractmethod
@@ -156,3 +186,9 @@ class Runtime(ABC, Generic[M]):
 
 
 AnyRuntime = Runtime[Any]
+
+
+def require_single(memories: Sequence[object], trace: Trace | None) -> None:
+    """Check that a trace, which is of one answer, is asked for with one memory."""
+    if trace is not None and len(memories) != 1:
+        raise ValueError(f"a trace is of one answer, got {len(memories)} memories")

@@ -25,6 +25,7 @@ from gistrag.model.cpu_conversion import open_cpu_runtime, write
 from gistrag.model.cpu_runtime import CpuMemory, CpuRuntime, pick
 from gistrag.model.generation import generate, generate_batch
 from gistrag.model.gist_model import GistModel
+from gistrag.model.runtime import Trace
 from gistrag.rag import GistRAG
 from gistrag.settings import CpuWeights, GistSettings, IndexSettings, Layout
 
@@ -126,6 +127,51 @@ def test_attention_is_that_of_torch(both: tuple[GistModel, CpuRuntime]) -> None:
     for layer, heads in expected.items():
         for one, other in zip(heads, found[layer], strict=True):
             np.testing.assert_allclose(other, one, atol=1e-4)
+
+
+def test_a_trace_is_that_of_torch(both: tuple[GistModel, CpuRuntime]) -> None:
+    """Log-probabilities of the answer and its attention to the memory, token by token."""
+    traces = []
+    for runtime in both:
+        memory, ids = assemble(runtime, contents(both[0], "ggt")), runtime.encode_question("Where?")
+        traces.append(Trace(layers=(1, 2)))
+        tokens = list(generate(runtime, memory, ids, max_new_tokens=5, trace=traces[-1]))
+        first = traces[-1].opening
+
+        assert first is not None
+        assert tokens[0] == int(first.argmax())
+        assert traces[-1].logprobs[0] == pytest.approx(float(first.max()), abs=1e-5)
+    expected, found = traces
+
+    assert len(found.attention) == len(found.logprobs) == len(expected.logprobs) >= len(tokens)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-3)
+    for step, other in zip(expected.attention, found.attention, strict=True):
+        assert set(step) == set(other) == {1, 2}
+        for layer, heads in step.items():
+            for one, twin in zip(heads, other[layer], strict=True):
+                np.testing.assert_allclose(twin, one, atol=1e-4)
+
+
+def test_a_traced_answer_is_the_answer(both: tuple[GistModel, CpuRuntime]) -> None:
+    """Recording changes no token, and what is recorded first is what `attention` gives of the last question token."""
+    for runtime in both:
+        memory, ids = assemble(runtime, contents(both[0], "gg")), runtime.encode_question("Where?")
+        trace = Trace(layers=(0,))
+        traced = list(generate(runtime, memory, ids, max_new_tokens=4, trace=trace))
+        alone = runtime.attention(memory, ids, layers=[0])[0]
+
+        assert traced == list(generate(runtime, memory, ids, max_new_tokens=4))
+        for head, of_question in zip(trace.attention[0][0], alone, strict=True):
+            np.testing.assert_allclose(head, of_question[-1], atol=1e-5)
+
+
+def test_a_trace_is_of_one_answer(both: tuple[GistModel, CpuRuntime]) -> None:
+    """Two rows and one trace are refused, rather than mixed up."""
+    for runtime in both:
+        memory, ids = assemble(runtime, []), runtime.encode_question("Where?")
+
+        with pytest.raises(ValueError, match="got 2 memories"):
+            list(runtime.decode_steps([memory, memory], [ids, ids], max_new_tokens=1, trace=Trace()))
 
 
 def test_eight_bits_change_little(tmp_path: Path) -> None:
