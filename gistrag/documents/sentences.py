@@ -21,11 +21,11 @@ _ABBREVIATION = re.compile(
 
 
 def sentences(text: str) -> list[Span]:
-    """Return (start, end) of each sentence of a text, in order, without the white space around them.
+    r"""Return (start, end) of each sentence of a text, in order, without the white space around them.
 
-    >>> text = "It has 3 modes. See e.g. the\\nmanual.\\n\\n- gist\\n- text"
+    >>> text = "It has 3 modes. See e.g. the\nmanual.\n\n- gist\n- text"
     >>> [text[start:end] for start, end in sentences(text)]
-    ['It has 3 modes.', 'See e.g. the\\nmanual.', '- gist', '- text']
+    ['It has 3 modes.', 'See e.g. the\nmanual.', '- gist', '- text']
     """
     return [span for block in _blocks(text) for span in _sentences(text, *block)]
 
