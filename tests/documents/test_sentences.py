@@ -24,7 +24,7 @@ def cut(text: str) -> list[str]:
         ('He said "Stop." Then he left.', ['He said "Stop."', "Then he left."]),
         ("연차는 15일입니다. 병가는 10일입니다.", ["연차는 15일입니다.", "병가는 10일입니다."]),
         ("首都は東京です。人口は多い。", ["首都は東京です。", "人口は多い。"]),
-        ("# A\nStaff get 25\ndays. We\nget 20.\n\n## B", ["# A", "Staff get 25\ndays.", "We\nget 20.", "## B"]),
+        ("# A\nStaff get 25\ndays. We\nreceive 20.\n\n## B", ["# A", "Staff get 25\ndays.", "We\nreceive 20.", "## B"]),
         ("- one\n- two\n  goes on\n1. three", ["- one", "- two\n  goes on", "1. three"]),
         ("| a | b |\n|---|---|\n| 1. Yes | 2 |\nAfter it.", ["| a | b |", "|---|---|", "| 1. Yes | 2 |", "After it."]),
         ("Port: 80\nUser: me\nHost: a long name", ["Port: 80", "User: me", "Host: a long name"]),
