@@ -8,7 +8,6 @@ do not overlap, and only white space lies between them.
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import tokenizers
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from gistrag.documents.discovery import Document
+from gistrag.documents.headings import Title, titles_in
 
 PLAIN_KINDS = frozenset({"text", "code", "table", "json", "pdf"})  # all other kinds have Markdown headings
 _SEGMENT_CHARS = 64  # characters of a segment per token of a chunk: about 16 chunks of prose
@@ -76,7 +76,7 @@ class Chunker:
 
     def split(self, document: Document) -> list[Chunk]:
         """Return the chunks of *document*, in order."""
-        titles = _titles(document.text) if document.kind not in PLAIN_KINDS else []
+        titles = titles_in(document.text) if document.kind not in PLAIN_KINDS else []
         spans = self._join(document.text, self._pieces(document, titles), titles)
         return [
             Chunk(
@@ -109,7 +109,7 @@ class Chunker:
             chars *= 2
         return self.count(text)
 
-    def _pieces(self, document: Document, titles: Sequence[_Title]) -> Iterator[tuple[int, int]]:
+    def _pieces(self, document: Document, titles: Sequence[Title]) -> Iterator[tuple[int, int]]:
         """Yield (start, end) of each piece of the splitter, without the white space around it."""
         splitter = self._markdown if document.kind not in PLAIN_KINDS else self._prose
         starts = [title.start for title in titles]
@@ -119,7 +119,7 @@ class Chunker:
                 if piece.strip():
                     yield _trim(document.text, start + offset, start + offset + len(piece))
 
-    def _join(self, text: str, pieces: Iterable[tuple[int, int]], titles: Sequence[_Title]) -> list[tuple[int, int]]:
+    def _join(self, text: str, pieces: Iterable[tuple[int, int]], titles: Sequence[Title]) -> list[tuple[int, int]]:
         """Return the pieces, small ones joined to a neighbour and a heading joined to the text below it."""
         starts, ends = {title.start for title in titles}, {title.end for title in titles}
         spans: list[tuple[int, int]] = []
@@ -136,15 +136,6 @@ class Chunker:
 
     def _is_small(self, text: str, start: int, end: int) -> bool:
         return end - start <= _SEGMENT_CHARS * self._small and self._size(text[start:end]) <= self._small
-
-
-@dataclass(frozen=True)
-class _Title:
-    """A heading line: its start and end, and the path of titles from the outermost to this one."""
-
-    start: int
-    end: int
-    path: tuple[str, ...]
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:
@@ -178,58 +169,7 @@ def _cut(text: str, titles: Sequence[int], low: int, high: int) -> int:
     return high
 
 
-def _titles(text: str) -> list[_Title]:
-    r"""Return the headings of a Markdown text, in order, without those in code fences and front matter.
-
-    >>> [title.path for title in _titles("# A\n```\n# no\n```\n## B\n# C #")]
-    [('A',), ('A', 'B'), ('C',)]
-    """
-    found: list[_Title] = []
-    open_titles: list[tuple[int, str]] = []
-    for start, end, level, title in _heading_lines(text):
-        while open_titles and open_titles[-1][0] >= level:
-            open_titles.pop()
-        open_titles.append((level, title))
-        found.append(_Title(start, end, tuple(name for _, name in open_titles)))
-    return found
-
-
-TITLE_CHARACTERS = 200
-
-_LINE = re.compile(
-    r"^(?:(?P<fence> {0,3}(?:`{3,}(?=[^`\n]*$)|~{3,})).*"
-    r"|(?P<marks>#{1,6})[ \t]+(?P<title>\S.*)"
-    r"|(?P<over>(?![-+*>|#=`~\s]).*)\n(?P<under>=+|-{2,})[ \t]*)$",
-    re.MULTILINE,
-)
-
-
-def _heading_lines(text: str) -> Iterator[tuple[int, int, int, str]]:
-    """Yield (start, end, level, title) of every heading line."""
-    front = re.match(r"---\n(?:.*\n)*?---\n", text)
-    fence = ""
-    for match in _LINE.finditer(text, front.end() if front else 0):
-        mark = (match["fence"] or "").strip()
-        end = match.start() + len(match[0].rstrip())
-        if fence:
-            fence = "" if mark.startswith(fence) and match[0].strip() == mark else fence
-        elif mark:
-            fence = mark
-        elif len(match["over"] or match["title"] or "") > TITLE_CHARACTERS:
-            continue  # a paragraph that looks like a heading; the heading path of every chunk would repeat it
-        elif match["over"]:
-            yield match.start(), end, 1 if match["under"][0] == "=" else 2, match["over"].strip()
-        elif match["marks"]:
-            yield match.start(), end, len(match["marks"]), _bare(match["title"])
-
-
-def _bare(title: str) -> str:
-    """Return an ATX title without its closing marks."""
-    words, _, last = title.strip().rpartition(" ")
-    return words.strip() if words and not last.strip("#") else title.strip()
-
-
-def _heading(text: str, titles: Sequence[_Title], start: int) -> tuple[str, ...]:
+def _heading(text: str, titles: Sequence[Title], start: int) -> tuple[str, ...]:
     """Return the heading path at *start*, including the headings with which the chunk begins."""
     at = bisect.bisect_right(titles, start, key=lambda title: title.start)
     while 0 < at < len(titles) and titles[at - 1].start >= start:
