@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gistrag.answering.confidence import Calibration
 from gistrag.errors import UnsupportedModelError
 from gistrag.index.embedder import Embedder, Reranker
 from gistrag.index.fingerprint import gist_fingerprint
@@ -31,6 +32,7 @@ class Engine:
         runtime: answers; the torch runtime also makes gists.
         embedder: of questions and chunks; reranker: a cross-encoder, or None.
         load_model: loads the model that makes gists, where `runtime` cannot; adapter: folder of its adapter.
+        calibration: finds the evidence of an answer and says how sure it is; None where the adapter has none.
     """
 
     runtime: AnyRuntime
@@ -38,6 +40,7 @@ class Engine:
     reranker: Reranker | None = None
     load_model: Callable[[], GistModel] | None = field(default=None, repr=False)
     adapter: Path | None = None
+    calibration: Calibration | None = None
 
     @classmethod
     def load(
@@ -67,11 +70,12 @@ class Engine:
 
             return GistModel.load(path, adapter=adapter, quantize=settings.quantize, device=device)
 
-        light = _cpu_runtime(path, adapter, settings, device, runtime)
+        calibration = Calibration.read(adapter) if adapter else None
+        light = _cpu_runtime(path, adapter, settings, device, runtime, calibration)
         embedder = Embedder(find(settings.embedder).path, device=device)
         embedder.embed_query("warm up")
         ranks = Reranker(find(reranker).path, device=device) if reranker else None
-        return cls(light or load_model(), embedder, ranks, load_model, adapter)
+        return cls(light or load_model(), embedder, ranks, load_model, adapter, calibration)
 
     @cached_property
     def model(self) -> GistModel:
@@ -99,7 +103,12 @@ class Engine:
 
 
 def _cpu_runtime(
-    model: Path, adapter: Path | None, settings: IndexSettings, device: str | None, runtime: RuntimeName
+    model: Path,
+    adapter: Path | None,
+    settings: IndexSettings,
+    device: str | None,
+    runtime: RuntimeName,
+    calibration: Calibration | None,
 ) -> AnyRuntime | None:
     """Return the CPU runtime, or None where torch is wanted or needed."""
     is_cpu = device == "cpu" or (device is None and (runtime == "cpu" or not has_gpu()))
@@ -110,7 +119,7 @@ def _cpu_runtime(
             raise UnsupportedModelError(f"the CPU runtime has 8-bit weights of its own, not {settings.quantize}")
         from gistrag.model.cpu_conversion import open_cpu_runtime
 
-        return open_cpu_runtime(model, adapter)
+        return open_cpu_runtime(model, adapter, traced=calibration.layers if calibration else ())
     except (UnsupportedModelError, ImportError, OSError) as error:
         logger.warning("answering with torch, which is slower on a CPU: %s", error)
         return None

@@ -73,7 +73,9 @@ class GistRAG:
         self._worker = GistWorker(store)
         self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
         ask, during = (lambda key: self._worker.ask_for(key)), (lambda: self._worker.paused())
-        self._given = GivenTexts(store, engine.runtime, lambda: engine.model, ask=ask, during=during)
+        self._given = GivenTexts(
+            store, engine.runtime, lambda: engine.model, ask=ask, during=during, calibration=engine.calibration
+        )
 
     @classmethod
     def from_folder(
@@ -346,6 +348,7 @@ class GistRAG:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
+        second_reading: bool = True,
     ) -> Answer:
         """Return the answer to a question; `Options` explains every keyword.
 
@@ -362,6 +365,7 @@ class GistRAG:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            second_reading=second_reading,
         ).result()
 
     def stream(
@@ -375,6 +379,7 @@ class GistRAG:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
+        second_reading: bool = True,
     ) -> Stream:
         """Return the same answer as an iterator over pieces of its text; work begins at the first ``next``."""
         options = Options(
@@ -385,9 +390,18 @@ class GistRAG:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            second_reading=second_reading,
         )
         find, during = self._passages, self._worker.paused
-        return Stream(self.runtime, question, options, find=find, nothing=self._nothing, during=during)
+        return Stream(
+            self.runtime,
+            question,
+            options,
+            find=find,
+            nothing=self._nothing,
+            during=during,
+            calibration=self.engine.calibration,
+        )
 
     def stream_from(
         self,
@@ -398,6 +412,7 @@ class GistRAG:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
+        second_reading: bool = True,
     ) -> Stream:
         """Return the answer to a question from *texts*, best first, that somebody else found.
 
@@ -407,7 +422,13 @@ class GistRAG:
         Raises:
             UsageError: an empty question, or an option out of range.
         """
-        options = Options(mode=mode, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        options = Options(
+            mode=mode,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            second_reading=second_reading,
+        )
         return self._given.stream(question, texts, options)
 
     def _passages(self, question: str, options: Options, usage: Usage, timings: Timings) -> list[Passage]:

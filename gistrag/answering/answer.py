@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from gistrag.errors import UsageError
 from gistrag.settings import Layout, Mode
@@ -25,6 +25,7 @@ class Options:
         filters: see `gistrag.GistRAG.retrieve`.
         max_new_tokens: the answer is cut after so many tokens.
         temperature: 0 takes the most likely token; above 0, tokens are sampled with *seed*.
+        second_reading: read the passages again, one by one, where the first answer is unsure and short.
 
     Raises:
         UsageError: a value out of range.
@@ -37,6 +38,7 @@ class Options:
     max_new_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0
+    second_reading: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -49,6 +51,28 @@ class Options:
             raise UsageError(f"temperature must be at least 0 and finite, got {self.temperature}")
 
 
+Verdict = Literal["answered", "unsure", "not found"]
+"""What an answer is shown as: as sure, as doubtful, or as a refusal."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The sentence, table row or list item that carries an answer.
+
+    Attributes:
+        start, end: characters of the document's text; text: what stands there.
+        heading: path of headings above it, which may differ from that of its chunk; page: as of its chunk.
+        is_supported: whether every word and number of the answer stands in it.
+    """
+
+    start: int
+    end: int
+    text: str
+    heading: tuple[str, ...]
+    page: int | None
+    is_supported: bool
+
+
 @dataclass(frozen=True)
 class Source:
     """A chunk an answer rests on.
@@ -58,6 +82,7 @@ class Source:
         heading: path of headings above the chunk; start, end: characters of the document's text.
         score: relevance as retrieval saw it, higher is better; snippet: how the chunk begins.
         chunk_id: of the chunk in the index, 0 for a text from outside; as_text: read as text rather than from gists.
+        evidence: of the source that carries the answer, None for the others.
     """
 
     path: str
@@ -69,11 +94,13 @@ class Source:
     snippet: str
     chunk_id: int
     as_text: bool
+    evidence: Evidence | None = None
 
     @property
     def place(self) -> str:
-        """The citation: path with page or heading."""
-        where = f"page {self.page}" if self.page else " > ".join(self.heading)
+        """The citation: path with page or heading; the heading above the evidence, where there is some."""
+        heading = self.evidence.heading if self.evidence else self.heading
+        where = f"page {self.page}" if self.page else " > ".join(heading)
         return f"{self.path}, {where}" if where else self.path
 
 
@@ -114,6 +141,7 @@ class Usage:
         gists_made: texts from outside the index that were compressed for this answer.
         dropped_chunks: lowest-ranked chunks left out because the context window or the memory is full.
         missing_chunks: how many fewer chunks were found than asked for; layout: of the gists.
+        readings: how often the model read passages for this answer: more than once where it was unsure.
     """
 
     gist_slots: int = 0
@@ -128,16 +156,38 @@ class Usage:
     dropped_chunks: int = 0
     missing_chunks: int = 0
     layout: Layout = "spread"
+    readings: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer with what it rests on; ``str(answer)`` is its text."""
+    """An answer with what it rests on; ``str(answer)`` is its text.
+
+    Attributes:
+        sources: the best first.
+        confidence: how likely the answer is right, 0 to 1; None without a calibration of the adapter.
+        verdict: what that means; None without a confidence, unless the model refused.
+        unsupported: its numbers and names that stand in no passage.
+    """
 
     text: str
     sources: tuple[Source, ...] = ()
     timings: Timings = field(default_factory=Timings)
     usage: Usage = field(default_factory=Usage)
+    confidence: float | None = None
+    verdict: Verdict | None = None
+    unsupported: tuple[str, ...] = ()
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """The sentence that carries the answer, None where none does."""
+        return next((source.evidence for source in self.sources if source.evidence), None)
+
+    @property
+    def marked(self) -> str:
+        """The text, with the number of the source that carries it behind: ``8000 [1]``."""
+        numbers = [number for number, source in enumerate(self.sources, 1) if source.evidence]
+        return f"{self.text} [{numbers[0]}]" if numbers and self.text else self.text
 
     def __str__(self) -> str:
         return self.text

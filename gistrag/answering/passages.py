@@ -26,12 +26,15 @@ class Passage:
     """A chunk as it enters a memory: its gist cache, or the token ids of its text.
 
     Attributes:
-        chunk: of the index, None for a text from outside.
+        text: of the chunk, without its heading path; ordinal: number of the chunk in its document.
+        cosine: of the question and the chunk, None where nobody measured it.
     """
 
     source: Source
     content: Content
-    chunk: StoredChunk | None = None
+    text: str
+    ordinal: int = 0
+    cosine: float | None = None
 
 
 def search(store: Store, retriever: Retriever, question: str, options: Options, usage: Usage) -> list[Hit]:
@@ -56,7 +59,8 @@ def select(hits: Sequence[Hit], store: Store, runtime: AnyRuntime, options: Opti
     for hit in hits:
         gists = loaded.get(hit.chunk.id)
         content: Content = gists or runtime.encode_passage(hit.chunk.text, hit.chunk.heading)
-        passages.append(Passage(source_of(hit, as_text=gists is None), content, hit.chunk))
+        source = source_of(hit, as_text=gists is None)
+        passages.append(Passage(source, content, hit.chunk.text, hit.chunk.ordinal, hit.dense))
     usage.bytes_read = store.gists.bytes_read - bytes_before
     return passages
 
@@ -124,5 +128,5 @@ def fit(
 def in_prompt_order(passages: Sequence[Passage], *, is_whole_document: bool) -> list[Passage]:
     """Return the passages as they stand in the prompt: a document in its own order, else the best one last."""
     if is_whole_document:
-        return sorted(passages, key=lambda passage: passage.chunk.ordinal if passage.chunk else 0)
+        return sorted(passages, key=lambda passage: passage.ordinal)
     return list(passages[::-1])

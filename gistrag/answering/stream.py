@@ -8,17 +8,23 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from gistrag.answering.answer import Answer, Options, Timings, Usage
-from gistrag.answering.assemble import assemble
+from gistrag.answering.confidence import Calibration
+from gistrag.answering.judge import Judgement, Reading, judged
 from gistrag.answering.passages import Passage, fit, in_prompt_order
 from gistrag.errors import ResourceError, UsageError
 from gistrag.kv.packed import Gists
-from gistrag.model.generation import decode_stream, generate
-from gistrag.model.runtime import AnyRuntime
+from gistrag.model.generation import decode_stream
+from gistrag.model.runtime import AnyRuntime, Trace
+
+SHORT_TOKENS = 16
+"""An answer of at most so many tokens is judged before it is shown, and may be read again; a longer one is streamed."""
+SECOND_READING_S = 2.0
+"""No further passage is read again after so many seconds."""
 
 Find = Callable[[str, Options, Usage, Timings], list[Passage]]
 """Finds the passages of a question, best first, and records what that took."""
@@ -32,6 +38,7 @@ class Stream(Iterator[str]):
     Args:
         find: finds the passages; nothing: the answer where it finds none.
         during: what is entered while the answer is in the making.
+        calibration: finds the evidence, and says how sure the answer is.
 
     Raises:
         UsageError: an empty question, or one that is not a text.
@@ -46,17 +53,19 @@ class Stream(Iterator[str]):
         find: Find,
         nothing: Callable[[], str],
         during: Callable[[], AbstractContextManager[None]] = nullcontext,
+        calibration: Calibration | None = None,
     ) -> None:
         if not isinstance(question, str):
             raise UsageError(f"expected a question in words, got {type(question).__name__}")
         if not question.strip():
             raise UsageError("the question is empty; ask something")
         self._runtime, self._options, self._find, self._nothing = runtime, options, find, nothing
-        self._during = during
+        self._during, self._calibration = during, calibration
         self._question = question.encode("utf-8", "replace").decode()  # a terminal may pass half a character
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
         self._text = ""
+        self._judgement = Judgement("", 0)
         self._pieces = self._run()
         self._lock = threading.Lock()  # one thread may ask for a piece while another closes
 
@@ -77,8 +86,20 @@ class Stream(Iterator[str]):
     @property
     def answer(self) -> Answer:
         """A snapshot of the answer so far: sources from the first piece on, everything after the last."""
-        sources = tuple(passage.source for passage in self._passages)
-        return Answer(self._text.strip(), sources, replace(self._timings), replace(self._usage))
+        judgement = self._judgement
+        sources = tuple(
+            replace(one.source, evidence=judgement.evidence) if one is judgement.passage else one.source
+            for one in self._passages
+        )
+        return Answer(
+            self._text.strip(),
+            sources,
+            replace(self._timings),
+            replace(self._usage),
+            judgement.confidence,
+            judgement.verdict,
+            judgement.unsupported,
+        )
 
     def result(self) -> Answer:
         """Generate what is left and return the whole answer."""
@@ -104,7 +125,7 @@ class Stream(Iterator[str]):
         self._timings.ttft_s = self._timings.ttft_s or self._timings.total_s
 
     def _answer(self) -> Iterator[str]:
-        """Yield the answer piece by piece: find passages, fit them into the context window, assemble, generate."""
+        """Yield the answer piece by piece: find passages, fit them into the context window, read, judge."""
         question = self._runtime.encode_question(self._question)
         self._usage.question_tokens = len(question)
         found = self._find(self._question, self._options, self._usage, self._timings)
@@ -116,22 +137,55 @@ class Stream(Iterator[str]):
             usage=self._usage,
         )
         if self._passages:
-            yield from self._generated(question)
+            yield from self._judged()
         else:
             yield self._nothing()
 
-    def _generated(self, question: list[int]) -> Iterator[str]:
+    def _judged(self) -> Iterator[str]:
+        """Yield what the model generates; a short answer once it is judged, and read again where it is unsure.
+
+        Without a calibration nothing would come of waiting.
+        """
+        held, is_shown = "", self._calibration is None
+        for piece in self._generated():
+            held += piece
+            is_shown = is_shown or len(self._reading.tokens) > SHORT_TOKENS
+            if is_shown:
+                yield held
+                held = ""
+        self._judgement = judged(self._reading, self._calibration)
+        if is_shown:
+            return
+        if self._judgement.verdict in ("unsure", "not found") and self._options.second_reading:
+            self._judgement = self._read_again(self._judgement)
+        yield self._judgement.shown
+
+    def _read_again(self, first: Judgement) -> Judgement:
+        """Return the most confident of the first answer and those from single passages, read within a time limit."""
+        found, until_s = [first], time.perf_counter() + SECOND_READING_S
+        for passage in self._passages:
+            if time.perf_counter() > until_s:
+                break
+            reading = self._reading_of([passage])
+            for _ in reading.generate(replace(self._options, max_new_tokens=SHORT_TOKENS)):
+                pass
+            found.append(judged(reading, self._calibration))
+        return max(found, key=lambda one: one.confidence or 0.0)
+
+    def _generated(self) -> Iterator[str]:
         """Yield what the model generates; where memory runs out before the first piece, retry with half the chunks.
 
         Raises:
             ResourceError: memory does not suffice for those either, or ran out later.
         """
         for is_last_try in (len(self._passages) < 2, True):
+            is_whole_document = self._options.scope is not None
+            self._reading = self._reading_of(in_prompt_order(self._passages, is_whole_document=is_whole_document))
             try:
-                yield from decode_stream(self._runtime, self._tokens(question))
+                yield from decode_stream(self._runtime, self._tokens(self._reading))
                 return
             except self._runtime.out_of_memory as error:
-                if is_last_try or self._text:
+                if is_last_try or self._reading.tokens:
                     raise ResourceError(
                         f"not enough memory on {self._runtime.device_name} to answer from {len(self._passages)} chunks "
                         f"({error}); free some, or ask for fewer chunks"
@@ -140,25 +194,24 @@ class Stream(Iterator[str]):
             self._passages = self._passages[: len(self._passages) - dropped]
             self._usage.dropped_chunks += dropped
 
-    def _tokens(self, question: list[int]) -> Iterator[int]:
-        """Yield the tokens of the answer from a memory of all passages."""
-        ordered = in_prompt_order(self._passages, is_whole_document=self._options.scope is not None)
-        contents = [passage.content for passage in ordered]
+    def _reading_of(self, passages: Sequence[Passage]) -> Reading:
+        """Return a reading of the question behind passages, in the order of the prompt."""
+        self._usage.readings += 1
+        layers = self._calibration.layers if self._calibration else ()
+        return Reading(self._runtime, self._question, passages, self._usage.layout, Trace(layers))
+
+    def _tokens(self, reading: Reading) -> Iterator[int]:
+        """Yield the tokens of the answer, and count what it is made from."""
+        contents = [passage.content for passage in reading.passages]
         caches = [content for content in contents if isinstance(content, Gists)]
         self._usage.gist_slots = sum(cache.gists for cache in caches)
         self._usage.source_tokens = sum(cache.source_tokens for cache in caches)
         self._usage.text_tokens = sum(len(content) for content in contents if not isinstance(content, Gists))
-        with self._timings.measure("assemble_s"):
-            memory = assemble(self._runtime, contents, layout=self._usage.layout)
-        options = self._options
-        tokens = generate(
-            self._runtime,
-            memory,
-            question,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            seed=options.seed,
-        )
-        for count, token in enumerate(tokens, 1):
-            self._usage.answer_tokens = count
+        began_s = time.perf_counter()
+
+        def assembled() -> None:
+            self._timings.assemble_s = time.perf_counter() - began_s
+
+        for token in reading.generate(self._options, assembled=assembled):
+            self._usage.answer_tokens = len(reading.tokens)
             yield token

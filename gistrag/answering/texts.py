@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from gistrag.answering.answer import Options, Source, Timings, Usage
+from gistrag.answering.confidence import Calibration
 from gistrag.answering.passages import Passage, snippet
 from gistrag.answering.stream import Stream
 from gistrag.compression.making import is_compressible
@@ -36,6 +37,7 @@ class GivenTexts:
         load_model: returns the model that makes gists.
         ask: called with the key of each gist that is wanted and still to be made.
         during: what is entered while an answer is in the making.
+        calibration: finds the evidence, and says how sure an answer is.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class GivenTexts:
         *,
         ask: Callable[[str], None] = lambda key: None,
         during: Callable[[], AbstractContextManager[None]] = nullcontext,
+        calibration: Calibration | None = None,
     ) -> None:
         self._store, self._runtime, self._load_model = store, runtime, load_model
-        self._ask, self._during = ask, during
+        self._ask, self._during, self._calibration = ask, during, calibration
         self._kept: OrderedDict[str, PackedGists] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -66,7 +69,15 @@ class GivenTexts:
             with timings.measure("load_s"):
                 return self._passages(filled, options, usage)
 
-        return Stream(self._runtime, question, options, find=find, nothing=lambda: NO_TEXTS, during=self._during)
+        return Stream(
+            self._runtime,
+            question,
+            options,
+            find=find,
+            nothing=lambda: NO_TEXTS,
+            during=self._during,
+            calibration=self._calibration,
+        )
 
     def _passages(self, texts: Sequence[str], options: Options, usage: Usage) -> list[Passage]:
         """Return the texts as passages; takes no lock of the index, since compressing takes seconds."""
@@ -77,7 +88,7 @@ class GivenTexts:
             ids = self._runtime.encode_passage(text)
             gists = None if wants_text else self._gists(ids, usage)
             source = Source("", None, (), 0, len(text), 0.0, snippet(text), 0, as_text=gists is None)
-            passages.append(Passage(source, gists or ids))
+            passages.append(Passage(source, gists or ids, text))
         usage.bytes_read = self._store.gists.bytes_read - bytes_before
         return passages
 

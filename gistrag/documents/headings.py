@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -30,6 +30,30 @@ def titles_in(text: str) -> list[Title]:
         open_titles.append((level, title))
         found.append(Title(start, end, tuple(name for _, name in open_titles)))
     return found
+
+
+def heading_at(text: str, heading: Sequence[str], offset: int) -> tuple[str, ...]:
+    r"""Return the heading path above a place in a chunk, which may hold more headings than its own.
+
+    Args:
+        text: of the chunk; heading: its path, as `Chunk.heading` has it; without one the chunk is no Markdown.
+        offset: of the place in the text.
+
+    >>> heading_at("## Leave\n25 days.\n\n## Pay\nMonthly.", ("Handbook", "Leave"), 25)
+    ('Handbook', 'Pay')
+    """
+    open_titles = [(level, title) for level, title in enumerate(heading, 1)]
+    below = 0  # end of the headings with which the chunk begins, which are the last of its path
+    for start, end, level, title in _heading_lines(text) if heading else ():
+        if start > offset:
+            break
+        if not text[below:start].strip() and title in heading:
+            open_titles = [*((min(one, level - 1), name) for one, name in open_titles[: heading.index(title)])]
+            below = end
+        while open_titles and open_titles[-1][0] >= level:
+            open_titles.pop()
+        open_titles.append((level, title))
+    return tuple(title for _, title in open_titles)
 
 
 TITLE_CHARACTERS = 200

@@ -122,9 +122,11 @@ class PackedGists(Gists):
 
     def rows(self) -> Rows:
         """Return the keys and values of all heads, dequantized, without padding slots."""
-        return Rows(*self._dequantized(), self._positions(), self.counts)
+        return Rows(*self._dequantized(), self.positions, self.counts)
 
-    def _positions(self) -> Integers:
+    @property
+    def positions(self) -> Integers:
+        """Position inside the chunk of each row of `rows`, ``(kept,)``."""
         positions = self.arrays["positions"].astype(np.int64)
         if self.is_ragged:
             return positions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,19 @@ from gistrag.model.gguf import converted
 from gistrag.model.hashing import folder_sha256
 from gistrag.settings import CpuWeights
 
-FORMAT = "1"
+FORMAT = "2"
 """Raised when a conversion of the same model becomes another."""
 
 
-def open_cpu_runtime(model: Path, adapter: Path | None, *, weights: CpuWeights = "int8") -> CpuRuntime:
+def open_cpu_runtime(
+    model: Path, adapter: Path | None, *, weights: CpuWeights = "int8", traced: Sequence[int] = ()
+) -> CpuRuntime:
     """Return the CPU runtime of a model, converted at the first call (some 20 s).
 
     Args:
         model: folder in the Hugging Face layout, or a GGUF file; adapter: folder of a trained adapter.
         weights: numbers of the weight matrices.
+        traced: layers whose attention every answer is traced by; another layer needs a second session.
 
     Raises:
         UnsupportedModelError: this processor or this model needs the torch runtime.
@@ -39,9 +43,9 @@ def open_cpu_runtime(model: Path, adapter: Path | None, *, weights: CpuWeights =
     def make(target: Path) -> None:
         from gistrag.model.gist_model import GistModel  # torch, which a process that only answers does without
 
-        write(GistModel.load(model, adapter=adapter, device="cpu"), target, weights=weights)
+        write(GistModel.load(model, adapter=adapter, device="cpu"), target, weights=weights, traced=traced)
 
-    parts = [FORMAT, weights, folder_sha256(folder), folder_sha256(adapter) if adapter else "none"]
+    parts = [FORMAT, weights, folder_sha256(folder), folder_sha256(adapter) if adapter else "none", str(list(traced))]
     return CpuRuntime(conversion("cpu", parts, make, what="model"))
 
 
@@ -56,15 +60,18 @@ def require_processor() -> None:
         raise UnsupportedModelError("the CPU runtime needs a processor with AVX2")
 
 
-def write(model: Any, folder: Path, *, weights: CpuWeights) -> None:
+def write(model: Any, folder: Path, *, weights: CpuWeights, traced: Sequence[int] = ()) -> None:
     """Write graphs, weights, tokenizer and facts of a `GistModel` into *folder*.
 
     Raises:
         UnsupportedModelError: the graph cannot express this model.
     """
+    from gistrag.model.cpu_graph import with_attention  # onnx
     from gistrag.model.cpu_weights import write_graphs  # torch and onnx
 
     write_graphs(model, folder, answers=ANSWERS, text=TEXT, weights=weights)
+    if traced:
+        (folder / ANSWERS).write_bytes(with_attention((folder / ANSWERS).read_bytes(), traced))
     (folder / PREFIX).write_bytes(gist_file.encode(model.prefix, key=PREFIX, fingerprint=""))
     model.save_tokenizer(folder / TOKENIZER)
     facts = {
@@ -75,6 +82,7 @@ def write(model: Any, folder: Path, *, weights: CpuWeights) -> None:
         "end_id": model.end_id,
         "inv_freq": model.rope.inv_freq.tolist(),
         "scaling": model.rope.scaling,
+        "traced": list(traced),
         **{name: getattr(model, name) for name in ("layers", "kv_heads", "head_dim")},
     }
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")

@@ -334,13 +334,15 @@ def required(matrix: Matrix, name: str) -> Floats:
 
 
 def with_attention(graph: bytes, layers: Sequence[int]) -> bytes:
-    """Return a graph that also gives the attention of some layers, ``attention<layer>``.
+    """Return a graph that also gives the attention of some layers, ``attention<layer>``, unless it does already.
 
     The output is ``(kv_heads, heads / kv_heads, n, slots)``, after the softmax.
     """
     model = onnx.load_from_string(graph)
+    wanted = set(layers) - {int(one.name.removeprefix("attention")) for one in model.graph.output
+                            if one.name.startswith("attention")}  # fmt: skip
     for node in model.graph.node:
-        if node.op_type == "GroupQueryAttention" and (layer := int(node.output[0].removeprefix("attended"))) in layers:
+        if node.op_type == "GroupQueryAttention" and (layer := int(node.output[0].removeprefix("attended"))) in wanted:
             node.output.append(f"attention{layer}")
             node.attribute.append(helper.make_attribute("qk_output", 2))
             shape = [None, None, None, None]

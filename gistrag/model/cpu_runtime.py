@@ -137,6 +137,7 @@ class CpuRuntime(Runtime[CpuMemory]):
         prefix = (folder / PREFIX).read_bytes()
         self._prefix = gist_file.decode(prefix, folder / PREFIX, key=PREFIX, fingerprint="")
         self._spare: list[Floats] = []
+        self._traced = frozenset(facts["traced"])  # layers whose attention the graph of the answers gives anyway
         self._graphs: dict[tuple[str, tuple[int, ...]], Any] = {}
         self._graph(ANSWERS)
 
@@ -275,7 +276,7 @@ class CpuRuntime(Runtime[CpuMemory]):
         """Return a session of one of the graphs, loaded at its first use; it gives the attention of *layers* too."""
         if not (self.folder / name).exists():
             name = ANSWERS  # without an adapter text is read by the same weights
-        attention = tuple(sorted(set(layers)))
+        attention = () if self._traced.issuperset(layers) else tuple(sorted(set(layers)))
         key = (name, attention)
         if key not in self._graphs:
             options = onnxruntime.SessionOptions()

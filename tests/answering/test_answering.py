@@ -15,9 +15,10 @@ import pytest
 import torch
 from support.tiny_models import HashEmbedder
 
-from gistrag.answering import stream as streaming
+from gistrag.answering import judge
 from gistrag.answering import texts as given_texts
 from gistrag.answering.answer import Answer, Options, Source, Timings, Usage
+from gistrag.answering.stream import Stream
 from gistrag.answering.texts import GivenTexts
 from gistrag.cli.output import cost_line
 from gistrag.compression import compress as making_gists
@@ -106,6 +107,7 @@ def test_usage_counts_what_was_read(rag: GistRAG) -> None:
         question_tokens=len(rag.model.encode_question("honey")),
         answer_tokens=answer.usage.answer_tokens,
         bytes_read=sum(rag.store.gists.path(key).stat().st_size for key in used if key),
+        readings=1,
     )
     assert answer.usage.answer_tokens <= 3
 
@@ -400,7 +402,7 @@ def test_memory_that_runs_out_is_tried_with_fewer_chunks(
 
 def run_out(monkeypatch: pytest.MonkeyPatch, *, times: int, after: int = 0) -> None:
     """Let the next generations run out of memory after so many tokens."""
-    real, left = streaming.generate, iter(range(times))
+    real, left = judge.generate, iter(range(times))
 
     def hungry(*given: Any, **options: Any) -> Iterator[int]:
         tokens = real(*given, **options)
@@ -409,7 +411,7 @@ def run_out(monkeypatch: pytest.MonkeyPatch, *, times: int, after: int = 0) -> N
             raise torch.OutOfMemoryError("tried to allocate 9 GiB")
         yield from tokens
 
-    monkeypatch.setattr(streaming, "generate", hungry)
+    monkeypatch.setattr(judge, "generate", hungry)
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
@@ -564,7 +566,7 @@ def compressed(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return made
 
 
-def finish(stream: streaming.Stream) -> Answer:
+def finish(stream: Stream) -> Answer:
     """Return the answer of a stream, read to its end."""
     for _ in stream:
         pass

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document
+from gistrag.documents.headings import heading_at
 from gistrag.model.tokenizer import plain_tokenizer
 
 SPECIAL = "<|im_start|>"
@@ -269,3 +270,26 @@ def test_a_long_line_is_no_title(chunker: Chunker) -> None:
     text = "word " * 400 + "\n---\n\n" + "more " * 200
 
     assert all(chunk.heading == () for chunk in chunker.split(make_document(text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "heading", "place", "expected"),
+    [
+        ("One.", (), "One", ()),
+        ("# no Markdown\nx = 1", (), "x", ()),
+        ("One.", ("A", "B"), "One", ("A", "B")),
+        ("# A\n## B\nOne.\n## C\nTwo.", ("A", "B"), "One", ("A", "B")),
+        ("# A\n## B\nOne.\n## C\nTwo.", ("A", "B"), "Two", ("A", "C")),
+        ("### C\nOne.\n### D\nTwo.\n## E\nThree.", ("A", "B", "C"), "Two", ("A", "B", "D")),
+        ("### C\nOne.\n### D\nTwo.\n## E\nThree.", ("A", "B", "C"), "Three", ("A", "E")),
+        ("goes on.\n## C\nTwo.", ("A", "B"), "goes", ("A", "B")),
+        ("goes on.\n## C\nTwo.", ("A", "B"), "Two", ("A", "C")),
+        ("## B\nOne.\n## B\nTwo.", ("B",), "Two", ("B",)),
+        ("# A\nOne.", ("A",), "# A", ("A",)),
+    ],
+)
+def test_a_place_in_a_chunk_has_the_heading_above_it(
+    text: str, heading: tuple[str, ...], place: str, expected: tuple[str, ...]
+) -> None:
+    """Not the first one of the chunk, where it holds several."""
+    assert heading_at(text, heading, text.index(place)) == expected

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
-from gistrag.answering import stream as answer_stream
+from gistrag.answering import judge
 from gistrag.engine import Engine
 from gistrag.errors import FingerprintMismatchError, IndexLockedError, ResourceError
 from gistrag.index import background, gist_maker, gist_worker
@@ -462,7 +462,7 @@ def test_a_pause_ends(inbox: tuple[Inbox, Callable[[object], None]], monkeypatch
 def test_questions_pause_the_worker(build: Callable[..., GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first of several questions to the end of the last, an abandoned one included."""
     sent: list[object] = []
-    monkeypatch.setattr(answer_stream, "generate", lambda model, *given, **options: iter(model.encode("hello")))
+    monkeypatch.setattr(judge, "generate", lambda model, *given, **options: iter(model.encode("hello")))
     with build(gists="none") as rag:
         monkeypatch.setattr(rag._worker, "_send", sent.append)
         one, other = (rag.stream("rye", max_new_tokens=5) for _ in range(2))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support.live_server import CHAT, HONEY, STREAMED, connect, error, request, serving
 
-from gistrag.answering import stream as answer_stream
+from gistrag.answering import judge
 from gistrag.engine import Engine
 from gistrag.model.gist_model import GistModel, Reading
 from gistrag.rag import GistRAG
@@ -283,7 +283,7 @@ def test_an_internal_error_reveals_nothing(
         yield from model.encode("so far")
         raise RuntimeError("/tmp/secret")
 
-    monkeypatch.setattr(answer_stream, "generate", broken)
+    monkeypatch.setattr(judge, "generate", broken)
     whole, streamed = client.post(CHAT, json=HONEY), client.post(CHAT, json=STREAMED)
 
     assert error(whole) == (500, "internal_error")
@@ -361,7 +361,7 @@ def test_a_full_queue_is_429(index: Path, engine: Engine, monkeypatch: pytest.Mo
         gate.wait(60)
         yield from b"ab"
 
-    monkeypatch.setattr(answer_stream, "generate", blocked)
+    monkeypatch.setattr(judge, "generate", blocked)
     with serving({"manual": index}, engine, together=1) as url, ThreadPoolExecutor(17) as clients:
         waiting = [clients.submit(httpx.post, url + CHAT, json=HONEY, timeout=60) for _ in range(17)]
         deadline_s = time.monotonic() + 30

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.live_server import CHAT, STREAMED, connect, error, exchange, request
 
-from gistrag.answering import stream as answer_stream
+from gistrag.answering import judge
 from gistrag.server import auth, http
 
 pytestmark = pytest.mark.usefixtures("no_early_end")
@@ -79,7 +79,7 @@ def test_slow_requests_are_closed(url: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_exchange_that_takes_too_long_is_closed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection is closed at the limit, even in the middle of an answer."""
     monkeypatch.setattr(auth, "EXCHANGE_S", 0.3)
-    monkeypatch.setattr(answer_stream, "generate", slowly)
+    monkeypatch.setattr(judge, "generate", slowly)
 
     with connect(url, timeout_s=30) as raw:
         raw.sendall(request("POST", CHAT, json.dumps(STREAMED).encode()))

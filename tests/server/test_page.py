@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support.live_server import build, serving
 
-from gistrag.answering import stream as answer_stream
+from gistrag.answering import judge
 from gistrag.engine import Engine
 from gistrag.index.gist_worker import GistWorker
 from gistrag.model.gist_model import GistModel
@@ -130,7 +130,7 @@ def say(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> Say:
                 time.sleep(pause_s)
                 yield token
 
-        monkeypatch.setattr(answer_stream, "generate", letters)
+        monkeypatch.setattr(judge, "generate", letters)
 
     return be_told
 
