@@ -118,6 +118,16 @@ class Run:
         """Steps of the recipe."""
         return self._trainer.recipe.steps
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps of the recipe are done, or its time is spent."""
+        return self._trainer.progress >= 1
+
+    def seconds_left(self) -> float | None:
+        """Return what is left of the recipe's time, None where it sets none."""
+        minutes = self._trainer.recipe.minutes
+        return None if minutes is None else max(0.0, 60 * minutes - self._trainer.spent_s)
+
     def gpu_peak_bytes(self) -> int | None:
         """Return the most GPU memory this process has held so far, None without a GPU."""
         return self._trainer.gpu_peak_bytes()
@@ -140,9 +150,9 @@ class Run:
         saved_s = time.monotonic()
         trainer = self._trainer
         with self._log() as log:
-            while trainer.step < trainer.recipe.steps and not trainer.agrees(stop()):
+            while not trainer.agrees(self.is_over or stop()):
                 record = self._step()
-                if trainer.step % validate_every == 0 or trainer.step == trainer.recipe.steps:
+                if trainer.step % validate_every == 0 or self.is_over:
                     record |= self._validate()
                 if log:
                     log.append(record)
@@ -222,7 +232,8 @@ class Run:
             self._trainer.adapter.save(target / ADAPTER)
             tensors = {name: tensor.cpu().contiguous() for name, tensor in self._trainer.state().items()}
             safetensors.torch.save_file(tensors, target / OPTIMIZER)
-            state = {"step": self._trainer.step, "slowdown": self._trainer.slowdown}
+            trainer = self._trainer
+            state = {"step": trainer.step, "slowdown": trainer.slowdown, "spent_s": round(trainer.spent_s, 1)}
             files.write_atomic(target / STATE, json.dumps(state).encode())
             _replace(target / ADAPTER, self.folder / ADAPTER)
         here = [path for path in checkpoints(self.folder) if path.name <= target.name]
@@ -249,7 +260,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def _load(checkpoint: Path, trainer: Trainer) -> None:
     state = json.loads((checkpoint / STATE).read_text("utf-8"))
     tensors = safetensors.torch.load_file(checkpoint / OPTIMIZER)
-    trainer.restore(tensors, step=int(state["step"]), slowdown=float(state["slowdown"]))
+    slowdown, spent_s = float(state["slowdown"]), float(state.get("spent_s", 0.0))
+    trainer.restore(tensors, step=int(state["step"]), slowdown=slowdown, spent_s=spent_s)
 
 
 def _require_same_recipe(folder: Path, recipe: Recipe) -> None:

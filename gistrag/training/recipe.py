@@ -26,6 +26,9 @@ VECTOR_RATE = 5.0
 GRADIENT_NORM = 1.0
 """Greatest norm of the gradient; a longer one is scaled down to it."""
 
+FREE = ("steps", "minutes", "rows_together")
+"""Settings that may change when a run is resumed: it can be made longer, and take less memory."""
+
 CONTINUATION_END = 0.2
 """Share of its weight that the continuation loss still has at the end of a run."""
 
@@ -71,7 +74,8 @@ class Recipe:
     """Settings of a training run.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps, at most.
+        minutes: of training steps, at most; the learning rate has decayed by whichever ends first. None for no limit.
         rank: rank of the adapter.
         rate: learning rate of the adapter; that of the gist vectors is `VECTOR_RATE` times as high.
         loss_weights: weights of the further losses.
@@ -83,6 +87,7 @@ class Recipe:
     """
 
     steps: int = 1000
+    minutes: float | None = None
     rank: int = 32
     rate: float = 1e-3
     loss_weights: LossWeights = field(default_factory=LossWeights)
@@ -130,9 +135,9 @@ class Recipe:
             raise UsageError(f"expected a training recipe in JSON, found something else: {error}") from error
 
     def differs(self, other: Recipe) -> list[str]:
-        """Return the settings in which two recipes differ, but for the number of steps: a run can be made longer."""
+        """Return the settings in which two recipes differ, but for `FREE`."""
         mine, theirs = self._flat(), other._flat()
-        return [name for name in mine if name != "steps" and mine[name] != theirs[name]]
+        return [name for name in mine if name not in FREE and mine[name] != theirs[name]]
 
     def _flat(self) -> dict[str, Any]:
         """Return the settings by name, those of `loss_weights` among them."""

@@ -15,6 +15,7 @@ The optimizer updates float32 weights, of which the model computes with a copy i
 from __future__ import annotations
 
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from gistrag.kv.cache import GistCache, Memory, concatenate, side_by_side
 from gistrag.model.batching import batches_by_length
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import MADE, AdapterSettings, Placement
-from gistrag.training.recipe import GRADIENT_NORM, VECTOR_RATE, LossWeights, Recipe
+from gistrag.training.recipe import GRADIENT_NORM, VECTOR_RATE, WARMUP_SHARE, LossWeights, Recipe
 from gistrag.training.sampler import IGNORED, Batch, QuestionBatch, Row, Sampler, merged
 
 SLOTS_OF_A_ROW = 1280
@@ -258,7 +259,7 @@ class Trainer:
         recipe: settings of the run.
 
     Attributes:
-        step: number of steps done.
+        step: number of steps done; spent_s: seconds they took.
         slowdown: factor on the learning rate, halved whenever a run diverges.
 
     Raises:
@@ -269,7 +270,7 @@ class Trainer:
         if model.adapter is None:
             raise UsageError("expected a model with an adapter to train, found none")
         self.model, self.adapter, self.recipe = model, model.adapter, recipe
-        self.step, self.slowdown = 0, 1.0
+        self.step, self.spent_s, self.slowdown = 0, 0.0, 1.0
         model.prepare_training()
         self._sampler = sampler
         bytes_of_all = sampler.tokens * model.kv_bytes_per_slot * (1 + sum(1 / rate for rate in recipe.mixture.rates))
@@ -292,15 +293,21 @@ class Trainer:
         """Whether this process, of all that train together, is the one that writes."""
         return bool(self._accelerator.is_main_process)
 
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by time, 0 to 1."""
+        of_time = self.spent_s / (60 * self.recipe.minutes) if self.recipe.minutes else 0.0
+        return min(1.0, max(self.step / self.recipe.steps, of_time))
+
     def advance(self) -> dict[str, float]:
         """Learn from the next batch and return its losses, the norm of its gradient and its size.
 
         The weights stay as they were if the gradient is not finite.
         """
-        progress = self.step / self.recipe.steps
+        began_s = time.perf_counter()
         first = self.recipe.batches * (self.step * self._accelerator.num_processes + self._accelerator.process_index)
         batch = merged([self._sampler.batch(first + number) for number in range(self.recipe.batches)])
-        weights = self.recipe.loss_weights.at(progress)
+        weights = self.recipe.loss_weights.at(self.progress)
         self.model.is_training = True
         try:
             losses = TrainingStep(self.model, batch, self._caches).learn(weights, self.recipe.rows_together)
@@ -308,8 +315,10 @@ class Trainer:
             self.model.is_training = False
         norm = self._update(self._factor())
         self.step += 1
+        averaged = self._averaged({**losses.means(), "seconds": time.perf_counter() - began_s})
+        self.spent_s += averaged.pop("seconds")
         return {
-            **self._averaged(losses.means()),
+            **averaged,
             "norm": norm,
             "tokens_per_gist": batch.tokens_per_gist,
             "tokens": batch.tokens * self._accelerator.num_processes,
@@ -341,8 +350,9 @@ class Trainer:
 
     def _factor(self) -> float:
         """Return the share of the learning rate that this step has."""
-        warm = min(1.0, (self.step + 1) / self.recipe.warmup_steps)
-        cosine = (1 + math.cos(math.pi * self.step / self.recipe.steps)) / 2
+        progress = self.progress
+        warm = min(1.0, max((self.step + 1) / self.recipe.warmup_steps, progress / WARMUP_SHARE))
+        cosine = (1 + math.cos(math.pi * progress)) / 2
         return self.slowdown * warm * (LAST_RATE + (1 - LAST_RATE) * cosine)
 
     def _update(self, factor: float) -> float:
@@ -375,8 +385,8 @@ class Trainer:
         return tensors
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], *, step: int, slowdown: float) -> None:
-        """Resume where `state` was taken.
+    def restore(self, tensors: dict[str, Tensor], *, step: int, slowdown: float, spent_s: float | None = None) -> None:
+        """Resume where `state` was taken; the time spent so far stays unless it is given.
 
         Raises:
             UsageError: these are tensors of another run.
@@ -391,6 +401,7 @@ class Trainer:
                 self._optimizer.state[weights] = {"step": held.pop("step"), **_moved(held, weights.device)}
         self._copy_back()
         self.step, self.slowdown = step, slowdown
+        self.spent_s = self.spent_s if spent_s is None else spent_s
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

@@ -74,7 +74,7 @@ def test_what_is_no_recipe_is_refused(line: str) -> None:
 
 
 def test_recipes_that_differ_name_the_settings() -> None:
-    """The number of steps is left out: a run can be made longer."""
+    """What changes nothing learned so far is left out: a run can be made longer."""
     mine, other = Recipe(), Recipe(steps=5, rate=2e-3, loss_weights=LossWeights(distillation=0.1))
 
     assert mine.differs(other) == ["distillation", "rate"]

@@ -629,3 +629,27 @@ def test_gists_of_one_text_pass_at_several_rates() -> None:
         return text.compress("anchored", tokens_per_gist)[0], fresh[0]
 
     assert all(torch.equal(one.kv, other.kv) for one, other in (both(2), both(8), both(2)))
+
+
+def test_a_run_ends_when_its_time_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learning rate decays with the time of the steps, which counts on over a stop; validation ends the run."""
+    monkeypatch.setattr("gistrag.training.trainer.time.perf_counter", iter(range(0, 1000, 5)).__next__)
+    timed = replace(RECIPE, steps=1000, minutes=0.5)
+    first = Run(tmp_path / "run", trainer(timed))
+    before = [next(steps := first.steps()) for _ in range(2)]
+    steps.close()
+    first.save()
+
+    run = Run(tmp_path / "run", trainer(timed), {"text": [sampler(trainee()).batch(0)]})
+    after = list(run.steps())
+
+    assert [1, 2] == [record["step"] for record in before]
+    assert [3, 4, 5, 6] == [record["step"] for record in after]
+    assert ["validation text" in record for record in after] == [False, False, False, True]
+    assert run.is_over
+    assert run.seconds_left() == 0
+
+
+def test_a_run_may_be_made_longer_and_take_less_memory() -> None:
+    """Steps, minutes and the rows of a forward pass change nothing that was learned so far."""
+    assert RECIPE.differs(replace(RECIPE, steps=99, minutes=7.0, rows_together=1)) == []
