@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gistrag.answering.confidence import Calibration
+from gistrag.answering.confidence import Calibration, Similarity
+from gistrag.answering.judge import Judge
 from gistrag.errors import UnsupportedModelError
 from gistrag.index.embedder import Embedder, Reranker
 from gistrag.index.fingerprint import gist_fingerprint
@@ -83,6 +84,10 @@ class Engine:
         if self.runtime.name == "torch" or self.load_model is None:
             return self.runtime  # type: ignore[return-value]  # the runtime of this name is a GistModel
         return self.load_model()
+
+    def judge(self, question: str) -> Judge:
+        """Return what judges the answers to a question."""
+        return Judge(self.calibration, Similarity(self.embedder.embed_query, question))
 
     @property
     def adapter_folder(self) -> Path | None:

@@ -74,7 +74,7 @@ class GistRAG:
         self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
         ask, during = (lambda key: self._worker.ask_for(key)), (lambda: self._worker.paused())
         self._given = GivenTexts(
-            store, engine.runtime, lambda: engine.model, ask=ask, during=during, calibration=engine.calibration
+            store, engine.runtime, lambda: engine.model, ask=ask, during=during, judge=engine.judge
         )
 
     @classmethod
@@ -400,7 +400,7 @@ class GistRAG:
             find=find,
             nothing=self._nothing,
             during=during,
-            calibration=self.engine.calibration,
+            judge=self.engine.judge(question),
         )
 
     def stream_from(

@@ -10,21 +10,33 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gistrag.answering.answer import Verdict
 from gistrag.answering.evidence import Candidate, Head
+from gistrag.answering.passages import Passage
+from gistrag.kv.packed import Floats
 from gistrag.model.hashing import folder_sha256
 from gistrag.model.runtime import Trace
 
 logger = logging.getLogger("gistrag")
 
 FILE = "calibration.json"
+MOST_LOG_ODDS = 20.0
 LEAST_LOGPROB = -10.0
 """Below it a log-probability says nothing more."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """Weights for the most confident of several answers: of its log-odds, and of the agreement of the others."""
+
+    best: float = 1.0
+    agreement: float = 0.0
+    bias: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -34,8 +46,10 @@ class Calibration:
     Attributes:
         adapter: sha256 of the adapter it was fitted for.
         heads: those whose attention finds the evidence.
-        weights: of each signal; bias: added to their sum.
+        weights: of each signal of a reading; bias: added to their sum.
+        again: what the best of several readings is worth, see `combined`.
         sure: an answer of at least this confidence is shown as sure; found: one of less than this is withheld.
+        doubtful: an answer of less than this is read again.
         measured: figures of the fit; not interpreted.
     """
 
@@ -43,8 +57,10 @@ class Calibration:
     heads: tuple[Head, ...]
     weights: Mapping[str, float]
     bias: float
+    again: Again
     sure: float
     found: float
+    doubtful: float
     measured: Mapping[str, Any]
 
     @property
@@ -53,9 +69,16 @@ class Calibration:
         return tuple(sorted({layer for layer, _ in self.heads}))
 
     def confidence(self, signals: Mapping[str, float]) -> float:
-        """Return how likely an answer is right, 0 to 1."""
-        total = self.bias + sum(weight * signals[name] for name, weight in self.weights.items())
-        return 1 / (1 + math.exp(-max(-30.0, min(30.0, total))))
+        """Return how likely the answer of one reading is right, 0 to 1."""
+        return sigmoid(self.bias + sum(weight * signals[name] for name, weight in self.weights.items()))
+
+    def combined(self, best: float, agreement: float) -> float:
+        """Return how likely the most confident of several answers is right, 0 to 1.
+
+        Args:
+            best: its confidence alone; agreement: share of the other readings that gave the same answer.
+        """
+        return sigmoid(self.again.bias + self.again.best * logit(best) + self.again.agreement * agreement)
 
     def verdict(self, confidence: float) -> Verdict:
         """Return what an answer of this confidence is shown as."""
@@ -70,7 +93,8 @@ class Calibration:
         """Return the calibration in the folder of an adapter, None where it is missing or of another adapter."""
         try:
             values = json.loads((folder / FILE).read_text("utf-8"))
-            found = cls(**{**values, "heads": tuple((int(layer), int(head)) for layer, head in values["heads"])})
+            heads = tuple((int(layer), int(head)) for layer, head in values["heads"])
+            found = cls(**{**values, "heads": heads, "again": Again(**values["again"])})
             _ = found.confidence(dict.fromkeys(found.weights, 0.0))
         except FileNotFoundError:
             logger.info("the adapter in %s has no calibration, so answers have no confidence", folder)
@@ -84,7 +108,44 @@ class Calibration:
         return found
 
 
-def signals(trace: Trace, found: Sequence[Candidate], refusal: int) -> dict[str, float]:
+def sigmoid(log_odds: float) -> float:
+    """Return the probability of log-odds.
+
+    >>> sigmoid(0.0)
+    0.5
+    """
+    return 1 / (1 + math.exp(-max(-MOST_LOG_ODDS, min(MOST_LOG_ODDS, log_odds))))
+
+
+def logit(probability: float) -> float:
+    """Return the log-odds of a probability."""
+    return math.log(max(probability, 1e-9) / max(1 - probability, 1e-9))
+
+
+Embed = Callable[[str], Floats]
+"""Returns the vector of a text, ``(dim,)``, normalized."""
+
+
+class Similarity:
+    """How near texts are in meaning to a question, each embedded once."""
+
+    def __init__(self, embed: Embed, question: str) -> None:
+        self._embed, self._question = embed, question
+        self._vectors: dict[str, Floats] = {}
+
+    def __call__(self, text: str) -> float:
+        """Return the cosine of the question and a text."""
+        return float(self._vector(self._question) @ self._vector(text))
+
+    def _vector(self, text: str) -> Floats:
+        if text not in self._vectors:
+            self._vectors[text] = self._embed(text)
+        return self._vectors[text]
+
+
+def signals(
+    trace: Trace, found: Sequence[Candidate], passages: Sequence[Passage], similarity: Similarity, *, refusal: int
+) -> dict[str, float]:
     """Return what tells a right answer from a wrong one; every signal is a number of about -10 to 1.
 
     Args:
@@ -93,18 +154,18 @@ def signals(trace: Trace, found: Sequence[Candidate], refusal: int) -> dict[str,
         refusal: token id with which a refusal begins.
     """
     best = found[0] if found else None
-    rest = found[1].score if len(found) > 1 else 0.0
     logprobs = [max(one, LEAST_LOGPROB) for one in trace.logprobs]
     opening = float(trace.opening[refusal]) if trace.opening is not None else LEAST_LOGPROB
+    cosines = [similarity(one.text) if one.cosine is None else one.cosine for one in passages]
     return {
-        "first": logprobs[0] if logprobs else LEAST_LOGPROB,
         "least": min(logprobs, default=LEAST_LOGPROB),
         "total": max(sum(logprobs), LEAST_LOGPROB),
         "refusal": max(opening, LEAST_LOGPROB),
-        "length": math.log(1 + len(logprobs)),
+        "question": best.question if best else 0.0,
         "attention": best.attention if best else 0.0,
         "answer": best.answer if best else 0.0,
         "verbatim": float(best.is_verbatim) if best else 0.0,
-        "question": best.question if best else 0.0,
-        "lead": best.score - rest if best else 0.0,
+        "meaning": similarity(best.text) if best else 0.0,
+        "topic": max(cosines, default=0.0),
+        "alone": float(len(passages) == 1),
     }

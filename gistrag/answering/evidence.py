@@ -111,10 +111,9 @@ def attention_shares(
     """Return the share of the looks at each sentence of each passage; all of them add up to 1, or to 0."""
     totals = [np.zeros(len(one.spans) + 1, np.float32) for one in maps]
     steps = trace.attention[:-1] or trace.attention  # the last one looked for the end of the answer
-    for layer, head in heads:
-        looks = np.mean([step[layer][head] for step in steps], axis=0) if steps else np.zeros(0, np.float32)
-        group = len(steps[0][layer]) if steps else 1
-        for number, seen in _by_passage(passages, looks, layer, head, group):
+    for layer, head in heads if steps else ():
+        looks = np.mean([step[layer][head] for step in steps], axis=0)
+        for number, seen in _by_passage(passages, looks, layer, head, len(steps[0][layer])):
             of_token = maps[number].of_token
             totals[number] += np.bincount(of_token[seen[0]], weights=seen[1], minlength=len(totals[number]))
     whole = float(sum(total[:-1].sum() for total in totals)) or 1.0

@@ -7,14 +7,14 @@ Which of several judgements counts is decided in `gistrag.answering.stream`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gistrag.answering.answer import Evidence, Options, Verdict
 from gistrag.answering.assemble import assemble
-from gistrag.answering.confidence import Calibration, signals
-from gistrag.answering.evidence import Candidate, candidates
+from gistrag.answering.confidence import Calibration, Similarity, signals
+from gistrag.answering.evidence import Candidate, Head, candidates
 from gistrag.answering.passages import Passage
-from gistrag.answering.wording import stands_in, unsupported
+from gistrag.answering.wording import stands_in, unsupported, words
 from gistrag.documents.headings import heading_at
 from gistrag.model.generation import generate
 from gistrag.model.prompt import REFUSAL
@@ -60,6 +60,15 @@ class Reading:
         """The answer so far."""
         return self.runtime.decode(self.tokens).strip()
 
+    def candidates(self, heads: Sequence[Head]) -> list[Candidate]:
+        """Return the sentences of the passages, the likeliest evidence first."""
+        return candidates(self.runtime, self.question, self.text, self.passages, self.trace, heads)
+
+    def signals(self, found: Sequence[Candidate], similarity: Similarity) -> dict[str, float]:
+        """Return what tells a right answer from a wrong one, see `gistrag.answering.confidence.signals`."""
+        opening = self.runtime.encode(REFUSAL)[0]
+        return signals(self.trace, found, self.passages, similarity, refusal=opening)
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -87,31 +96,66 @@ class Judgement:
         return REFUSAL if self.verdict == "not found" else self.text
 
 
-def judged(reading: Reading, calibration: Calibration | None) -> Judgement:
-    """Return what is thought of the answer that a reading gave."""
-    text, passages = reading.text, reading.passages
-    heads = calibration.heads if calibration else ()
-    found = candidates(reading.runtime, reading.question, text, passages, reading.trace, heads)
-    best = found[0] if found else None
-    missing = unsupported(text, (passage.text for passage in passages))
-    is_refusal = stands_in(REFUSAL, text) or not text
-    confidence: float | None = None
-    verdict: Verdict | None = "not found" if is_refusal else None
-    if calibration:
-        opening = reading.runtime.encode(f" {REFUSAL}")[0]
-        confidence = 0.0 if is_refusal else calibration.confidence(signals(reading.trace, found, opening))
-        verdict = verdict or calibration.verdict(confidence)
-        if missing and verdict == "answered":
-            verdict = "unsure"
-    passage = passages[best.passage] if best else None
-    return Judgement(
-        text, len(reading.tokens), passage, _evidence(passage, best, missing), confidence, verdict, missing
-    )
+@dataclass(frozen=True)
+class Judge:
+    """Says what is thought of the answers to one question.
+
+    Attributes:
+        calibration: of the adapter; None finds evidence by words alone, and is never sure.
+        similarity: of texts and the question.
+    """
+
+    calibration: Calibration | None
+    similarity: Similarity
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Layers whose attention a trace has to record."""
+        return self.calibration.layers if self.calibration else ()
+
+    def of(self, reading: Reading) -> Judgement:
+        """Return what is thought of the answer that a reading gave."""
+        text, passages = reading.text, reading.passages
+        found = reading.candidates(self.calibration.heads if self.calibration else ())
+        missing = unsupported(text, (passage.text for passage in passages))
+        passage = passages[found[0].passage] if found else None
+        evidence = _evidence(passage, found[0], missing) if passage else None
+        judgement = Judgement(text, len(reading.tokens), passage, evidence, unsupported=missing)
+        if is_refusal(text):
+            return replace(judgement, confidence=0.0 if self.calibration else None, verdict="not found")
+        if self.calibration is None:
+            return judgement
+        confidence = self.calibration.confidence(reading.signals(found, self.similarity))
+        return with_confidence(judgement, confidence, self.calibration)
+
+    def is_doubtful(self, judgement: Judgement) -> bool:
+        """Return whether the passages should be read again."""
+        return self.calibration is not None and (judgement.confidence or 0.0) < self.calibration.doubtful
+
+    def best(self, judgements: Sequence[Judgement]) -> Judgement:
+        """Return the most confident judgement, its confidence from all of them; the first one of equals."""
+        best = max(judgements, key=lambda one: one.confidence or 0.0)
+        if not best.confidence or len(judgements) < 2 or self.calibration is None:
+            return best
+        others = [one for one in judgements if one is not best]
+        agreement = sum(words(one.text) == words(best.text) for one in others) / len(others)
+        return with_confidence(best, self.calibration.combined(best.confidence, agreement), self.calibration)
 
 
-def _evidence(passage: Passage | None, best: Candidate | None, missing: Sequence[str]) -> Evidence | None:
-    if passage is None or best is None:
-        return None
+def is_refusal(text: str) -> bool:
+    """Return whether an answer says that the passages do not say."""
+    return not text or stands_in(REFUSAL, text)
+
+
+def with_confidence(judgement: Judgement, confidence: float, calibration: Calibration) -> Judgement:
+    """Return a judgement of an answer that is no refusal; what stands in no passage is never shown as sure."""
+    verdict = calibration.verdict(confidence)
+    if judgement.unsupported and verdict == "answered":
+        verdict = "unsure"
+    return replace(judgement, confidence=confidence, verdict=verdict)
+
+
+def _evidence(passage: Passage, best: Candidate, missing: Sequence[str]) -> Evidence:
     start, end = best.span
     return Evidence(
         start=passage.source.start + start,

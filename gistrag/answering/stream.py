@@ -13,8 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from gistrag.answering.answer import Answer, Options, Timings, Usage
-from gistrag.answering.confidence import Calibration
-from gistrag.answering.judge import Judgement, Reading, judged
+from gistrag.answering.judge import Judge, Judgement, Reading
 from gistrag.answering.passages import Passage, fit, in_prompt_order
 from gistrag.errors import ResourceError, UsageError
 from gistrag.kv.packed import Gists
@@ -23,6 +22,8 @@ from gistrag.model.runtime import AnyRuntime, Trace
 
 SHORT_TOKENS = 16
 """An answer of at most so many tokens is judged before it is shown, and may be read again; a longer one is streamed."""
+AGAIN_TOKENS = 48
+"""A second reading whose answer is longer does not count."""
 SECOND_READING_S = 2.0
 """No further passage is read again after so many seconds."""
 
@@ -38,7 +39,7 @@ class Stream(Iterator[str]):
     Args:
         find: finds the passages; nothing: the answer where it finds none.
         during: what is entered while the answer is in the making.
-        calibration: finds the evidence, and says how sure the answer is.
+        judge: finds the evidence, and says how sure the answer is.
 
     Raises:
         UsageError: an empty question, or one that is not a text.
@@ -53,14 +54,14 @@ class Stream(Iterator[str]):
         find: Find,
         nothing: Callable[[], str],
         during: Callable[[], AbstractContextManager[None]] = nullcontext,
-        calibration: Calibration | None = None,
+        judge: Judge,
     ) -> None:
         if not isinstance(question, str):
             raise UsageError(f"expected a question in words, got {type(question).__name__}")
         if not question.strip():
             raise UsageError("the question is empty; ask something")
         self._runtime, self._options, self._find, self._nothing = runtime, options, find, nothing
-        self._during, self._calibration = during, calibration
+        self._during, self._judge = during, judge
         self._question = question.encode("utf-8", "replace").decode()  # a terminal may pass half a character
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
@@ -146,31 +147,32 @@ class Stream(Iterator[str]):
 
         Without a calibration nothing would come of waiting.
         """
-        held, is_shown = "", self._calibration is None
+        held, is_shown = "", self._judge.calibration is None
         for piece in self._generated():
             held += piece
             is_shown = is_shown or len(self._reading.tokens) > SHORT_TOKENS
             if is_shown:
                 yield held
                 held = ""
-        self._judgement = judged(self._reading, self._calibration)
+        self._judgement = self._judge.of(self._reading)
         if is_shown:
             return
-        if self._judgement.verdict in ("unsure", "not found") and self._options.second_reading:
-            self._judgement = self._read_again(self._judgement)
+        if self._options.second_reading and self._judge.is_doubtful(self._judgement):
+            self._judgement = self._judge.best([self._judgement, *self._read_again()])
+            self._usage.answer_tokens = self._judgement.tokens
         yield self._judgement.shown
 
-    def _read_again(self, first: Judgement) -> Judgement:
-        """Return the most confident of the first answer and those from single passages, read within a time limit."""
-        found, until_s = [first], time.perf_counter() + SECOND_READING_S
-        for passage in self._passages:
-            if time.perf_counter() > until_s:
-                break
-            reading = self._reading_of([passage])
-            for _ in reading.generate(replace(self._options, max_new_tokens=SHORT_TOKENS)):
-                pass
-            found.append(judged(reading, self._calibration))
-        return max(found, key=lambda one: one.confidence or 0.0)
+    def _read_again(self) -> Iterator[Judgement]:
+        """Yield what is thought of the answers from each passage alone, the best first, within a time limit."""
+        until_s = time.perf_counter() + SECOND_READING_S
+        for passage in self._passages if len(self._passages) > 1 else ():
+            if time.perf_counter() < until_s:
+                reading = self._reading_of([passage])
+                for _ in reading.generate(self._options):
+                    if len(reading.tokens) > AGAIN_TOKENS:
+                        break
+                else:
+                    yield self._judge.of(reading)
 
     def _generated(self) -> Iterator[str]:
         """Yield what the model generates; where memory runs out before the first piece, retry with half the chunks.
@@ -197,8 +199,7 @@ class Stream(Iterator[str]):
     def _reading_of(self, passages: Sequence[Passage]) -> Reading:
         """Return a reading of the question behind passages, in the order of the prompt."""
         self._usage.readings += 1
-        layers = self._calibration.layers if self._calibration else ()
-        return Reading(self._runtime, self._question, passages, self._usage.layout, Trace(layers))
+        return Reading(self._runtime, self._question, passages, self._usage.layout, Trace(self._judge.layers))
 
     def _tokens(self, reading: Reading) -> Iterator[int]:
         """Yield the tokens of the answer, and count what it is made from."""

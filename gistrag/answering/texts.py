@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from gistrag.answering.answer import Options, Source, Timings, Usage
-from gistrag.answering.confidence import Calibration
+from gistrag.answering.judge import Judge
 from gistrag.answering.passages import Passage, snippet
 from gistrag.answering.stream import Stream
 from gistrag.compression.making import is_compressible
@@ -37,7 +37,7 @@ class GivenTexts:
         load_model: returns the model that makes gists.
         ask: called with the key of each gist that is wanted and still to be made.
         during: what is entered while an answer is in the making.
-        calibration: finds the evidence, and says how sure an answer is.
+        judge: returns what judges the answers to a question.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class GivenTexts:
         *,
         ask: Callable[[str], None] = lambda key: None,
         during: Callable[[], AbstractContextManager[None]] = nullcontext,
-        calibration: Calibration | None = None,
+        judge: Callable[[str], Judge],
     ) -> None:
         self._store, self._runtime, self._load_model = store, runtime, load_model
-        self._ask, self._during, self._calibration = ask, during, calibration
+        self._ask, self._during, self._judge = ask, during, judge
         self._kept: OrderedDict[str, PackedGists] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -76,7 +76,7 @@ class GivenTexts:
             find=find,
             nothing=lambda: NO_TEXTS,
             during=self._during,
-            calibration=self._calibration,
+            judge=self._judge(question),
         )
 
     def _passages(self, texts: Sequence[str], options: Options, usage: Usage) -> list[Passage]:

@@ -16,6 +16,7 @@ _WORD = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
 _NAME = re.compile(r"[A-Z][\w'’-]*")
 _PHRASE = 5
 """Words of an answer that is no sentence yet, at most: its first word has a capital only where it is a name."""
+_MARKS = (".", "!", "?")
 _STEM = 4
 """Letters of a word that count, at least; a text has the word if it has a word that begins with all but the last 2."""
 
@@ -65,7 +66,8 @@ def unsupported(answer: str, texts: Iterable[str]) -> tuple[str, ...]:
 def _is_name(answer: str, match: re.Match[str]) -> bool:
     """Return whether a word is written as a name is, and does not merely begin a sentence."""
     before = answer[: match.start()].rstrip()
-    begins = (not before and len(answer.split()) > _PHRASE) or before[-1:] in (".", "!", "?", ":")
+    is_sentence = len(answer.split()) > _PHRASE or answer.rstrip()[-1:] in _MARKS
+    begins = is_sentence if not before else before[-1] in (*_MARKS, ":")
     return bool(_NAME.fullmatch(match[0])) and match[0].lower() not in STOP_WORDS and not begins
 
 

@@ -549,7 +549,7 @@ def test_coroutine_that_leaves_ends_the_work(rag: GistRAG) -> None:
 @pytest.fixture
 def given(rag: GistRAG) -> GivenTexts:
     """Answers from given texts, with nothing kept yet."""
-    return GivenTexts(rag.store, rag.runtime, lambda: rag.model)
+    return GivenTexts(rag.store, rag.runtime, lambda: rag.model, judge=rag.engine.judge)
 
 
 @pytest.fixture
