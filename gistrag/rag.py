@@ -10,10 +10,7 @@ A question becomes an answer in four steps::
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -21,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from gistrag.answering.answer import Answer, Options, Timings, Usage
-from gistrag.answering.passages import Passage, search, select
+from gistrag.answering.answer import Answer, Options, require_history
+from gistrag.answering.finding import NO_DOCUMENTS, NO_PASSAGES, Finder
 from gistrag.answering.stream import Stream
 from gistrag.answering.texts import GivenTexts
 from gistrag.configure import (
@@ -33,14 +30,14 @@ from gistrag.configure import (
     require_source,
     source_folder,
 )
+from gistrag.contents import Contents
 from gistrag.documents.patterns import require_patterns
 from gistrag.engine import Engine
-from gistrag.frameworks import llama_index
+from gistrag.frameworks import LlamaIndex
 from gistrag.index.builder import Builder, SyncReport
 from gistrag.index.gist_maker import compress_texts, make_gists
 from gistrag.index.gist_worker import GistWorker, When
 from gistrag.index.retriever import Hit, Retriever
-from gistrag.index.schema import DocumentRow, StoredChunk
 from gistrag.index.store import Store
 from gistrag.progress import GistProgress, Progress, shown_or
 from gistrag.settings import IndexSettings, KvCacheDtype, Mode, Placement, RuntimeName
@@ -48,12 +45,11 @@ from gistrag.settings import IndexSettings, KvCacheDtype, Mode, Placement, Runti
 if TYPE_CHECKING:
     from gistrag.model.gist_model import GistModel
 
-NO_DOCUMENTS = "There are no documents in this index."
-NO_PASSAGES = "No passage of this index passes the filters."
+__all__ = ["NO_DOCUMENTS", "NO_PASSAGES", "GistRAG"]
 OTHER_INDEX = "name another index folder"
 
 
-class GistRAG:
+class GistRAG(Contents, LlamaIndex):
     """An index of a folder and the models that answer from it.
 
     >>> rag = GistRAG.from_folder("docs/")                          # doctest: +SKIP
@@ -65,14 +61,14 @@ class GistRAG:
     """
 
     def __init__(self, store: Store, engine: Engine) -> None:
-        self.folder = store.folder
+        super().__init__(store)
         self.engine = engine
         self.report: SyncReport | None = None
         self.runtime = engine.runtime
-        self.store = store
         self._worker = GistWorker(store)
         self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
         ask, during = (lambda key: self._worker.ask_for(key)), (lambda: self._worker.paused())
+        self._finder = Finder(store, self._retriever, engine.runtime, ask=lambda ids: self._worker.ask(ids))
         self._given = GivenTexts(
             store, engine.runtime, lambda: engine.model, ask=ask, during=during, judge=engine.judge
         )
@@ -254,33 +250,10 @@ class GistRAG:
         stats = self.store.stats()
         return f"GistRAG({str(self.folder)!r}, documents={stats.documents}, chunks={stats.chunks})"
 
-    @cached_property
-    def index_id(self) -> str:
-        """Twelve hex digits that tell this index from every other one."""
-        return hashlib.sha256(self.store.config.salt.encode()).hexdigest()[:12]
-
     @property
     def progress(self) -> GistProgress:
         """How far the gists of the index are, and whether a worker of this object makes them."""
         return self._worker.progress
-
-    def snapshot(self) -> AbstractContextManager[None]:
-        """Let everything read inside be of one commit, whatever a builder does meanwhile; other threads wait."""
-        return self.store.snapshot()
-
-    def documents(self) -> list[DocumentRow]:
-        """Return all documents of the index, by path."""
-        return self.store.documents()
-
-    def chunks(self, ids: Sequence[int] | None = None, *, document: str | None = None) -> list[StoredChunk]:
-        """Return chunks of the index: those with these *ids*, those of one *document* in its order, or all.
-
-        Chunks that are gone are left out.
-        """
-        if ids is not None:
-            return self.store.chunks(ids)
-        paths = [row.path for row in self.store.documents()] if document is None else [document]
-        return [chunk for path in paths for chunk in self.store.chunks_of(path)]
 
     def sync(self, *, progress: Progress | None = None) -> SyncReport:
         """Bring the index into step with its folder, by the patterns of its last build, and return what was done.
@@ -321,6 +294,7 @@ class GistRAG:
         scope: str | None = None,
         filters: Mapping[str, str] | None = None,
         vector: npt.NDArray[np.float32] | None = None,
+        history: Sequence[str] = (),
     ) -> list[Hit]:
         """Return the chunks that fit a question best, best first, without generating anything.
 
@@ -330,12 +304,35 @@ class GistRAG:
             scope: path of a document to stay in.
             filters: all must hold: ``path`` a pattern (``*`` crosses folders), ``kind``, ``heading`` part of one.
             vector: ``(dim,)`` embedding to search by in place of the question's own; of the index's embedder.
+            history: earlier questions, see `searched`.
 
         Raises:
             UsageError: an empty question, ``top_k`` below 1, an unknown filter or document.
         """
         with self.store.snapshot():
+            question = self.searched(question, history, scope=scope, filters=filters) if history else question
             return self._retriever.search(question, top_k=top_k, scope=scope, filters=filters, vector=vector)
+
+    def searched(
+        self,
+        question: str,
+        history: Sequence[str] = (),
+        *,
+        scope: str | None = None,
+        filters: Mapping[str, str] | None = None,
+    ) -> str:
+        """Return what is searched for a question of a conversation.
+
+        Args:
+            history: earlier questions, oldest first. One that the question leans on comes before it: "What is paid for
+                a hotel?" before "And in Zurich?".
+
+        Raises:
+            UsageError: *history* is no list of texts.
+        """
+        require_history(history)
+        with self.store.snapshot():
+            return self._finder.searched(question, history, scope=scope, filters=filters)
 
     def query(
         self,
@@ -349,6 +346,7 @@ class GistRAG:
         temperature: float = 0.0,
         seed: int = 0,
         second_reading: bool = True,
+        history: Sequence[str] = (),
     ) -> Answer:
         """Return the answer to a question; `Options` explains every keyword.
 
@@ -366,6 +364,7 @@ class GistRAG:
             temperature=temperature,
             seed=seed,
             second_reading=second_reading,
+            history=history,
         ).result()
 
     def stream(
@@ -380,6 +379,7 @@ class GistRAG:
         temperature: float = 0.0,
         seed: int = 0,
         second_reading: bool = True,
+        history: Sequence[str] = (),
     ) -> Stream:
         """Return the same answer as an iterator over pieces of its text; work begins at the first ``next``."""
         options = Options(
@@ -391,15 +391,15 @@ class GistRAG:
             temperature=temperature,
             seed=seed,
             second_reading=second_reading,
+            history=history,
         )
-        find, during = self._passages, self._worker.paused
         return Stream(
             self.runtime,
             question,
             options,
-            find=find,
-            nothing=self._nothing,
-            during=during,
+            find=self._finder.find,
+            nothing=self._finder.nothing,
+            during=self._worker.paused,
             judge=self.engine.judge(question),
         )
 
@@ -430,36 +430,6 @@ class GistRAG:
             second_reading=second_reading,
         )
         return self._given.stream(question, texts, options)
-
-    def _passages(self, question: str, options: Options, usage: Usage, timings: Timings) -> list[Passage]:
-        """Return the passages to answer from, best first, all of one commit of the index."""
-        with self.store.snapshot():
-            with timings.measure("retrieve_s"):
-                hits = search(self.store, self._retriever, question, options, usage)
-            with timings.measure("load_s"):
-                passages = select(hits, self.store, self.runtime, options, usage)
-        if usage.text_pending:
-            self._worker.ask([passage.source.chunk_id for passage in passages if passage.source.as_text])
-        return passages
-
-    def _nothing(self) -> str:
-        return NO_PASSAGES if self.store.count() else NO_DOCUMENTS
-
-    def as_retriever(self, **options: Any) -> Any:
-        """Return a LlamaIndex retriever over this index; options are those of its `GistRetriever`.
-
-        Raises:
-            UsageError: its package is not installed; names the command that installs it.
-        """
-        return llama_index().GistRetriever(self, **options)
-
-    def as_query_engine(self, **options: Any) -> Any:
-        """Return a LlamaIndex query engine over this index; options are those of `GistQueryEngine.from_rag`.
-
-        Raises:
-            UsageError: its package is not installed; names the command that installs it.
-        """
-        return llama_index().GistQueryEngine.from_rag(self, **options)
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ FLOORS = (  # folders and the modules beside them, from the ground up
     {"index"},
     {"answering"},
     {"engine"},
-    {"configure", "export", "frameworks", "training"},
+    {"configure", "contents", "export", "frameworks", "training"},
     {"rag"},
     {"evaluation", "server"},
     {"cli"},

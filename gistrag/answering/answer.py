@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -23,6 +23,8 @@ class Options:
             gist caches of the others.
         scope: path of one document; *all* its chunks are taken instead of the best *top_k*.
         filters: see `gistrag.GistRAG.retrieve`.
+        history: earlier questions of the same conversation, oldest first. A question that leans on them, such as "And
+            in Zurich?", is searched together with them.
         max_new_tokens: the answer is cut after so many tokens.
         temperature: 0 takes the most likely token; above 0, tokens are sampled with *seed*.
         second_reading: read the passages again, one by one, where the first answer is unsure and short.
@@ -39,8 +41,10 @@ class Options:
     temperature: float = 0.0
     seed: int = 0
     second_reading: bool = True
+    history: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        require_history(self.history)
         if self.mode not in get_args(Mode):
             raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
         if self.top_k < 1:
@@ -71,6 +75,16 @@ class Evidence:
     heading: tuple[str, ...]
     page: int | None
     is_supported: bool
+
+
+def require_history(history: object) -> None:
+    """Return if this is a list of texts.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(history, list | tuple) or not all(isinstance(turn, str) for turn in history):
+        raise UsageError('history must be a list of earlier questions, such as ["What is a gist?"]')
 
 
 @dataclass(frozen=True)
@@ -168,6 +182,8 @@ class Answer:
         confidence: how likely the answer is right, 0 to 1; None without a calibration of the adapter.
         verdict: what that means; None without a confidence, unless the model refused.
         unsupported: its numbers and names that stand in no passage.
+        searched: what was searched: the question, with those of the earlier ones that it leans on; empty where nothing
+            was.
     """
 
     text: str
@@ -177,6 +193,7 @@ class Answer:
     confidence: float | None = None
     verdict: Verdict | None = None
     unsupported: tuple[str, ...] = ()
+    searched: str = ""
 
     @property
     def evidence(self) -> Evidence | None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gistrag.answering.answer import Answer, Options, Timings, Usage
 from gistrag.answering.judge import Judge, Judgement, Reading
@@ -27,8 +27,24 @@ AGAIN_TOKENS = 48
 SECOND_READING_S = 2.0
 """No further passage is read again after so many seconds."""
 
-Find = Callable[[str, Options, Usage, Timings], list[Passage]]
-"""Finds the passages of a question, best first, and records what that took."""
+
+@dataclass(frozen=True)
+class Found:
+    """What a question is answered from.
+
+    Attributes:
+        passages: best first.
+        searched: the question as it was searched, empty where nothing was.
+        answer: the answer itself, where no model has to write it.
+    """
+
+    passages: list[Passage]
+    searched: str = ""
+    answer: str | None = None
+
+
+Find = Callable[[str, Options, Usage, Timings], Found]
+"""Finds what a question is answered from, and records what that took."""
 
 
 class Stream(Iterator[str]):
@@ -65,7 +81,7 @@ class Stream(Iterator[str]):
         self._question = question.encode("utf-8", "replace").decode()  # a terminal may pass half a character
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
-        self._text = ""
+        self._text = self._searched = ""
         self._judgement = Judgement("", 0)
         self._pieces = self._run()
         self._lock = threading.Lock()  # one thread may ask for a piece while another closes
@@ -100,6 +116,7 @@ class Stream(Iterator[str]):
             judgement.confidence,
             judgement.verdict,
             judgement.unsupported,
+            self._searched,
         )
 
     def result(self) -> Answer:
@@ -128,10 +145,15 @@ class Stream(Iterator[str]):
     def _answer(self) -> Iterator[str]:
         """Yield the answer piece by piece: find passages, fit them into the context window, read, judge."""
         question = self._runtime.encode_question(self._question)
-        self._usage.question_tokens = len(question)
         found = self._find(self._question, self._options, self._usage, self._timings)
+        self._searched = found.searched
+        if found.answer is not None:
+            self._passages = found.passages
+            yield found.answer
+            return
+        self._usage.question_tokens = len(question)
         self._passages = fit(
-            found,
+            found.passages,
             self._runtime,
             question_tokens=len(question),
             max_new_tokens=self._options.max_new_tokens,

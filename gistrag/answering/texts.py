@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gistrag.answering.answer import Options, Source, Timings, Usage
 from gistrag.answering.judge import Judge
 from gistrag.answering.passages import Passage, snippet
-from gistrag.answering.stream import Stream
+from gistrag.answering.stream import Found, Stream
 from gistrag.compression.making import is_compressible
 from gistrag.errors import CorruptGistError, GistNotFoundError, UsageError
 from gistrag.index.store import Store
@@ -65,9 +65,9 @@ class GivenTexts:
             raise UsageError("scope and filters choose among the chunks of the index, but the texts are given")
         filled = [text for text in texts if text.strip()]
 
-        def find(question: str, options: Options, usage: Usage, timings: Timings) -> list[Passage]:
+        def find(question: str, options: Options, usage: Usage, timings: Timings) -> Found:
             with timings.measure("load_s"):
-                return self._passages(filled, options, usage)
+                return Found(self._passages(filled, options, usage))
 
         return Stream(
             self._runtime,

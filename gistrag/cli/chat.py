@@ -1,4 +1,4 @@
-"""`gistrag chat`: questions and answers at a prompt; each question stands alone."""
+"""`gistrag chat`: a conversation at a prompt."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ HELP = """\
 /top-k N                 number of chunks to answer from
 /scope PATH              answer from one document; /scope off ends that
 /sources                 show the sources of the last answer
+/new                     forget the questions so far
 /help                    show this list
 /quit                    leave the chat, as Ctrl-D does
 Ctrl-C stops an answer."""
@@ -64,8 +65,9 @@ def chat(
 ) -> None:
     """Answer questions at a prompt, with the models loaded once.
 
-    Questions come from the terminal, or from standard input, one per line. Each stands alone: the chat does not
-    remember earlier questions. Type /help for the commands of the prompt. Gists that are missing are made meanwhile.
+    Questions come from the terminal, or from standard input, one per line. A question that leans on the ones before,
+    such as "And in Zurich?", is searched together with them. Type /help for the commands of the prompt. Gists that are
+    missing are made meanwhile.
     """
     with loading():
         from gistrag.answering.answer import Options
@@ -85,18 +87,20 @@ def chat(
 
 
 class Session:
-    """A conversation with an index: its options and its last answer."""
+    """A conversation with an index: its options, the questions so far and the last answer."""
 
     def __init__(self, rag: GistRAG, options: Options, *, as_json: bool = False) -> None:
         self.options = options
         self._rag = rag
         self._as_json = as_json
         self._last: Answer | None = None
+        self._asked: list[str] = []
         self._commands: dict[str, Callable[[str], None]] = {
             "/mode": lambda value: self._set(mode=value),
             "/top-k": lambda value: self._set(top_k=_whole_number(value)),
             "/scope": self._set_scope,
             "/sources": self._show_sources,
+            "/new": self._forget,
             "/help": lambda _: say(HELP),
         }
 
@@ -117,7 +121,8 @@ class Session:
         self._commands[name](value.strip())
 
     def _answer(self, question: str) -> None:
-        stream = self._rag.stream(question, **asdict(self.options))
+        stream = self._rag.stream(question, **asdict(replace(self.options, history=tuple(self._asked))))
+        self._asked.append(question)
         try:
             if self._as_json:
                 for _ in stream:
@@ -131,6 +136,8 @@ class Session:
         if self._as_json:
             print_json({"question": question, "mode": self.options.mode, **asdict(self._last)})
         else:
+            if self._last.searched not in ("", question):
+                say(f"  searched: {self._last.searched}")
             say(*source_lines(self._last), cost_line(self._last), "")
 
     def _set(self, **changes: object) -> None:
@@ -141,6 +148,10 @@ class Session:
         scope = None if value in ("", "off") else value
         self._rag.store.select(scope=scope)
         self._set(scope=scope)
+
+    def _forget(self, _: str) -> None:
+        self._asked.clear()
+        say("the next question stands alone")
 
     def _show_sources(self, _: str) -> None:
         if self._last is None:

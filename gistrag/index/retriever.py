@@ -59,6 +59,14 @@ class Hit:
     keyword: float | None
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How well the best chunks fit a question: the highest cosine, and the highest BM25; 0 where there are none."""
+
+    dense: float
+    keyword: float
+
+
 class Retriever:
     """Finds the chunks of a store that may answer a question."""
 
@@ -104,6 +112,15 @@ class Retriever:
             chunks = self._store.chunks(scores)
         hits = [Hit(chunk, scores[chunk.id], dense.get(chunk.id), keyword.get(chunk.id)) for chunk in chunks]
         return self._rerank(question, hits[:depth])[:top_k]
+
+    def fit(self, question: str, *, filters: Mapping[str, str] | None = None, scope: str | None = None) -> Fit:
+        """Return how well the best chunks fit *question*; no chunk is read and nothing is sorted again."""
+        vector = self._embedder.embed_query(question)
+        with self._store.snapshot():
+            allowed = self._store.select(filters, scope)
+            dense = self._vectors.nearest(vector, 1, allowed=allowed)
+            keyword = self._store.keyword_search(keywords(question), 1, allowed=allowed)
+        return Fit(*(found[0][1] if found else 0.0 for found in (dense, keyword)))
 
     def _rerank(self, question: str, hits: list[Hit]) -> list[Hit]:
         if self._reranker is None or not hits:

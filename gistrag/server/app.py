@@ -39,7 +39,6 @@ from gistrag.errors import ContextOverflowError, GistRAGError, ResourceError, Us
 from gistrag.model.generation import require_room
 from gistrag.rag import GistRAG
 from gistrag.server.auth import Access, Guard
-from gistrag.server.chat_history import question_of
 from gistrag.server.deadline import Timed
 from gistrag.server.protocol import APIError, ChatRequest, Completion, RetrieveRequest, cut, event, footnotes
 from gistrag.server.registry import Record, chunk_record, document_records, hit_record, status_record
@@ -206,7 +205,7 @@ class Service:
 
     def _reply(self, name: str, rag: GistRAG, body: ChatRequest) -> Reply:
         """Queue the question of a request and return its reply."""
-        question, options = question_of(body.questions), body.options
+        question, options = body.questions[-1], body.options
         if self._config.log_questions:
             logger.info("%s: question %r", name, question)
         stream = rag.stream(question, **vars(options))

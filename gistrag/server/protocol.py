@@ -150,6 +150,7 @@ class ChatRequest(BaseModel):
             max_new_tokens=self.max_completion_tokens or self.max_tokens or Options.max_new_tokens,
             temperature=self.temperature or 0.0,
             seed=self.seed or 0,
+            history=tuple(self.questions[:-1]),
         )
 
 
@@ -178,9 +179,10 @@ class Completion:
         return {**self._head, "object": "chat.completion", "choices": [choice], **extra}
 
     def first(self, answer: Answer) -> str:
-        """Return the first event of a stream, which holds the sources."""
+        """Return the first event of a stream, which holds what was searched, and the sources."""
         sources = [source_record(source) for source in answer.sources]
-        return self._chunk({"role": "assistant", "content": ""}, gistrag={"sources": sources})
+        extra = {"searched": answer.searched, "sources": sources}
+        return self._chunk({"role": "assistant", "content": ""}, gistrag=extra)
 
     def next(self, piece: str) -> str:
         """Return the event of a piece of the answer."""
@@ -218,8 +220,9 @@ def usage(answer: Answer) -> Record:
 
 
 def details(answer: Answer) -> Record:
-    """Return the field ``gistrag`` of an answer: sources, timings in seconds, and usage."""
+    """Return the field ``gistrag`` of an answer: what was searched, sources, timings in seconds, and usage."""
     return {
+        "searched": answer.searched,
         "sources": [source_record(source) for source in answer.sources],
         "timings": {**vars(answer.timings), "decode_s": answer.timings.decode_s},
         "usage": vars(answer.usage),

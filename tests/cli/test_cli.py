@@ -501,6 +501,27 @@ def test_a_slip_does_not_end_a_chat(line: str) -> None:
     assert Options() == talk.options
 
 
+def test_a_chat_remembers_until_it_is_told_to_forget(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each question brings those before it; /new ends that; a question that was joined is shown as it was searched."""
+    caplog.set_level("INFO", logger="gistrag")
+    asked: list[tuple[str, ...]] = []
+
+    def stream(question: str, **options: Any) -> ScriptedStream:
+        asked.append(options["history"])
+        made = ScriptedStream(["yes"])
+        made.answer = Answer("yes", searched=" ".join((*options["history"], question)))
+        return made
+
+    talk = chat.Session(SimpleNamespace(stream=stream), Options())  # type: ignore[arg-type]
+    for line in ("What?", "Why?", "/new", "When?"):
+        talk.take(line)
+
+    assert [(), ("What?",), ()] == asked
+    assert capsys.readouterr().err.count("searched: ") == 1
+
+
 def test_piped_lines_end_with_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty lines are passed over, and the end of the input ends the conversation."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n\n /quit\n"))

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from support.tiny_models import HashEmbedder, byte_tokenizer
 
+from gistrag.answering.conversation import Form, form_of
 from gistrag.cli.main import main as run_command
 from gistrag.evaluation.cases import Plan, cases, split_whole
 from gistrag.evaluation.corpus import indexed
 from gistrag.model.prompt import REFUSAL
 from gistrag.qa.dataset import read_contexts
 from gistrag.qa.metrics import contains
-from gistrag.server.chat_history import question_of
 
 FILE = Path(__file__).parents[1] / "data" / "breadth.jsonl"
 RECORDS: list[dict[str, Any]] = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
@@ -61,13 +61,13 @@ def test_there_is_enough_of_every_kind() -> None:
     assert min(kinds[kind] for kind in ("turns", "whole", "unanswerable")) >= 8
 
 
-def test_second_questions_are_what_the_server_makes_of_them() -> None:
-    """A conversation comes to the one question that is asked."""
+def test_second_questions_lean_on_the_first() -> None:
+    """A conversation comes to one question, by its form and, where that leaves it open, by what is found."""
     talks = [record for record in RECORDS if "turns" in record]
 
     assert Counter(record["kind"] for record in talks) == {"turns": len(talks)}
-    assert [record["question"] for record in talks] == [question_of(record["turns"]) for record in talks]
-    assert all(len(record["turns"]) > 1 and record["question"] != record["turns"][-1] for record in talks)
+    assert [record["question"] for record in talks] == [" ".join(record["turns"]) for record in talks]
+    assert all(len(record["turns"]) > 1 and form_of(record["turns"][-1]) != Form.COMPLETE for record in talks)
 
 
 def test_what_nothing_says_is_refused() -> None:

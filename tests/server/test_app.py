@@ -102,16 +102,26 @@ def test_openai_client(ai: Any) -> None:
 
 
 def test_a_chat_history_asks_its_last_question(client: Any) -> None:
-    """Earlier messages change no answer; a follow-up question brings the one it refers back to."""
+    """Earlier messages change no answer; a follow-up brings the question it leans on, and the reply says so."""
     turns = [{"role": "user", "content": "Where is the mill?"}, {"role": "assistant", "content": "By the river."}]
 
-    def best(question: str) -> str:
+    def best(question: str) -> tuple[str, str]:
         messages = [{"role": "system", "content": "Be kind."}, *turns, {"role": "user", "content": question}]
         reply = client.post(CHAT, json={**HONEY, "messages": messages, "gistrag": {"top_k": 1}}).json()
-        return reply["gistrag"]["sources"][0]["path"]
+        return reply["gistrag"]["sources"][0]["path"], reply["gistrag"]["searched"]
 
-    assert best("Where do bees keep honey?") == "bees.md"
-    assert best("And what does it do?") == "mills.md"
+    assert best("Where do bees keep honey?") == ("bees.md", "Where do bees keep honey?")
+    assert best("And what does it do?") == ("mills.md", "Where is the mill? And what does it do?")
+
+
+def test_a_long_or_empty_history_is_no_error(client: Any) -> None:
+    """A thousand messages, some of them blank, are a conversation as any other."""
+    turns = [{"role": "user", "content": "" if number % 2 else "Where is the mill?"} for number in range(1000)]
+    messages = [*turns, {"role": "user", "content": "And what does it do?"}]
+
+    first, *_, last = events(client.post(CHAT, json={**STREAMED, "messages": messages}).text)
+
+    assert first["gistrag"]["searched"] == last["gistrag"]["searched"] == "Where is the mill? And what does it do?"
 
 
 def test_footnotes_stops_and_scope(client: Any) -> None:

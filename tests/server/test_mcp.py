@@ -105,6 +105,19 @@ def test_search_ask_and_status(registry: dict[str, GistRAG]) -> None:
     talk(mcp.server(registry), script)
 
 
+def test_a_follow_up_brings_its_history(registry: dict[str, GistRAG]) -> None:
+    """What was searched is the question with the one it leans on, in search and in ask."""
+
+    async def script(client: Client) -> None:
+        given = {"question": "And what does it do?", "history": ["Where is the mill?"], "index": "manual", "top_k": 1}
+        for name, places in (("search", "passages"), ("ask", "sources")):
+            reply = (await client.call_tool(name, given)).structured_content
+            assert reply["searched"] == "Where is the mill? And what does it do?"
+            assert [one["path"] for one in reply[places]] == ["mills.md"]
+
+    talk(mcp.server(registry), script)
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
@@ -113,6 +126,8 @@ def test_search_ask_and_status(registry: dict[str, GistRAG]) -> None:
         ("search", {"question": " ", "index": "manual"}, "the question is empty"),
         ("ask", {"question": "honey", "index": "manual", "document": "x.md"}, "no document 'x.md' in manual"),
         ("ask", {"question": "honey", "index": "manual", "top_k": 65}, "less than or equal to 64"),
+        ("ask", {"question": "Why?", "index": "manual", "history": [5]}, "history.0"),
+        ("ask", {"question": "Why?", "index": "manual", "history": ["a"] * 1001}, "at most 1000 items"),
         ("ask", {"question": "a" * 2000, "index": "manual"}, "the model's context window has 1024"),
         ("remove", {}, "remove"),
     ],

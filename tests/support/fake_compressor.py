@@ -219,4 +219,4 @@ def is_right(passage: Passage, engine: Engine, *, tokens_per_gist: int = TOKENS_
 def retrieved(rag: GistRAG, question: str, *, top_k: int) -> tuple[list[Passage], Usage]:
     """Return the passages that a question would be answered from, and what loading them took."""
     usage = Usage()
-    return rag._passages(question, Options(top_k=top_k), usage, Timings()), usage
+    return rag._finder.find(question, Options(top_k=top_k), usage, Timings()).passages, usage
