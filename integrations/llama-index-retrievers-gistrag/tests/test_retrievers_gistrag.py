@@ -22,11 +22,19 @@ from gistrag.index.store import Store
 from llama_index.core import Document, QueryBundle, Settings
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
+from llama_index.core.chat_engine.types import BaseChatEngine
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.base import BaseEvent
-from llama_index.core.llms import CompletionResponse, CompletionResponseGen, CustomLLM, LLMMetadata, MockLLM
+from llama_index.core.llms import (
+    ChatMessage,
+    CompletionResponse,
+    CompletionResponseGen,
+    CustomLLM,
+    LLMMetadata,
+    MockLLM,
+)
 from llama_index.core.postprocessor import LongContextReorder, SimilarityPostprocessor
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -44,6 +52,7 @@ from support.tiny_models import HashEmbedder, one_thread, tiny_model
 from llama_index.retrievers import gistrag as package
 from llama_index.retrievers.gistrag import (
     GistAnswerEvent,
+    GistChatEngine,
     GistCompressor,
     GistQueryEngine,
     GistRetriever,
@@ -70,6 +79,7 @@ def test_class() -> None:
         GistSynthesizer: BaseSynthesizer,
         GistQueryEngine: RetrieverQueryEngine,
         GistCompressor: TransformComponent,
+        GistChatEngine: BaseChatEngine,
     }
     for own, base in bases.items():
         assert base.__name__ in [one.__name__ for one in own.__mro__]
@@ -643,10 +653,72 @@ def test_index_opens_llama_index(rag: GistRAG) -> None:
     retriever = rag.as_retriever(similarity_top_k=2, filters={"kind": "text"})
     engine = rag.as_query_engine(similarity_top_k=1, max_new_tokens=2, streaming=True)
 
+    assert isinstance(rag.as_chat_engine(), GistChatEngine)
     assert isinstance(retriever, GistRetriever)
     assert (2, {"kind": "text"}) == (retriever.similarity_top_k, retriever.filters)
     assert isinstance(engine, GistQueryEngine)
     assert isinstance(engine.query(QUESTION), StreamingResponse)
+
+
+# A conversation
+
+MILL, FOLLOW_UP = "Where does the mill stand?", "And what does it do?"
+
+
+def test_chat_joins_what_leans_and_shows_it(rag: GistRAG) -> None:
+    """The answer, its nodes and what was searched are those of the library, and the history holds both sides."""
+    talk = rag.as_chat_engine(similarity_top_k=1, max_new_tokens=3)
+    first, second = talk.chat(MILL), talk.chat(FOLLOW_UP)
+    expected = rag.query(FOLLOW_UP, history=[MILL], top_k=1, max_new_tokens=3)
+
+    assert isinstance(talk, GistChatEngine)
+    assert (MILL, f"{MILL} {FOLLOW_UP}") == (first.metadata["searched"], second.metadata["searched"])
+    assert (expected.text, [source.score for source in expected.sources]) == (
+        str(second),
+        [node.score for node in second.source_nodes],
+    )
+    assert ["Mills"] == [node.metadata["heading"].split(" > ")[-1] for node in second.source_nodes]
+    assert [MILL, str(first), FOLLOW_UP, str(second)] == [message.content for message in talk.chat_history]
+
+
+def test_chat_streams_the_same_in_pieces(rag: GistRAG) -> None:
+    """Nodes come with the first piece, the answer joins the history after the last."""
+    talk = rag.as_chat_engine(similarity_top_k=1, max_new_tokens=3)
+    whole = rag.as_chat_engine(similarity_top_k=1, max_new_tokens=3).chat(MILL)
+    response = talk.stream_chat(MILL)
+
+    assert [node.node_id for node in whole.source_nodes] == [node.node_id for node in response.source_nodes]
+    assert ["user"] == [message.role for message in talk.chat_history]
+    assert str(whole) == "".join(response.response_gen).strip()
+    assert [MILL, str(whole)] == [message.content for message in talk.chat_history]
+
+
+def test_chat_in_coroutines(rag: GistRAG) -> None:
+    """Both ways of asking give the same to a coroutine."""
+
+    async def script() -> tuple[str, str]:
+        talk = rag.as_chat_engine(similarity_top_k=1, max_new_tokens=3)
+        whole = await talk.achat(MILL)
+        talk.reset()
+        assert [] == talk.chat_history
+        response = await talk.astream_chat(MILL)
+        return str(whole), "".join([piece async for piece in response.async_response_gen()]).strip()
+
+    whole, streamed = asyncio.run(script())
+
+    assert whole == streamed
+
+
+def test_chat_goes_on_from_a_given_history(rag: GistRAG) -> None:
+    """Messages of the user count, those of others do not; a refused message leaves the history as it was."""
+    said = [ChatMessage(content=MILL, role="user"), ChatMessage(content="By the river.", role="assistant")]
+    talk = GistChatEngine(rag, similarity_top_k=1, max_new_tokens=2, chat_history=said)
+
+    with pytest.raises(UsageError, match="empty"):
+        talk.chat(" ")
+    assert said == talk.chat_history
+    assert f"{MILL} {FOLLOW_UP}" == talk.chat(FOLLOW_UP).metadata["searched"]
+    assert FOLLOW_UP == talk.chat(FOLLOW_UP, chat_history=[]).metadata["searched"]
 
 
 # A pipeline
