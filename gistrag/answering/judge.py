@@ -21,6 +21,9 @@ from gistrag.model.prompt import REFUSAL
 from gistrag.model.runtime import AnyRuntime, Trace
 from gistrag.settings import Layout
 
+TELLING_CHARACTERS = 8
+"""So much of an answer tells whether it is a refusal."""
+
 
 @dataclass
 class Reading:
@@ -59,6 +62,12 @@ class Reading:
     def text(self) -> str:
         """The answer so far."""
         return self.runtime.decode(self.tokens).strip()
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the answer has begun as a refusal does."""
+        text = self.text
+        return len(text) >= TELLING_CHARACTERS and REFUSAL.startswith(text)
 
     def candidates(self, heads: Sequence[Head]) -> list[Candidate]:
         """Return the sentences of the passages, the likeliest evidence first."""
@@ -121,7 +130,7 @@ class Judge:
         passage = passages[found[0].passage] if found else None
         evidence = _evidence(passage, found[0], missing) if passage else None
         judgement = Judgement(text, len(reading.tokens), passage, evidence, unsupported=missing)
-        if is_refusal(text):
+        if reading.refuses or is_refusal(text):
             return replace(judgement, confidence=0.0 if self.calibration else None, verdict="not found")
         if self.calibration is None:
             return judgement

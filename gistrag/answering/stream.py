@@ -22,10 +22,9 @@ from gistrag.model.runtime import AnyRuntime, Trace
 
 SHORT_TOKENS = 16
 """An answer of at most so many tokens is judged before it is shown, and may be read again; a longer one is streamed."""
-AGAIN_TOKENS = 48
-"""A second reading whose answer is longer does not count."""
-SECOND_READING_S = 2.0
-"""No further passage is read again after so many seconds."""
+AGAIN_PASSAGES, AGAIN_TOKENS, AGAIN_S = 2, 48, 2.0
+"""The second reading: passages that are read alone, tokens of an answer that counts at most, and seconds after which
+none begins."""
 
 
 @dataclass(frozen=True)
@@ -185,15 +184,15 @@ class Stream(Iterator[str]):
         yield self._judgement.shown
 
     def _read_again(self) -> Iterator[Judgement]:
-        """Yield what is thought of the answers from each passage alone, the best first, within a time limit."""
-        until_s = time.perf_counter() + SECOND_READING_S
-        for passage in self._passages if len(self._passages) > 1 else ():
+        """Yield what is thought of the answers from the best passages, each alone, within a time limit."""
+        until_s = time.perf_counter() + AGAIN_S
+        for passage in self._passages[:AGAIN_PASSAGES] if len(self._passages) > 1 else ():
             if time.perf_counter() < until_s:
                 reading = self._reading_of([passage])
                 for _ in reading.generate(self._options):
-                    if len(reading.tokens) > AGAIN_TOKENS:
+                    if reading.refuses or len(reading.tokens) > AGAIN_TOKENS:
                         break
-                else:
+                if len(reading.tokens) <= AGAIN_TOKENS:
                     yield self._judge.of(reading)
 
     def _generated(self) -> Iterator[str]:

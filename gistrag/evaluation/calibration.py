@@ -19,6 +19,7 @@ from gistrag.answering.confidence import Again, Calibration, Similarity, logit
 from gistrag.answering.evidence import Head
 from gistrag.answering.judge import Reading, is_refusal
 from gistrag.answering.passages import Passage, in_prompt_order, select
+from gistrag.answering.stream import AGAIN_PASSAGES
 from gistrag.answering.wording import words
 from gistrag.errors import UsageError
 from gistrag.model.runtime import Trace
@@ -215,6 +216,7 @@ class Shown:
 
 def shown(calibration: Calibration, outcomes: Sequence[Outcome]) -> Shown:
     """Return what the product shows, see `gistrag.answering.judge.most_confident`."""
+    outcomes = outcomes[: 1 + AGAIN_PASSAGES]
     confidences = [0.0 if is_refusal(one.text) else calibration.confidence(one.signals) for one in outcomes]
     if confidences[0] >= calibration.doubtful or len(outcomes) < 3:
         return Shown(outcomes[0], confidences[0], 0.0, 1)
@@ -229,6 +231,8 @@ def _with_again(calibration: Calibration, asked: Sequence[Asked]) -> Calibration
     final = [(shown(calibration, each.best), 1.0) for each in asked if each.best]
     final += [(shown(calibration, each.without), UNANSWERABLE) for each in asked if each.without]
     final = [(one, weight) for one, weight in final if one.readings > 1 and one.alone]
+    if not final:
+        return calibration
     (best, agreement), bias = logistic(
         np.array([(logit(one.alone), one.agreement) for one, _ in final]),
         np.array([one.outcome.is_right for one, _ in final]),

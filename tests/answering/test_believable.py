@@ -356,11 +356,21 @@ def test_the_second_reading_has_a_time_limit(rag: GistRAG, monkeypatch: pytest.M
     """Passages that are still unread when it is over stay unread."""
     from gistrag.answering import stream
 
-    monkeypatch.setattr(stream, "SECOND_READING_S", 0.0)
+    monkeypatch.setattr(stream, "AGAIN_S", 0.0)
     paths = script(monkeypatch, rag, {2: ("20 days", -3.0), 1: ("25 days", 0.0)})
 
     assert rag.query("How many days do trainees get?").text == "20 days"
     assert len(paths) == 1
+
+
+def test_an_answer_that_runs_away_does_not_count(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However confident; and a refusal is not read to its end."""
+    from gistrag.answering.stream import AGAIN_TOKENS
+
+    long = "20 days, " * AGAIN_TOKENS
+    script(monkeypatch, rag, {2: ("20 days", -3.0), "leave.md": (long, 0.0), "pay.md": (REFUSAL, 0.0)})
+
+    assert rag.query("How many days do trainees get?").text == "20 days"
 
 
 def test_given_texts_are_judged_too(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
