@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gistrag.answering.answer import Verdict
 from gistrag.answering.evidence import Candidate, Head
@@ -122,25 +123,33 @@ def logit(probability: float) -> float:
     return math.log(max(probability, 1e-9) / max(1 - probability, 1e-9))
 
 
-Embed = Callable[[str], Floats]
-"""Returns the vector of a text, ``(dim,)``, normalized."""
+class TextEmbedder(Protocol):
+    """What a similarity needs of an embedder."""
+
+    def embed_query(self, question: str, /) -> Floats:
+        """Return the vector of a question, ``(dim,)``, normalized."""
+
+    def embed_documents(self, texts: Sequence[str], /) -> Sequence[Floats]:
+        """Return the vectors of the windows of each text, ``(windows, dim)``."""
 
 
 class Similarity:
     """How near texts are in meaning to a question, each embedded once."""
 
-    def __init__(self, embed: Embed, question: str) -> None:
-        self._embed, self._question = embed, question
-        self._vectors: dict[str, Floats] = {}
+    def __init__(self, embedder: TextEmbedder, question: str) -> None:
+        self._embedder, self._question = embedder, question
+        self._known: dict[str, float] = {}
+
+    @cached_property
+    def _vector(self) -> Floats:
+        return self._embedder.embed_query(self._question)
 
     def __call__(self, text: str) -> float:
-        """Return the cosine of the question and a text."""
-        return float(self._vector(self._question) @ self._vector(text))
-
-    def _vector(self, text: str) -> Floats:
-        if text not in self._vectors:
-            self._vectors[text] = self._embed(text)
-        return self._vectors[text]
+        """Return the cosine of the question and the window of a text that is nearest to it."""
+        if text not in self._known:
+            (windows,) = self._embedder.embed_documents([text])
+            self._known[text] = float((windows @ self._vector).max())
+        return self._known[text]
 
 
 def signals(

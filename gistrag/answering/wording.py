@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from gistrag.qa.stop_words import STOP_WORDS
 
@@ -27,7 +28,7 @@ def words(text: str) -> list[str]:
     >>> words("The pump takes 1,200 litres, the small pump 80.")
     ['pump', 'takes', '1200', 'litres', 'small', '80']
     """
-    found = list(dict.fromkeys(_plain(match[0]) for match in _WORD.finditer(_folded(text))))
+    found = list(dict.fromkeys(_tokens(text)))
     return [word for word in found if word not in STOP_WORDS] or found
 
 
@@ -37,7 +38,7 @@ def share_of_words(wanted: Sequence[str], text: str) -> float:
     >>> share_of_words(words("How did it depart?"), "It departed at noon.")
     1.0
     """
-    present = {_plain(match[0]) for match in _WORD.finditer(_folded(text))}
+    present = set(_tokens(text))
     return sum(_has(present, word) for word in wanted) / len(wanted) if wanted else 0.0
 
 
@@ -47,8 +48,7 @@ def stands_in(phrase: str, text: str) -> bool:
     >>> stands_in("at noon", "It departed: at Noon."), stands_in("9 km", "It is 19 km")
     (True, False)
     """
-    inner = " ".join(_plain(match[0]) for match in _WORD.finditer(_folded(phrase)))
-    outer = " ".join(_plain(match[0]) for match in _WORD.finditer(_folded(text)))
+    inner, outer = " ".join(_tokens(phrase)), " ".join(_tokens(text))
     return bool(inner) and bool(re.search(rf"(?<!\S){re.escape(inner)}", outer))
 
 
@@ -58,7 +58,7 @@ def unsupported(answer: str, texts: Iterable[str]) -> tuple[str, ...]:
     >>> unsupported("It was Anna Lee in 1990.", ["Anna Low came in 1991."])
     ('Lee', '1990')
     """
-    present = {_plain(match[0]) for text in texts for match in _WORD.finditer(_folded(text))}
+    present = {word for text in texts for word in _tokens(text)}
     found = [match[0] for match in _WORD.finditer(answer) if match[0][0].isdigit() or _is_name(answer, match)]
     return tuple(dict.fromkeys(word for word in found if not _has(present, _plain(_folded(word)))))
 
@@ -78,6 +78,12 @@ def _has(present: set[str], word: str) -> bool:
         return False
     stem = word[: max(_STEM, len(word) - 2)] if word.isascii() else word
     return len(stem) >= (_STEM if word.isascii() else 1) and any(one.startswith(stem) for one in present)
+
+
+@lru_cache(maxsize=1024)
+def _tokens(text: str) -> tuple[str, ...]:
+    """Return all words and numbers of a text, in order; the sentences of a passage are asked about again and again."""
+    return tuple(_plain(match[0]) for match in _WORD.finditer(_folded(text)))
 
 
 def _folded(text: str) -> str:

@@ -143,7 +143,7 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     """Yield the reading of the passages together, then of each alone."""
     layers = sorted({layer for layer, _ in heads})
-    similarity = Similarity(rag.engine.embedder.embed_query, question.text)
+    similarity = Similarity(rag.engine.embedder, question.text)
     for group in ([in_prompt_order(passages, is_whole_document=False)] if passages else []) + [[p] for p in passages]:
         reading = _read(rag, question.text, group, layers)
         text = reading.text

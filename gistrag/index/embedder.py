@@ -34,6 +34,7 @@ class Embedder:
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
         self.folder = Path(folder)
         self._device = device or "cpu"
+        self._last: tuple[str | None, Vectors] = (None, np.empty(0, np.float32))  # question and vector
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -56,7 +57,10 @@ class Embedder:
 
     def embed_query(self, question: str) -> Vectors:
         """Return the normalized vector of a question, ``(dim,)`` float32; what exceeds `window` is cut off."""
-        vector: Vectors = self._encoder.encode([question], "query")[0]
+        asked, vector = self._last
+        if asked != question:  # an answer is judged by the vector it was searched with
+            vector = self._encoder.encode([question], "query")[0]
+            self._last = (question, vector)
         return vector
 
     def embed_documents(self, texts: Sequence[str]) -> list[Vectors]:

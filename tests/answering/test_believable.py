@@ -437,17 +437,24 @@ def test_a_damaged_or_foreign_calibration_is_not_used(
 
 
 def test_a_text_is_embedded_once() -> None:
-    """Readings of the same passages ask for the same sentences."""
-    embedded: list[str] = []
+    """Readings of the same passages ask for the same sentences; the nearest window of a long text counts."""
 
-    def embed(text: str) -> Any:
-        embedded.append(text)
-        return np.array([1.0, 0.0] if "honey" in text else [0.0, 1.0], np.float32)
+    class Embedder:
+        def __init__(self) -> None:
+            self.embedded: list[str] = []
 
-    similarity = Similarity(embed, "honey?")
+        def embed_query(self, question: str) -> Any:
+            return np.array([1.0, 0.0], np.float32)
+
+        def embed_documents(self, texts: Sequence[str]) -> list[Any]:
+            self.embedded += texts
+            return [np.array([[0.0, 1.0], [float("honey" in text), 0.0]], np.float32) for text in texts]
+
+    embedder = Embedder()
+    similarity = Similarity(embedder, "honey?")
 
     assert [similarity("honey"), similarity("tea"), similarity("honey")] == [1.0, 0.0, 1.0]
-    assert embedded == ["honey?", "honey", "tea"]
+    assert embedder.embedded == ["honey", "tea"]
 
 
 def test_an_answer_without_evidence_has_no_mark() -> None:
