@@ -165,6 +165,29 @@ def test_a_traced_answer_is_the_answer(both: tuple[GistModel, CpuRuntime]) -> No
             np.testing.assert_allclose(head, of_question[-1], atol=1e-5)
 
 
+def test_a_conversion_that_traces_answers_the_same(tmp_path: Path) -> None:
+    """It gives the attention of its layers from its only session, and that of others from a second one."""
+    model, plain = runtimes(tmp_path)
+    (tmp_path / "traced").mkdir()
+    write(model, tmp_path / "traced", weights="float32", traced=(1,))
+    traced = CpuRuntime(tmp_path / "traced")
+    memory, ids = assemble(plain, contents(model, "gg")), model.encode_question("Where?")
+    own = assemble(traced, contents(model, "gg"))
+
+    expected, found = Trace(layers=(0, 1)), Trace(layers=(1,))
+    tokens = list(generate(plain, memory, ids, max_new_tokens=4, trace=expected))
+
+    assert list(generate(traced, own, ids, max_new_tokens=4, trace=found)) == tokens
+    assert len(traced._graphs) == 1
+    for step, other in zip(expected.attention, found.attention, strict=True):
+        for one, twin in zip(step[1], other[1], strict=True):
+            np.testing.assert_allclose(twin, one, atol=1e-5)
+    both_layers = traced.attention(own, ids, layers=[0, 1])
+    for layer, heads in plain.attention(memory, ids, layers=[0, 1]).items():
+        for one, twin in zip(heads, both_layers[layer], strict=True):
+            np.testing.assert_allclose(twin, one, atol=1e-5)
+
+
 def test_a_trace_is_of_one_answer(both: tuple[GistModel, CpuRuntime]) -> None:
     """Two rows and one trace are refused, rather than mixed up."""
     for runtime in both:
