@@ -25,6 +25,7 @@ OPEN_MACHINE = {
     "notebooks/bench/home_gpu.py": {"evaluation", "model", "qa", "training"},  # times parts of a step
     "notebooks/bench/making.py": {"answering", "compression", "evaluation", "model", "qa", "settings"},  # times parts
     "notebooks/bench/believable.py": {"evaluation", "qa"},  # scores confidence, and reads question files
+    "notebooks/bench/calibrate.py": {"evaluation", "qa"},  # fits on a question file
     "notebooks/bench/peers.py": {"evaluation", "model"},  # gives another program the words of the prompt
     "notebooks/bench/query_map.py": {"compression", "model", "qa", "settings"},  # looks at the reconstruction pass
     "notebooks/bench/results.py": {"evaluation", "qa", "settings", "storage"},  # gathers rows of many evaluations

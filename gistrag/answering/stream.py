@@ -20,7 +20,7 @@ from gistrag.kv.packed import Gists
 from gistrag.model.generation import decode_stream
 from gistrag.model.runtime import AnyRuntime, Trace
 
-SHORT_TOKENS = 16
+SHORT_TOKENS = 12
 """An answer of at most so many tokens is judged before it is shown, and may be read again; a longer one is streamed."""
 AGAIN_PASSAGES, AGAIN_TOKENS, AGAIN_S = 2, 48, 2.0
 """The second reading: passages that are read alone, tokens of an answer that counts at most, and seconds after which

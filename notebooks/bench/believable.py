@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from calibrate import shuffled_articles, write_article
 
 from gistrag import Answer, GistRAG
 from gistrag.evaluation.calibration import auroc, calibration_error
-from gistrag.qa.dataset import read_contexts, split_by_article
+from gistrag.qa.dataset import read_contexts
 from gistrag.qa.metrics import contains, f1
 
 
@@ -42,15 +43,9 @@ class Asked:
 def squad(file: Path, docs: Path, articles: int, count: int) -> list[Asked]:
     """Write held-out articles as documents, and return questions about them."""
     contexts, _ = read_contexts(file)
-    held = split_by_article(contexts)[1]
-    titles = sorted({context.article for context in held})
-    random.Random(7).shuffle(titles)
-    docs.mkdir(parents=True, exist_ok=True)
     asked = []
-    for number, title in enumerate(titles[:articles]):
-        paragraphs = [context for context in held if context.article == title]
-        heading = " ".join(paragraphs[0].heading)
-        (docs / f"{number:02}.md").write_text(f"# {heading}\n\n" + "\n\n".join(one.text for one in paragraphs), "utf-8")
+    for number, paragraphs in enumerate(shuffled_articles(contexts)[:articles]):
+        write_article(docs / f"{number:02}.md", paragraphs)
         asked += [Asked(task.question, task.answers, one.text) for one in paragraphs for task in one.tasks]
     return random.Random(1).sample(asked, min(count, len(asked)))
 
