@@ -87,7 +87,7 @@ class Engine:
 
     def judge(self, question: str) -> Judge:
         """Return what judges the answers to a question."""
-        return Judge(self.calibration, Similarity(self.embedder, question))
+        return Judge(self.calibration, question, Similarity(self.embedder, question))
 
     @property
     def adapter_folder(self) -> Path | None:

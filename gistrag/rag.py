@@ -400,7 +400,7 @@ class GistRAG(Contents, LlamaIndex):
             find=self._finder.find,
             nothing=self._finder.nothing,
             during=self._worker.paused,
-            judge=self.engine.judge(question),
+            judge=self.engine.judge,
         )
 
     def stream_from(

@@ -69,9 +69,13 @@ class Reading:
         text = self.text
         return len(text) >= TELLING_CHARACTERS and REFUSAL.startswith(text)
 
-    def candidates(self, heads: Sequence[Head]) -> list[Candidate]:
-        """Return the sentences of the passages, the likeliest evidence first."""
-        return candidates(self.runtime, self.question, self.text, self.passages, self.trace, heads)
+    def candidates(self, heads: Sequence[Head], *, about: str = "") -> list[Candidate]:
+        """Return the sentences of the passages, the likeliest evidence first.
+
+        Args:
+            about: the question in full, where it is a follow-up.
+        """
+        return candidates(self.runtime, about or self.question, self.text, self.passages, self.trace, heads)
 
     def signals(self, found: Sequence[Candidate], similarity: Similarity) -> dict[str, float]:
         """Return what tells a right answer from a wrong one, see `gistrag.answering.confidence.signals`."""
@@ -111,10 +115,11 @@ class Judge:
 
     Attributes:
         calibration: of the adapter; None finds evidence by words alone, and is never sure.
-        similarity: of texts and the question.
+        question: as it was searched, with what it leans on; similarity: of texts to it.
     """
 
     calibration: Calibration | None
+    question: str
     similarity: Similarity
 
     @property
@@ -125,7 +130,7 @@ class Judge:
     def of(self, reading: Reading) -> Judgement:
         """Return what is thought of the answer that a reading gave."""
         text, passages = reading.text, reading.passages
-        found = reading.candidates(self.calibration.heads if self.calibration else ())
+        found = reading.candidates(self.calibration.heads if self.calibration else (), about=self.question)
         missing = unsupported(text, (passage.text for passage in passages))
         passage = passages[found[0].passage] if found else None
         evidence = _evidence(passage, found[0], missing) if passage else None

@@ -54,7 +54,7 @@ class Stream(Iterator[str]):
     Args:
         find: finds the passages; nothing: the answer where it finds none.
         during: what is entered while the answer is in the making.
-        judge: finds the evidence, and says how sure the answer is.
+        judge: returns what judges the answers to a question, given what was searched for it.
 
     Raises:
         UsageError: an empty question, or one that is not a text.
@@ -69,14 +69,14 @@ class Stream(Iterator[str]):
         find: Find,
         nothing: Callable[[], str],
         during: Callable[[], AbstractContextManager[None]] = nullcontext,
-        judge: Judge,
+        judge: Callable[[str], Judge],
     ) -> None:
         if not isinstance(question, str):
             raise UsageError(f"expected a question in words, got {type(question).__name__}")
         if not question.strip():
             raise UsageError("the question is empty; ask something")
         self._runtime, self._options, self._find, self._nothing = runtime, options, find, nothing
-        self._during, self._judge = during, judge
+        self._during, self._judge_of = during, judge
         self._question = question.encode("utf-8", "replace").decode()  # a terminal may pass half a character
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
@@ -159,43 +159,43 @@ class Stream(Iterator[str]):
             usage=self._usage,
         )
         if self._passages:
-            yield from self._judged()
+            yield from self._judged(self._judge_of(self._searched or self._question))
         else:
             yield self._nothing()
 
-    def _judged(self) -> Iterator[str]:
+    def _judged(self, judge: Judge) -> Iterator[str]:
         """Yield what the model generates; a short answer once it is judged, and read again where it is unsure.
 
         Without a calibration nothing would come of waiting.
         """
-        held, is_shown = "", self._judge.calibration is None
-        for piece in self._generated():
+        held, is_shown = "", judge.calibration is None
+        for piece in self._generated(judge.layers):
             held += piece
             is_shown = is_shown or len(self._reading.tokens) > SHORT_TOKENS
             if is_shown:
                 yield held
                 held = ""
-        self._judgement = self._judge.of(self._reading)
+        self._judgement = judge.of(self._reading)
         if is_shown:
             return
-        if self._options.second_reading and self._judge.is_doubtful(self._judgement):
-            self._judgement = self._judge.best([self._judgement, *self._read_again()])
+        if self._options.second_reading and judge.is_doubtful(self._judgement):
+            self._judgement = judge.best([self._judgement, *self._read_again(judge)])
             self._usage.answer_tokens = self._judgement.tokens
         yield self._judgement.shown
 
-    def _read_again(self) -> Iterator[Judgement]:
+    def _read_again(self, judge: Judge) -> Iterator[Judgement]:
         """Yield what is thought of the answers from the best passages, each alone, within a time limit."""
         until_s = time.perf_counter() + AGAIN_S
         for passage in self._passages[:AGAIN_PASSAGES] if len(self._passages) > 1 else ():
             if time.perf_counter() < until_s:
-                reading = self._reading_of([passage])
+                reading = self._reading_of([passage], judge.layers)
                 for _ in reading.generate(self._options):
                     if reading.refuses or len(reading.tokens) > AGAIN_TOKENS:
                         break
                 if len(reading.tokens) <= AGAIN_TOKENS:
-                    yield self._judge.of(reading)
+                    yield judge.of(reading)
 
-    def _generated(self) -> Iterator[str]:
+    def _generated(self, layers: Sequence[int]) -> Iterator[str]:
         """Yield what the model generates; where memory runs out before the first piece, retry with half the chunks.
 
         Raises:
@@ -203,7 +203,8 @@ class Stream(Iterator[str]):
         """
         for is_last_try in (len(self._passages) < 2, True):
             is_whole_document = self._options.scope is not None
-            self._reading = self._reading_of(in_prompt_order(self._passages, is_whole_document=is_whole_document))
+            ordered = in_prompt_order(self._passages, is_whole_document=is_whole_document)
+            self._reading = self._reading_of(ordered, layers)
             try:
                 yield from decode_stream(self._runtime, self._tokens(self._reading))
                 return
@@ -217,10 +218,10 @@ class Stream(Iterator[str]):
             self._passages = self._passages[: len(self._passages) - dropped]
             self._usage.dropped_chunks += dropped
 
-    def _reading_of(self, passages: Sequence[Passage]) -> Reading:
+    def _reading_of(self, passages: Sequence[Passage], layers: Sequence[int]) -> Reading:
         """Return a reading of the question behind passages, in the order of the prompt."""
         self._usage.readings += 1
-        return Reading(self._runtime, self._question, passages, self._usage.layout, Trace(self._judge.layers))
+        return Reading(self._runtime, self._question, passages, self._usage.layout, Trace(layers))
 
     def _tokens(self, reading: Reading) -> Iterator[int]:
         """Yield the tokens of the answer, and count what it is made from."""

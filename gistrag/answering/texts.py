@@ -76,7 +76,7 @@ class GivenTexts:
             find=find,
             nothing=lambda: NO_TEXTS,
             during=self._during,
-            judge=self._judge(question),
+            judge=self._judge,
         )
 
     def _passages(self, texts: Sequence[str], options: Options, usage: Usage) -> list[Passage]:
