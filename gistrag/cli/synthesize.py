@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -44,7 +44,7 @@ def synthesize(
     ],
     kinds: Annotated[
         str,
-        typer.Option(metavar="KINDS", help="Some of detail, theme, inference, long and planted, separated by commas."),
+        typer.Option(metavar="KINDS", help="Some of detail, theme, inference, long, list, summary and planted."),
     ] = "detail,theme,inference",
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Most passages, drawn at random; default all.")
@@ -81,26 +81,46 @@ def synthesize(
     passage. The same command resumes where it stopped, and repeats the requests that got no answer. The key of an
     endpoint is taken from GISTRAG_TEACHER_KEY or OPENAI_API_KEY.
     """
-    from gistrag.qa.planted_facts import PLANTED
-    from gistrag.training.generate import TASKS, Ledger, Synthesis, choose
-
     started_s = time.monotonic()
     wanted = kinds_from(kinds)
     base = cache(lambda: _load(model, quantize, device))
-    remote = _endpoint(base_url, teacher, timeout_s=timeout_s, retries=retries)
-    with Ledger.opened(output) as ledger, progress_of("writing", "texts") as progress:
-        passages, skipped = _passages(source, base, window=window, training_only=training_only)
-        writer = None if wanted == [PLANTED] else remote or _local(base)
-        judge = _local(base) if TASKS.keys() & wanted else None
-        run = Synthesis(ledger, teacher=writer, judge=judge, seed=seed, progress=progress)
-        report = run.run(choose(passages, limit, seed=seed), wanted)
+    remote = endpoint(base_url, teacher, timeout_s=timeout_s, retries=retries)
+    read = partial(passages_of, source, base, window=window, training_only=training_only)
+    report, skipped = written(read, output, wanted, base=base, remote=remote, limit=limit, seed=seed)
     done = summary(output, report, skipped, seconds=time.monotonic() - started_s)
     if as_json:
         print_json(done)
     else:
         say(*lines(done))
-    _require_answers(report)
+    require_answers(report)
     return PARTIAL if strict and (skipped or report.dropped["unanswered"]) else 0
+
+
+def written(
+    read: Callable[[], tuple[list[Passage], list[Skipped]]],
+    output: Path,
+    kinds: Sequence[str],
+    *,
+    base: Callable[[], GistModel],
+    remote: Teacher | None,
+    limit: int | None,
+    seed: int,
+) -> tuple[Report, list[Skipped]]:
+    """Write questions of these kinds, show the progress, and return the counts and the files that were skipped.
+
+    Args:
+        read: returns the passages, once the output is held.
+        base: loads the base model, which judges, and writes where *remote* is None.
+    """
+    from gistrag.qa.planted_facts import PLANTED
+    from gistrag.training.generate import TASKS, Ledger, Synthesis, choose
+
+    with Ledger.opened(output) as ledger, progress_of("writing", "texts") as progress:
+        passages, skipped = read()
+        writer = None if kinds == [PLANTED] else remote or _local(base)
+        judge = _local(base) if TASKS.keys() & kinds else None
+        run = Synthesis(ledger, teacher=writer, judge=judge, seed=seed, progress=progress)
+        return run.run(choose(passages, limit, seed=seed), kinds), skipped
 
 
 def kinds_from(listed: str) -> list[str]:
@@ -137,7 +157,7 @@ def _local(base: Callable[[], GistModel]) -> Teacher:
     return LocalTeacher(base())
 
 
-def _endpoint(base_url: str | None, name: str | None, *, timeout_s: float, retries: int) -> Teacher | None:
+def endpoint(base_url: str | None, name: str | None, *, timeout_s: float, retries: int) -> Teacher | None:
     """Return the endpoint as a teacher, None if none is named.
 
     Raises:
@@ -153,9 +173,10 @@ def _endpoint(base_url: str | None, name: str | None, *, timeout_s: float, retri
     return EndpointTeacher(base_url, name, key=key, timeout_s=timeout_s, retries=retries)
 
 
-def _passages(
+def passages_of(
     source: Path, base: Callable[[], GistModel], *, window: int, training_only: bool
 ) -> tuple[list[Passage], list[Skipped]]:
+    """Return the passages of a folder of documents or of a file of contexts, and the files that were skipped."""
     from gistrag.training.generate import passages_of_file, passages_of_folder
 
     if source.is_dir():
@@ -193,7 +214,7 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-def _require_answers(report: Report) -> None:
+def require_answers(report: Report) -> None:
     """Return if the teacher answered any request, or got none.
 
     Raises:

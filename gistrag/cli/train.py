@@ -32,7 +32,7 @@ def train(
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Run folder; resumed if it exists.")
     ] = Path("run"),
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="smollm2, 24gb, or the recipe.json of a run.")
+        str, typer.Option(metavar="NAME", help="smollm2, adapt, continue, 24gb, or the recipe.json of a run.")
     ] = "smollm2",
     model: BaseModel = DEFAULT_MODEL,
     adapter: Annotated[
@@ -70,7 +70,7 @@ def train(
         from gistrag.training import session
     named = {name: value for name, value in given.items() if value is not None}
     chosen = replace(session.find_recipe(recipe), **named)
-    learned, validation = session.read(data, held_out)
+    learned, validation = session.split(session.contexts_of(data), held_out)
     require_output(output)
     with loading():
         loaded = _load(model, adapter, quantize, device)

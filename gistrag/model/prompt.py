@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gistrag.qa.dataset import REFUSAL as REFUSAL
+
 INSTRUCTION = (
     "You are a helpful assistant. Answer the question with the information in the passages. "
     "Give a short, direct answer."
 )
-REFUSAL = "The passages do not say."
 CONTINUE = 'Continue the passage that says "{}"'
 _SPLIT = "\u241e"
 

@@ -1,16 +1,18 @@
 """Questions about contexts: what is trained on and what is evaluated with.
 
-JSON lines of two kinds are read, told apart by their keys, and SQuAD as it is published, one JSON object::
+JSON lines of three kinds are read, told apart by their keys, and SQuAD as it is published, one JSON object::
 
     {"title": …, "context": …, "qas": [{"question": …, "answers": […]}]}                     SQuAD, a paragraph a line
     {"context": …, "question": …, "answer": …, "kind": …, "source": …, "heading": […]}       one question a line
+    {"input": …, "passages": [{"title": …, "text": …}], "output": [{"answer": …, "selected_sentences": […]}]}  CLAP-NQ
     {"data": [{"title": …, "paragraphs": [{"context": …, "qas": […]}]}]}                     SQuAD 1.1 and 2.0
 
 An answer is a string, or an object with a ``text`` or several, as SQuAD and its rows on the hub have them. A question
-without an answer, as in SQuAD 2.0, is left out.
+without an answer, as in SQuAD 2.0, is left out; in CLAP-NQ (Rosenthal et al. 2024, arXiv 2404.02103) it has `REFUSAL`
+as its answer, because somebody read the passage and found none.
 
 Contexts with the same title or source are of one article; training and evaluation are split by article, never by
-question.
+question. CLAP-NQ has few documents: half of them are held out, whatever share a training asks for.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -27,25 +30,48 @@ from urllib.parse import unquote
 
 from gistrag.errors import UsageError
 from gistrag.settings import HELD_OUT
+from gistrag.storage import files
+
+REFUSAL = "The passages do not say."
+"""The answer to a question that no passage answers."""
+
+UNANSWERABLE = "refusal"
+"""Kind of a question with that answer."""
+
+LONG_KINDS = frozenset({"long", "list", "summary"})
+"""Kinds of questions whose answers are sentences or lists."""
+
+CLAP_HELD_OUT = 0.5
+"""Share of the documents of CLAP-NQ that nothing is trained on."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A question and the answers that count as right; kind says what it asks for."""
+    """A question and the answers that count as right; kind says what it asks for.
+
+    Attributes:
+        evidence: for each answer the sentences of the passage that support it, a line each; () where none are marked.
+    """
 
     question: str
     answers: tuple[str, ...]
     kind: str = "detail"
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Context:
-    """A passage and the questions it answers."""
+    """A passage and the questions it answers.
+
+    Attributes:
+        held_out: least share of the articles of its file that is kept out of training.
+    """
 
     text: str
     article: str
     tasks: tuple[Task, ...] = ()
     heading: tuple[str, ...] = ()
+    held_out: float = 0.0
 
 
 def gathered(contexts: Iterable[Context]) -> list[Context]:
@@ -106,6 +132,8 @@ def _paragraphs(articles: Iterable[Any]) -> Iterator[Any]:
 
 def _parsed(values: Any) -> Context | None:
     try:
+        if "passages" in values:
+            return _parsed_clap(values)
         text = values["context"].strip()
         if "qas" in values:
             tasks = tuple(Task(qa["question"].strip(), _answers(qa["answers"])) for qa in values["qas"])
@@ -113,13 +141,44 @@ def _parsed(values: Any) -> Context | None:
             heading = tuple(unquote(word).replace("_", " ") for word in heading)
         else:
             answers = _answers(values.get("answers") or values["answer"])
-            tasks = (Task(values["question"].strip(), answers, str(values.get("kind", "detail"))),)
+            kind, evidence = str(values.get("kind", "detail")), _strings(values.get("evidence", []))
+            tasks = (Task(values["question"].strip(), answers, kind, evidence),)
             article = str(values.get("source", values.get("title", "")))
             heading = _strings(values.get("heading", []))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     tasks = tuple(task for task in tasks if task.question and task.answers)
     return Context(text, article, tasks, heading) if text and tasks else None
+
+
+def _parsed_clap(values: Any) -> Context | None:
+    """Return the context of a line of CLAP-NQ, whose question has a long answer or none."""
+    passage, *_ = values["passages"]
+    title, question = str(passage["title"]), values["input"].strip()
+    given = [one for one in values["output"] if one["answer"].strip()]
+    answers = tuple(_joined(one["answer"]) for one in given)
+    evidence = tuple("\n".join(map(_joined, one["selected_sentences"])) for one in given)
+    task = Task(question, answers, "long", evidence) if answers else Task(question, (REFUSAL,), UNANSWERABLE)
+    text = _joined(passage["text"])
+    return Context(text, title, (task,), (title,), CLAP_HELD_OUT) if text and question else None
+
+
+_SPACED = (
+    (re.compile(r"``\s*|\s*''"), '"'),
+    (re.compile(r" +(?=[,.;:?!%)\]]|n't\b|'(?:s|re|ve|ll|d|m)\b)|(?<=[(\[$]) +"), ""),
+    (re.compile(r"(?<=\w) - (?=\w)"), "-"),
+)
+
+
+def _joined(text: str) -> str:
+    """Return text of which every word and mark stood apart, as it is written.
+
+    >>> _joined("A `` double coat '' , with one - year old hairs ( soft ) : it sheds , too .")
+    'A "double coat", with one-year old hairs (soft): it sheds, too.'
+    """
+    for pattern, mark in _SPACED:
+        text = pattern.sub(mark, text)
+    return " ".join(text.split())
 
 
 def _answers(value: Any) -> tuple[str, ...]:
@@ -152,6 +211,8 @@ def unsupported(contexts: Iterable[Context]) -> int:
 def split_by_article(contexts: Iterable[Context], *, held_out: float = HELD_OUT) -> tuple[list[Context], list[Context]]:
     """Return the contexts to train on and those held out: about a share of the articles, always the same ones.
 
+    A context that names a larger share than *held_out* is split by its own.
+
     >>> train, held = split_by_article([Context("…", f"article {n}") for n in range(100)])
     >>> len(train), len(held)
     (91, 9)
@@ -159,5 +220,28 @@ def split_by_article(contexts: Iterable[Context], *, held_out: float = HELD_OUT)
     sides: tuple[list[Context], list[Context]] = ([], [])
     for context in contexts:
         share = int.from_bytes(hashlib.sha256(context.article.encode()).digest()[:4]) / 2**32
-        sides[share < held_out].append(context)
+        sides[share < max(held_out, context.held_out)].append(context)
     return sides
+
+
+def write_contexts(path: Path, contexts: Iterable[Context]) -> None:
+    """Write contexts as question records, a line each, which `read_contexts` reads.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    records = (
+        {
+            "context": context.text,
+            "question": task.question,
+            "answers": task.answers,
+            "kind": task.kind,
+            "evidence": task.evidence,
+            "source": context.article,
+            "heading": context.heading,
+        }
+        for context in contexts
+        for task in context.tasks
+    )
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    files.write_atomic(path, "".join(lines).encode())

@@ -22,6 +22,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from gistrag.qa.stop_words import STOP_WORDS
+
 DRAWS = 1000
 CONFIDENCE = 0.95
 
@@ -95,6 +97,46 @@ def hallucinated(output: str, passages: Iterable[str]) -> bool:
     """
     words = normalized(output)
     return bool(words) and not is_refusal(output) and not any(_stands_in(words, normalized(text)) for text in passages)
+
+
+def rouge_l(output: str, answers: Iterable[str]) -> float:
+    """Return ROUGE-L of *output* and the answer it fits best: F1 of the longest common subsequence of their words.
+
+    Source: Lin 2004, ROUGE: a package for automatic evaluation of summaries; words as in `normalized`, no stemming.
+
+    >>> rouge_l("the old mill grinds", ["the mill grinds wheat"])
+    0.6666666666666666
+    """
+    words = normalized(output).split()
+    return max((_rouge_l(words, normalized(answer).split()) for answer in answers), default=0.0)
+
+
+def _rouge_l(output: Sequence[str], answer: Sequence[str]) -> float:
+    if not output or not answer:
+        return float(output == answer)
+    longest = [0] * (len(answer) + 1)  # of the output so far, and the first n words of the answer
+    for word in output:
+        before = 0
+        for place, other in enumerate(answer, 1):
+            before, longest[place] = (
+                longest[place],
+                before + 1 if word == other else max(longest[place], longest[place - 1]),
+            )
+    return 2 * longest[-1] / (len(output) + len(answer))
+
+
+def evidence_covered(output: str, evidence: Iterable[str]) -> float:
+    """Return the share of the words that matter in marked sentences which *output* contains, 0 to 1.
+
+    Words that matter are all but stop words. Each of *evidence* holds the sentences that one person marked; the one
+    that *output* covers best counts.
+
+    >>> evidence_covered("It grinds wheat.", ["The mill grinds wheat. It is old."])
+    0.5
+    """
+    said = set(normalized(output).split())
+    wanted = [set(normalized(sentences).split()) - STOP_WORDS for sentences in evidence]
+    return max((len(words & said) / len(words) for words in wanted if words), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 from gistrag.qa import metrics
+from gistrag.qa.dataset import LONG_KINDS
 from gistrag.qa.planted_facts import PLANTED
 from gistrag.qa.stop_words import STOP_WORDS
 
@@ -26,6 +27,9 @@ KNOWN_F1 = 0.6
 
 WORDS_MIN, CONTENT_WORDS_MIN = 12, 8
 """Fewest words, and fewest different content words, of a long answer."""
+
+ITEMS_MIN = 2
+"""Fewest items of a list."""
 
 LONG_COHESION = 0.6
 """Smallest share of neighboring content words of a sentence that must share a sentence of the passage."""
@@ -183,6 +187,40 @@ def polish(text: str, passage: str, about: str = "") -> tuple[str, str]:
     return ("", reason or "short") if is_stump or is_short else (good, reason)
 
 
+def polish_list(text: str, passage: str, about: str = "") -> tuple[str, str]:
+    r"""Return the items of a list that are kept, a line each, "" where fewer than two are, and why others are dropped.
+
+    Args:
+        text: the answer, whose items begin with a number or a mark.
+        passage, about: as in `polish`.
+
+    >>> text = "Here:\n1. The mill is red.\n2. It has nine wheels.\n3. It is in Paris."
+    >>> polish_list(text, "A red mill with nine wheels.")
+    ('- The mill is red.\n- It has nine wheels.', 'unsupported')
+    """
+    items = [_ITEM.sub("", line).strip() for line in map(str.strip, text.splitlines()) if _ITEM.match(line)]
+    kept: list[str] = []
+    reason = ""
+    for place, item in enumerate(items, 1):
+        may_be_cut_off = place == len(items) and not _SENTENCE_CLOSED.search(item)
+        if flaw := "unfinished" if may_be_cut_off else _item_flaw(item, kept, passage, about):
+            reason = flaw
+        else:
+            kept.append(item)
+    return ("", reason or "short") if len(kept) < ITEMS_MIN else ("\n".join(f"- {item}" for item in kept), reason)
+
+
+def _item_flaw(item: str, before: Sequence[str], passage: str, about: str) -> str:
+    """Return why an item that follows others is dropped, "" if it is kept."""
+    new = set(content_words(item))
+    if not new:
+        return "short"
+    if any(len(new & set(content_words(old))) >= _ALIKE * len(new) for old in before):
+        return "repetitive"
+    is_apart = len(new) > 1 and cohesion(item, passage, about) < LONG_COHESION
+    return "unsupported" if is_apart or support(item, f"{about} {passage}") < LONG_SUPPORT else ""
+
+
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
     start = 0
     for match in _SENTENCE_END.finditer(text):
@@ -263,7 +301,7 @@ class SeenQuestions:
         """
         kind, context, source = record["kind"], record["context"], record["source"]
         asked = metrics.normalized(record["question"])
-        is_about_context = kind == "long" or kind.split(" ")[0] == PLANTED
+        is_about_context = kind in LONG_KINDS or kind.split(" ")[0] == PLANTED
         key = f"{asked} {context}" if is_about_context else asked
         new = frozenset(asked.split())
         others = [] if is_about_context else self._of_source.setdefault(source, [])

@@ -5,7 +5,9 @@
     passages ─ request ─→ teacher ─→ text ─ parse or polish ─→ filters ─→ records, a line each
                                                                   └─→ dropped, counted by reason
 
-A question asks for a *detail*, the *theme* or an *inference*. A *long* record is a summary, an explanation or a list.
+A question asks for a *detail*, the *theme* or an *inference*. A *long* record is a summary, an explanation or a list;
+a *list* is always one, a line an item, and a *summary* is a few sentences. Their tasks name the topic, where a heading
+tells it.
 A planted fact needs no teacher. `gistrag.training.filters` decides what is kept.
 """
 
@@ -28,13 +30,13 @@ from gistrag.documents.discovery import Skipped, find, load
 from gistrag.errors import DocumentError, UsageError
 from gistrag.model.prompt import INSTRUCTION
 from gistrag.progress import NoProgress, Progress
-from gistrag.qa.dataset import Context, read_contexts, split_by_article
+from gistrag.qa.dataset import LONG_KINDS, Context, read_contexts, split_by_article
 from gistrag.qa.planted_facts import PLANTED, plant
 from gistrag.storage.jsonl import JsonLines
-from gistrag.training.filters import SeenQuestions, is_known, pair_flaw, parse, polish
+from gistrag.training.filters import SeenQuestions, is_known, pair_flaw, parse, polish, polish_list
 from gistrag.training.teacher import Request, Teacher
 
-Kind = Literal["detail", "theme", "inference", "long", "probe"]
+Kind = Literal["detail", "theme", "inference", "long", "list", "summary", "probe"]
 Record = dict[str, Any]
 _Job = tuple["Passage", str]
 
@@ -154,12 +156,39 @@ LONG = (
     "Tell me what the passage says, with its names and numbers.",
     "Give me the key facts of the passage as a list.",
 )
+TOPICAL = {
+    "list": (
+        "List the most important facts about {}.",
+        "What are the main points about {}? Answer with a list.",
+        "Name the things that are said about {}, one a line.",
+        "Give me a list of key facts about {}.",
+        "Which points should I know about {}?",
+    ),
+    "summary": (
+        "Summarize what is said about {}.",
+        "What is {} about? Answer in two or three sentences.",
+        "Give a short summary of {}.",
+        "Describe {} in a few sentences.",
+        "Tell me about {}.",
+    ),
+}
+RULES_TOPICAL = {
+    "list": "Write three to six items, each on a line of its own that begins with a hyphen, with names and numbers "
+    "copied from the passage. Write nothing else.",
+    "summary": "Write two or three sentences that hold for the passage as a whole.",
+}
+BEGIN = {"list": "1.", "summary": ""}
+NO_TOPIC = "the passage"
 
 
 def request(kind: str, passage: Passage, randomness: random.Random) -> Request:
     """Return the request for one record."""
     if kind == "long":
         return Request(randomness.choice(LONG), passage.text, passage.heading)
+    if kind in TOPICAL:
+        topic = passage.heading[-1] if passage.heading else NO_TOPIC
+        task = randomness.choice(TOPICAL[kind]).format(topic)
+        return Request(task, passage.text, passage.heading, rules=RULES_TOPICAL[kind], begin=BEGIN[kind])
     task = TASKS[kind].format(detail=randomness.choice(DETAILS)) + FORM
     return Request(task, passage.text, passage.heading, rules=f"{RULES[kind]} {CLEAR}", begin="Q:")
 
@@ -174,8 +203,8 @@ def planted(passage: Passage, randomness: random.Random) -> Record:
 def judged(passage: Passage, kind: str, task: str, text: str) -> tuple[Record | None, str]:
     """Return the record of a teacher's text, or None and the reason why it is dropped."""
     about = " ".join(passage.heading)
-    if kind == "long":
-        answer, reason = polish(text, passage.text, about)
+    if kind in LONG_KINDS:
+        answer, reason = (polish_list if kind == "list" else polish)(text, passage.text, about)
         return (_record(passage, kind, task, answer), "") if answer else (None, reason)
     pair = parse(text)
     if pair is None:

@@ -36,7 +36,7 @@ CONTINUATION_END = 0.2
 _FIXED = {"warmup": WARMUP_STEPS, "clip": GRADIENT_NORM, "decay": 0.0, "tokens_per_gist": 4, "everywhere": False}
 _FIXED_MIXTURE = {
     "hybrid": sampler.HYBRID, "packed": sampler.PACKED, "gap": sampler.GAP, "heading": sampler.HEADING,
-    "long": sampler.LONG, "continued": sampler.CONTINUED, "rivals": 0.0,
+    "continued": sampler.CONTINUED, "rivals": 0.0,
 }  # fmt: skip
 
 
@@ -176,6 +176,35 @@ RECIPES = {
         loss_weights=LossWeights(distillation=0.7, continuation=0.2, teacher_from=0.3),
         placement="matched",
         mixture=Mixture(rates={2: 0.1, 4: 0.35, 8: 0.3, 16: 0.25}, chunks=(0.15, 0.15, 0.5, 0.12, 0.08)),
+    ),
+    "adapt": Recipe(
+        steps=4000,
+        loss_weights=LossWeights(distillation=0.7, continuation=0.2, teacher_from=0.3),
+        placement="matched",
+        mixture=Mixture(
+            rates={2: 0.1, 4: 0.35, 8: 0.3, 16: 0.25},
+            chunks=(0.15, 0.15, 0.5, 0.12, 0.08),
+            question_tokens=160,
+            without_gold=0.1,
+            long=0.15,
+            unanswerable=0.06,
+        ),
+    ),
+    "continue": Recipe(
+        steps=4000,
+        rate=2e-4,
+        loss_weights=LossWeights(distillation=0.7, continuation=0.1, teacher_from=0.0),
+        placement="matched",
+        mixture=Mixture(
+            rates={2: 0.15, 4: 0.35, 8: 0.25, 16: 0.25},
+            chunks=(0.1, 0.1, 0.5, 0.15, 0.15),
+            question_tokens=192,
+            without_gold=0.12,
+            as_text=0.2,
+            planted=0.3,
+            long=0.2,
+            unanswerable=0.1,
+        ),
     ),
     "24gb": Recipe(
         steps=3000,

@@ -24,12 +24,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gistrag.model.gist_model import GistModel
-from gistrag.model.prompt import CONTINUE, REFUSAL
-from gistrag.qa.dataset import Context, Task
+from gistrag.model.prompt import CONTINUE
+from gistrag.qa.dataset import LONG_KINDS, REFUSAL, UNANSWERABLE, Context, Task
 from gistrag.qa.planted_facts import is_planted, plant
 from gistrag.settings import Layout
 
 IGNORED = -100
+SPECIAL_KINDS = LONG_KINDS | {UNANSWERABLE}
+"""Kinds of questions that have a share of their own."""
 
 
 # Shares and sizes that every recipe has in common.
@@ -41,9 +43,6 @@ PACKED = 0.15
 
 HEADING = 0.5
 """Share of contexts that show their heading."""
-
-LONG = 0.12
-"""Share of contexts that are replaced by one with a long answer, where the data has any."""
 
 SHUFFLED = 0.3
 """Share of rows whose distractors may come from any article of the batch."""
@@ -68,6 +67,9 @@ class Mixture:
         without_gold: share of rows without the chunk that answers; they learn the refusal sentence.
         as_text: share of rows with all chunks as text.
         planted: share of contexts with a planted fact, see `gistrag.qa.planted_facts`.
+        long: share of contexts that are replaced by one with a long answer, a list or a summary, where there are any.
+        unanswerable: the same for contexts that look like the answer to a question and do not hold it, from the data
+            and from `gistrag.training.rivals`.
     """
 
     rates: dict[int, float] = field(default_factory=lambda: {2: 0.35, 4: 0.4, 8: 0.15, 16: 0.1})
@@ -78,6 +80,8 @@ class Mixture:
     without_gold: float = 0.08
     as_text: float = 0.12
     planted: float = 0.2
+    long: float = 0.12
+    unanswerable: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -169,10 +173,11 @@ class Sampler:
         is_varied: bool = True,
     ) -> None:
         self._model, self._mixture, self._seed, self._is_varied = model, mixture, seed, is_varied
-        self._contexts = _with_tasks(contexts, lambda task: task.kind != "long")
-        self._long = _with_tasks(contexts, lambda task: task.kind == "long")
+        self._contexts = _with_tasks(contexts, lambda task: task.kind not in SPECIAL_KINDS)
+        self._long = _with_tasks(contexts, lambda task: task.kind in LONG_KINDS)
+        self._unanswerable = _with_tasks(contexts, lambda task: task.kind == UNANSWERABLE)
         if not self._contexts:
-            self._contexts, self._long = self._long, []
+            self._contexts, self._long, self._unanswerable = [*self._long, *self._unanswerable], [], []
         self._articles: dict[str, list[int]] = {}
         for number, context in enumerate(self._contexts):
             self._articles.setdefault(context.article, []).append(number)
@@ -200,9 +205,11 @@ class Sampler:
         return self._current[1]
 
     def _drawn(self, number: int, randomness: random.Random) -> Context:
-        """Return a context, or in the share `LONG` of cases one with a long answer instead."""
-        if self._long and randomness.random() < LONG and self._is_varied:
-            return randomness.choice(self._long)
+        """Return a context, or in some cases one with a long answer, or without an answer, instead."""
+        mixture = self._mixture
+        for pool, share in ((self._long, mixture.long), (self._unanswerable, mixture.unanswerable)):
+            if pool and randomness.random() < share and self._is_varied:
+                return randomness.choice(pool)
         return self._contexts[number]
 
     def _draw(self, randomness: random.Random) -> list[list[int]]:
@@ -285,16 +292,16 @@ def _in_random_order(tasks: Sequence[Task], randomness: random.Random) -> list[T
     """Return tasks in random order: planted facts first, then at most one with a long answer, then the rest."""
     shuffled = randomness.sample(tasks, len(tasks))
     planted = [task for task in shuffled if is_planted(task)]
-    long = [task for task in shuffled if task.kind == "long"][:1]
-    return [*planted, *long, *(task for task in shuffled if task.kind != "long" and task not in planted)]
+    long = [task for task in shuffled if task.kind in LONG_KINDS][:1]
+    return [*planted, *long, *(task for task in shuffled if task.kind not in LONG_KINDS and task not in planted)]
 
 
 def _refused(tasks: Sequence[Task], shown: str) -> list[Task]:
     """Return at most two tasks that *shown* does not answer, with the refusal as their answer."""
     return [
-        Task(task.question, (REFUSAL,), "refusal")
+        Task(task.question, (REFUSAL,), UNANSWERABLE)
         for task in tasks
-        if task.kind != "long" and not any(answer.lower() in shown.lower() for answer in task.answers)
+        if task.kind not in LONG_KINDS and not any(answer.lower() in shown.lower() for answer in task.answers)
     ][:2]
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    files ─ read ─→ contexts to learn from, contexts held out
+    files ─ contexts_of, split ─→ contexts to learn from, contexts held out
     base model ─ with_adapter ─→ model and recipe ─ begun ─→ Run ─ figures ─→ what a step logged
 """
 
@@ -24,6 +24,7 @@ from gistrag.progress import megabytes
 from gistrag.qa.dataset import Context, gathered, read_contexts, split_by_article, unsupported
 from gistrag.training.checkpoints import Run, draw
 from gistrag.training.recipe import RECIPES, Recipe
+from gistrag.training.rivals import rivals
 from gistrag.training.sampler import Batch, Sampler
 from gistrag.training.trainer import Trainer
 
@@ -46,8 +47,8 @@ def find_recipe(name: str) -> Recipe:
     return Recipe.from_json(Path(name).read_text("utf-8"))
 
 
-def read(paths: Sequence[Path], held_out: float) -> tuple[list[Context], list[Context]]:
-    """Return the contexts to learn from and those held out, and log how many lines were skipped.
+def contexts_of(paths: Sequence[Path]) -> list[Context]:
+    """Return the contexts of all files, and log how many lines were skipped.
 
     Raises:
         UsageError: a file cannot be read, or holds no usable line.
@@ -62,12 +63,32 @@ def read(paths: Sequence[Path], held_out: float) -> tuple[list[Context], list[Co
             )
     if count := unsupported(contexts):
         logger.info("%s answers are not in their context; they are used all the same", f"{count:,}")
-    learned, held = split_by_article(gathered(contexts), held_out=held_out)
+    return gathered(contexts)
+
+
+def split(contexts: Sequence[Context], held_out: float) -> tuple[list[Context], list[Context]]:
+    """Return the contexts to learn from and those held out, and log their numbers."""
+    learned, held = split_by_article(contexts, held_out=held_out)
     questions = sum(len(context.tasks) for context in learned)
     logger.info(
         "%s questions about %s contexts, %s contexts held out", f"{questions:,}", f"{len(learned):,}", f"{len(held):,}"
     )
     return learned, held
+
+
+def fitting_share(contexts: Sequence[Context], share: float) -> float:
+    """Return *share*, or the first of its doubles that holds an article out and leaves one; 0 where none does.
+
+    >>> fitting_share([Context("…", f"article {n}") for n in range(100)], 0.1)
+    0.1
+    >>> fitting_share([Context("…", f"article {n}") for n in range(3)], 0.1), fitting_share([Context("…", "a")], 0.1)
+    (0.4, 0.0)
+    """
+    while share < 1:
+        if all(split_by_article(contexts, held_out=share)):
+            return share
+        share *= 2
+    return 0.0
 
 
 def with_adapter(model: GistModel, recipe: Recipe, *, held_out: float, rank: int | None = None) -> Recipe:
@@ -123,17 +144,22 @@ def begun(
 
     Args:
         model: as from `with_adapter`.
-        learned, held: as from `read`.
+        learned, held: as from `split`.
 
     Raises:
         UsageError: nothing to learn from, or the folder holds another run.
     """
     if not learned:
         raise UsageError("expected contexts to learn from, but all were held out; lower --held-out")
-    sampler = Sampler(model, learned, recipe.mixture, seed=recipe.seed)
+    sampler = Sampler(model, _with_rivals(learned, recipe), recipe.mixture, seed=recipe.seed)
     start = model.adapter.identity if model.adapter else ""
     made = {**made_with, "base": model.weights, "adapter": start or "none"}
     return Run(output, Trainer(model, sampler, recipe), _validation(model, held, recipe), made)
+
+
+def _with_rivals(learned: Sequence[Context], recipe: Recipe) -> list[Context]:
+    """Return the contexts, and where the recipe has a share for them, questions beside passages to be refused."""
+    return [*learned, *(rivals(learned, seed=recipe.seed) if recipe.mixture.unanswerable else ())]
 
 
 def _validation(model: GistModel, held: Sequence[Context], recipe: Recipe) -> dict[str, list[Batch]]:

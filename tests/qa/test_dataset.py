@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gistrag.errors import UsageError
-from gistrag.qa.dataset import Context, Task, read_contexts, split_by_article
+from gistrag.qa.dataset import REFUSAL, Context, Task, read_contexts, split_by_article, write_contexts
 
 SQUAD = {
     "title": "Water_mill",
@@ -133,3 +133,60 @@ def test_articles_are_never_split() -> None:
     assert not articles[0] & articles[1]
     assert articles[1]
     assert split_by_article(contexts[::-1])[1] == held[::-1]
+
+
+# CLAP-NQ
+
+CLAP = {
+    "id": "1",
+    "input": "how does a mill work",
+    "passages": [
+        {
+            "title": "Water mill",
+            "text": "A mill ( of wood ) turns a `` wheel '' . It grinds the wheat .",
+            "sentences": ["A mill ( of wood ) turns a `` wheel '' .", "It grinds the wheat ."],
+        }
+    ],
+    "output": [
+        {"answer": "It turns a wheel .", "selected_sentences": ["A mill ( of wood ) turns a `` wheel '' ."]},
+        {"answer": "", "selected_sentences": []},
+    ],
+}
+
+
+def test_clap_nq_is_read(tmp_path: Path) -> None:
+    """A long answer comes with the sentences that support it, all written as people write."""
+    contexts, dropped = read_contexts(write(tmp_path / "clap.jsonl", CLAP))
+
+    evidence = 'A mill (of wood) turns a "wheel".'
+    task = Task("how does a mill work", ("It turns a wheel.",), "long", (evidence,))
+    text = f"{evidence} It grinds the wheat."
+    assert contexts == [Context(text, "Water mill", (task,), ("Water mill",), held_out=0.5)]
+    assert dropped == 0
+
+
+def test_clap_nq_without_an_answer_is_a_refusal(tmp_path: Path) -> None:
+    """Somebody read the passage and found no answer: the right answer is to say so."""
+    contexts, _ = read_contexts(write(tmp_path / "clap.jsonl", {**CLAP, "output": [{"answer": ""}]}))
+
+    assert contexts[0].tasks == (Task("how does a mill work", (REFUSAL,), "refusal"),)
+
+
+def test_half_of_clap_nq_is_held_out_whatever_is_asked_for() -> None:
+    """A training with a smaller share still never sees that half, and one with a larger share holds out more."""
+    contexts = [Context("…", f"article {number}", held_out=0.5) for number in range(200)]
+
+    sizes = [len(split_by_article(contexts, held_out=share)[1]) for share in (0.0, 0.1, 0.5, 0.8)]
+
+    assert sizes[0] == sizes[1] == sizes[2] == pytest.approx(100, abs=15)
+    assert sizes[3] > sizes[2]
+
+
+def test_written_contexts_are_read_again(tmp_path: Path) -> None:
+    """Questions, answers, evidence, headings and articles survive a file of records."""
+    tasks = (Task("How?", ("It turns.", "By turning."), "long", ("It turns.",)), Task("Who?", (REFUSAL,), "refusal"))
+    contexts = [Context("It turns.", "Mill", tasks, ("Mill",)), Context("It is.", "Port", (Task("What?", ("it",)),))]
+
+    write_contexts(tmp_path / "qa.jsonl", contexts)
+
+    assert read_contexts(tmp_path / "qa.jsonl") == (contexts, 0)

@@ -9,6 +9,7 @@ import pytest
 from gistrag.model.prompt import REFUSAL
 from gistrag.qa.metrics import (
     contains,
+    evidence_covered,
     exact_match,
     f1,
     hallucinated,
@@ -17,6 +18,7 @@ from gistrag.qa.metrics import (
     normalized,
     ratio,
     retention,
+    rouge_l,
 )
 
 # Answers
@@ -181,3 +183,28 @@ def test_retention_of_nothing_is_unknown() -> None:
 
 def _bounds(estimate: object) -> tuple[float, float, float]:
     return estimate.value, estimate.low, estimate.high  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("output", "answers", "score"),
+    [
+        ("The mill grinds wheat.", ["the mill grinds wheat"], 1.0),
+        ("wheat grinds mill", ["the mill grinds wheat"], 1 / 3),
+        ("w b c d", ["x", "b d"], 2 / 3),
+        ("", ["x"], 0.0),
+        ("", [""], 1.0),
+        ("x", [], 0.0),
+    ],
+)
+def test_rouge_l_counts_words_in_order(output: str, answers: list[str], score: float) -> None:
+    """The longest common subsequence with the answer that fits best."""
+    assert rouge_l(output, answers) == pytest.approx(score)
+
+
+def test_evidence_is_covered_by_its_words() -> None:
+    """Stop words count for nothing, and of several people the one who is covered best counts."""
+    evidence = ["The mill of the valley is old.", "It grinds wheat.\nIt grinds rye."]
+
+    assert evidence_covered("It grinds rye and wheat", evidence) == 1.0
+    assert evidence_covered("the old mill", evidence) == pytest.approx(2 / 3)
+    assert evidence_covered("the mill", []) == 0.0

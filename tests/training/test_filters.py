@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gistrag.training.filters import SeenQuestions, cohesion, is_known, pair_flaw, parse, polish, support
+from gistrag.training.filters import SeenQuestions, cohesion, is_known, pair_flaw, parse, polish, polish_list, support
 
 TOWER = "The tower was built by Adela Novak in 1931. It is 80 metres high and stands on a hill above the harbour."
 
@@ -191,3 +191,20 @@ def test_tasks_and_planted_facts_repeat_about_other_passages() -> None:
         assert questions.is_new(asked("Give a short summary.", kind=kind, context=f"{kind} a"))
         assert questions.is_new(asked("Give a short summary.", kind=kind, context=f"{kind} b"))
         assert not questions.is_new(asked("Give a short summary.", kind=kind, context=f"{kind} a"))
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "reason"),
+    [
+        ("1. The mill is red.\n2. It has nine wheels.", "- The mill is red.\n- It has nine wheels.", ""),
+        ("- red mill\n- nine wheels\n- it stands by the", "- red mill\n- nine wheels", "unfinished"),
+        ("1. A red mill.\n2. A red mill.\n3. Nine wheels.", "- A red mill.\n- Nine wheels.", "repetitive"),
+        ("1. A red mill.\n2. Ten wheels.\n3. Nine wheels.", "- A red mill.\n- Nine wheels.", "unsupported"),
+        ("1. The mill is red.", "", "short"),
+        ("The mill is red, with nine wheels.", "", "short"),
+        ("1. The\n2. It\n3. of it.", "", "short"),
+    ],
+)  # fmt: skip
+def test_a_list_keeps_the_items_that_its_passage_supports(text: str, kept: str, reason: str) -> None:
+    """Items are told apart by their marks and written alike; one item is no list."""
+    assert polish_list(text, "The red mill has nine wheels. It stands by the river.") == (kept, reason)

@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -454,3 +455,15 @@ def test_the_default_model_writes(default_model: GistModel, tmp_path: Path, monk
         assert 12 <= len(record["answer"].split()) <= 96
         assert record["answer"][-1] == "."
     assert parse(text) is not None
+
+
+@pytest.mark.parametrize(("kind", "begin"), [("list", "1."), ("summary", "")])
+def test_lists_and_summaries_are_about_the_heading(kind: str, begin: str) -> None:
+    """The task names the topic of the passage, so it is understood beside other passages; a list begins as one."""
+    passage = Passage("The mill has nine wheels.", "a.md", 0, 25, ("Harbour", "Mills"))
+
+    asked = request(kind, passage, random.Random(0))
+
+    assert "Mills" in asked.task
+    assert asked.begin == begin
+    assert "the passage" in request(kind, replace(passage, heading=()), random.Random(0)).task

@@ -267,3 +267,30 @@ def test_long_contexts_are_cut(model: GistModel) -> None:
     batch = Sampler(model, long, MIXTURE, seed=0).batch(0)
 
     assert set(map(len, batch.chunks)) == {MIXTURE.chunk_tokens}
+
+
+def special(kind: str, answer: str) -> Context:
+    """Return a context with one question of a kind that has a share of its own."""
+    return Context("In w the mill 0 has w0 wheels", "article w", (Task("Which mills?", (answer,), kind),))
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "share"),
+    [
+        ("long", "One of wheels.", "long"),
+        ("list", "- mill 0", "long"),
+        ("summary", "A mill.", "long"),
+        ("refusal", REFUSAL, "unanswerable"),
+    ],
+)
+def test_special_questions_have_a_share(model: GistModel, kind: str, answer: str, share: str) -> None:
+    """None of them is asked at a share of 0, nothing else at 1; validation asks none."""
+    data = [*contexts(), special(kind, answer)]
+    asked = []
+    for size, is_varied in ((0.0, True), (1.0, True), (1.0, False)):
+        mixture = replace(MIXTURE, without_gold=0.0, **{"long": 0.0, share: size})
+        rows = all_rows(Sampler(model, data, mixture, seed=0, is_varied=is_varied))
+        asked.append({answer for row in rows for answer in answers(model, row)})
+
+    assert answer not in asked[0] | asked[2]
+    assert asked[1] == {answer}
