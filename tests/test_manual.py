@@ -32,6 +32,7 @@ REAL = {"export"}  # needs the real model, in Python
 PARSED_ONLY = {
     "serve": "runs until it is stopped; tests/cli/test_serve.py",
     "mcp": "runs until it is stopped; tests/server/test_mcp.py",
+    "adapt": "trains for an hour; tests/cli/test_adapt.py",
     "synthesize": "loads a model by itself; tests/cli/test_synthesize.py",
     "train": "loads a model by itself; tests/cli/test_train.py",
     "evaluate": "loads a model by itself; tests/cli/test_evaluate.py",

@@ -51,7 +51,12 @@ def evaluate(
     ] = 500,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed.")] = 0,
     arms: Annotated[
-        str, typer.Option("--arms", metavar="A,B", help="Some of none, full, without-adapter, text, kv, gist, hybrid.")
+        str,
+        typer.Option(
+            "--arms",
+            metavar="A,B",
+            help="Some of none, full, without-adapter, text, kv, gist-without-adapter, gist, hybrid.",
+        ),
     ] = "none,full,without-adapter,text,kv,gist,hybrid",
     rates: Annotated[
         str, typer.Option("--rates", metavar="R,S", help="Compression rates of the gist arms, in tokens per gist.")

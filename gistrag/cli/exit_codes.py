@@ -34,7 +34,7 @@ LOCKED = 6
 INTERRUPTED = 130
 READER_GONE = 141
 INSIST_S = 3.0
-RESUMED = {"build", "synthesize", "train", "evaluate"}
+RESUMED = {"build", "synthesize", "train", "evaluate", "adapt"}
 """Commands that resume where they stopped."""
 
 
@@ -107,7 +107,7 @@ def _verdict(error: BaseException, verb: str | None) -> tuple[int, str]:
             return 5, f"no space left on the disk ({error}); free some space and run the same command again"
         case _ if hasattr(error, "format_message"):  # typer's usage errors, whose class has moved between releases
             return 2, _usage(error)
-        case _ if _is_out_of_memory(error):
+        case _ if is_out_of_memory(error):
             return 5, f"not enough memory ({error}); free some memory, use a smaller model, or lower --top-k"
     return 1, f"{type(error).__name__}: {error}; run with --debug for the traceback"
 
@@ -121,7 +121,8 @@ def _usage(error: Any) -> str:
     return f"{message}{link} {context.command_path} --help"
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that main memory or that of a GPU is full."""
     message = str(error).lower()
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in message or "allocate memory" in message)

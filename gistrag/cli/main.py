@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from gistrag import __version__
 from gistrag.cli import (
+    adapt,
     backup,
     bench,
     build,
@@ -37,7 +38,7 @@ PROGRAM = "gistrag"
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Use": (build, query, chat, serve),
     "Look after": (inspect, verify, gc, backup, models),
-    "Agents and research": (mcp, synthesize, train, evaluate, export, bench),
+    "Agents and research": (mcp, adapt, synthesize, train, evaluate, export, bench),
 }
 """Modules of the commands, under the headings of the help; each holds a function of its name, and EXAMPLES."""
 

@@ -1,14 +1,15 @@
 """The arms of an evaluation: the same cases, answered from different memories of the same passages.
 
-=====================  ================================================================================
-none                   nothing
-full context           the article as text
-text without adapter   the passages as text; the base model answers, in every other arm the adapter does
-text                   the passages as text: the reference
-uncompressed KV        the uncompressed KV cache of each passage, read alone (as TurboRAG, arXiv 2410.07590)
-gist *r*               gists at a compression rate of *r* tokens per gist
-hybrid *r*             gists, and the best passage as text
-=====================  ================================================================================
+=========================  ============================================================================
+none                       nothing
+full context               the article as text
+text without adapter       the passages as text; the base model answers, in every other arm the adapter does
+text                       the passages as text: the reference
+uncompressed KV            the uncompressed KV cache of each passage, read alone (as TurboRAG, arXiv 2410.07590)
+gist *r* without adapter   the same gists as below; the base model answers
+gist *r*                   gists at a compression rate of *r* tokens per gist
+hybrid *r*                 gists, and the best passage as text
+=========================  ============================================================================
 
 One text pass of a passage makes its gists at all rates and its uncompressed cache; one memory of text serves the
 reader with the adapter and the one without. `gistrag.answering.assemble` makes every memory, as in the product.
@@ -31,9 +32,9 @@ from gistrag.kv.cache import GistCache, Memory, as_stored
 from gistrag.kv.packed import stored_bytes
 from gistrag.model.batching import batches_by_length
 from gistrag.model.gist_model import GistModel
-from gistrag.settings import KvCacheDtype, Layout, Placement
+from gistrag.settings import MADE, KvCacheDtype, Layout, Placement
 
-ARMS = ("none", "full", "without-adapter", "text", "kv", "gist", "hybrid")
+ARMS = ("none", "full", "without-adapter", "text", "kv", "gist-without-adapter", "gist", "hybrid")
 """Names of the arms to choose from; `arms` makes them."""
 
 Row = dict[str, Any]
@@ -94,7 +95,7 @@ def arms(
         names: some of `ARMS`.
         rates: tokens per gist of the gist arms.
         main_rate: tokens per gist of the hybrid arm.
-        has_adapter: whether the model has one; without it, ``without-adapter`` equals ``text`` and is left out.
+        has_adapter: whether the model has one; without it, each arm ``without-adapter`` equals another and is left out.
 
     Raises:
         UsageError: no arm, an unknown arm, or a rate below 1.
@@ -105,21 +106,24 @@ def arms(
         raise UsageError(f"--arms takes some of {', '.join(ARMS)}, got {', '.join(unknown)}")
     if min(rates, default=1) < 1:
         raise UsageError(f"--rates must be at least 1, got {min(rates)}")
+    of_base = rates if has_adapter and placement not in MADE else ()  # an adapter made the others
     every = {
         "none": [Arm("none", "nothing")],
         "full": [Arm("full context", "document")],
         "without-adapter": [Arm("text without adapter", "text", has_adapter=False)] if has_adapter else [],
         "text": [Arm("text", "text")],
         "kv": [Arm("uncompressed KV", "gists")],
+        "gist-without-adapter": [gist_arm(placement, rate, has_adapter=False) for rate in dict.fromkeys(of_base)],
         "gist": [gist_arm(placement, rate) for rate in dict.fromkeys(rates)],
         "hybrid": [Arm(f"hybrid {main_rate}", "hybrid", placement, main_rate)],
     }
     return [arm for name in ARMS if name in names for arm in every[name]]
 
 
-def gist_arm(placement: Placement, tokens_per_gist: int) -> Arm:
+def gist_arm(placement: Placement, tokens_per_gist: int, *, has_adapter: bool = True) -> Arm:
     """Return the arm that answers from gists alone."""
-    return Arm(f"gist {tokens_per_gist}", "gists", placement, tokens_per_gist)
+    name = f"gist {tokens_per_gist}" + ("" if has_adapter else " without adapter")
+    return Arm(name, "gists", placement, tokens_per_gist, has_adapter)
 
 
 class MemoryCache:

@@ -81,15 +81,17 @@ def encoded(model: GistModel, passages: Sequence[Passage]) -> list[list[int]]:
 
 
 def test_arms_come_in_the_order_of_a_table() -> None:
-    """Whatever order they are asked for in; without an adapter no arm is without one."""
+    """Whatever order they are asked for in; without an adapter no arm is without one, nor where one made the gists."""
     names = [
         arm.name for arm in arms(["hybrid", *ARMS], rates=(2, 8), placement="anchored", main_rate=4, has_adapter=True)
     ]
     base = [arm.name for arm in arms(ARMS, rates=(2,), placement="selected", main_rate=2, has_adapter=False)]
+    matched = [arm.name for arm in arms(ARMS, rates=(2,), placement="matched", main_rate=2, has_adapter=True)]
 
     assert base == ["none", "full context", "text", "uncompressed KV", "gist 2", "hybrid 2"]
     assert names[:4] == ["none", "full context", "text without adapter", "text"]
     assert names[4:] == ["uncompressed KV", "gist 2", "gist 8", "hybrid 4"]
+    assert matched[4:] == ["uncompressed KV", "gist 2 without adapter", "gist 2", "hybrid 2"]
 
 
 @pytest.mark.parametrize(("names", "rates", "told"), [(["txt"], (2,), "got txt"), (["gist"], (0,), "got 0")])
