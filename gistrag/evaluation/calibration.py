@@ -33,11 +33,11 @@ HEADS = 2
 PROBES = 100
 """Questions that choose the heads; all layers are traced for them."""
 QUESTIONS_MIN = 40
-UNANSWERABLE = 0.25
+UNANSWERABLE = 0.1
 """Weight of a reading without the answer beside one with it."""
 PRECISION, REFUSED, DOUBTFUL = 0.9, 0.72, 0.5
 """Of what is shown as sure, so much is right; so many unanswerable questions are refused; below this, read again."""
-RIDGE = 1.0
+RIDGE, DIGITS = 1.0, 4
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One reading of a question: its answer, what tells right from wrong ones, and its F1."""
+    """One reading of a question: its answer, what tells right from wrong ones, whether it is right, and its F1."""
 
     text: str
     signals: dict[str, float]
+    is_right: bool
     f1: float
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the answer counts as right."""
-        return self.f1 >= RIGHT_F1
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ def choose_heads(rag: GistRAG, questions: Sequence[Question]) -> tuple[Head, ...
     for question in questions:
         passages = in_prompt_order(_passages(rag, question.text)[:TOP_K], is_whole_document=False)
         reading = _read(rag, question.text, passages, layers)
-        if f1(reading.text, question.answers) < RIGHT_F1:
+        if not is_right(reading.text, question.answers):
             continue
         heads = len(reading.trace.attention[0][0])
         for head in ((layer, number) for layer in layers for number in range(heads)):
@@ -121,6 +117,18 @@ def choose_heads(rag: GistRAG, questions: Sequence[Question]) -> tuple[Head, ...
     best = max(shares, key=lambda head: shares[head])
     beside = sorted((head for head in shares if head[0] == best[0]), key=lambda head: -shares[head])
     return tuple(beside[:HEADS])
+
+
+def is_right(text: str, answers: Sequence[str]) -> bool:
+    """Return whether an answer is right: by its words, or because it is part of a right answer or has one as a part.
+
+    The answers of SQuAD are sometimes whole clauses.
+
+    >>> is_right("22", ["was composed of 22 clubs"]), is_right("22 clubs", ["22"]), is_right("20 clubs", ["22"])
+    (True, True, False)
+    """
+    parts = contains(text, answers) or any(contains(answer, [text]) for answer in answers)
+    return parts or f1(text, answers) >= RIGHT_F1
 
 
 def holds(sentence: str, question: Question) -> bool:
@@ -147,8 +155,9 @@ def _outcomes(
     for group in ([in_prompt_order(passages, is_whole_document=False)] if passages else []) + [[p] for p in passages]:
         reading = _read(rag, question.text, group, layers)
         text = reading.text
-        score = f1(text, question.answers) if can_be_right else 0.0
-        yield Outcome(text, reading.signals(reading.candidates(heads), similarity), score)
+        answers = question.answers if can_be_right else ()
+        signals = reading.signals(reading.candidates(heads), similarity)
+        yield Outcome(text, signals, is_right(text, answers), f1(text, answers))
 
 
 def _passages(rag: GistRAG, question: str) -> list[Passage]:
@@ -261,7 +270,7 @@ def _with_thresholds(calibration: Calibration, asked: Sequence[Asked]) -> Calibr
         "sure": round(float((confidences >= sure).mean()), 4),
         "withheld": round(float((confidences < found).mean()), 4),
     }
-    return replace(calibration, sure=sure, found=min(found, sure), measured=measured)
+    return replace(calibration, sure=round(sure, DIGITS), found=round(min(found, sure), DIGITS), measured=measured)
 
 
 def logistic(
@@ -289,7 +298,7 @@ def logistic(
         if np.abs(step).max() < 1e-8:
             break
     slopes = found[:-1] / scale
-    return [float(one) for one in slopes], float(found[-1] - slopes @ centre)
+    return [round(float(one), DIGITS) for one in slopes], round(float(found[-1] - slopes @ centre), DIGITS)
 
 
 def auroc(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> float:

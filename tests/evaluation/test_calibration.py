@@ -30,8 +30,8 @@ from gistrag.rag import GistRAG
 def outcome(random: np.random.Generator, *, skill: float, alone: bool = False) -> Outcome:
     """Return a reading whose one signal tells how likely its answer is right."""
     level = float(random.normal())
-    is_right = random.random() < 1 / (1 + math.exp(-(2 * level + skill)))
-    return Outcome(f"answer {random.integers(4)}", {"level": level, "alone": float(alone)}, float(is_right))
+    is_right = bool(random.random() < 1 / (1 + math.exp(-(2 * level + skill))))
+    return Outcome(f"answer {random.integers(4)}", {"level": level, "alone": float(alone)}, is_right, float(is_right))
 
 
 def readings(count: int = 600, seed: int = 0) -> list[Asked]:
@@ -40,7 +40,7 @@ def readings(count: int = 600, seed: int = 0) -> list[Asked]:
     return [
         Asked(
             [outcome(random, skill=0.5), *(outcome(random, skill=-0.5, alone=True) for _ in range(3))],
-            [Outcome("wrong", {"level": float(random.normal(-1)), "alone": 0.0}, 0.0)],
+            [Outcome("wrong", {"level": float(random.normal(-1)), "alone": 0.0}, False, 0.0)],
         )
         for _ in range(count)
     ]
@@ -64,7 +64,11 @@ def test_the_best_of_several_readings_is_right_more_often() -> None:
     calibration = fitted(readings(), ((1, 0),), "a")
     again = shown(
         calibration,
-        [Outcome(REFUSAL, {}, 0.0), Outcome("x", {"level": 0.0, "alone": 1.0}, 1.0), Outcome(REFUSAL, {}, 0.0)],
+        [
+            Outcome(REFUSAL, {}, False, 0.0),
+            Outcome("x", {"level": 0.0, "alone": 1.0}, True, 1.0),
+            Outcome(REFUSAL, {}, False, 0.0),
+        ],
     )
 
     assert calibration.measured["f1"] > calibration.measured["f1_first"]
