@@ -182,6 +182,7 @@ class Answer:
         confidence: how likely the answer is right, 0 to 1; None without a calibration of the adapter.
         verdict: what that means; None without a confidence, unless the model refused.
         unsupported: its numbers and names that stand in no passage.
+        withheld: what the model said where the verdict is "not found", and the text says so instead.
         searched: what was searched: the question, with those of the earlier ones that it leans on; empty where nothing
             was.
     """
@@ -194,6 +195,7 @@ class Answer:
     verdict: Verdict | None = None
     unsupported: tuple[str, ...] = ()
     searched: str = ""
+    withheld: str = ""
 
     @property
     def evidence(self) -> Evidence | None:

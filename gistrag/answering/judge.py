@@ -106,7 +106,12 @@ class Judgement:
     @property
     def shown(self) -> str:
         """The answer as it is shown: one that is probably wrong is withheld."""
-        return REFUSAL if self.verdict == "not found" else self.text
+        return REFUSAL if self.verdict == "not found" and not is_refusal(self.text) else self.text
+
+    @property
+    def as_shown(self) -> Judgement:
+        """The judgement of an answer that was shown while it was generated, and cannot be withheld any more."""
+        return replace(self, verdict="unsure") if self.shown != self.text else self
 
 
 @dataclass(frozen=True)

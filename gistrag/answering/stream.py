@@ -116,6 +116,7 @@ class Stream(Iterator[str]):
             judgement.verdict,
             judgement.unsupported,
             self._searched,
+            judgement.text if judgement.shown != judgement.text else "",
         )
 
     def result(self) -> Answer:
@@ -177,6 +178,7 @@ class Stream(Iterator[str]):
                 held = ""
         self._judgement = judge.of(self._reading)
         if is_shown:
+            self._judgement = self._judgement.as_shown
             return
         if self._options.second_reading and judge.is_doubtful(self._judgement):
             self._judgement = judge.best([self._judgement, *self._read_again(judge)])

@@ -15,7 +15,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,15 @@ def row(rag: GistRAG, asked: Asked) -> dict[str, Any]:
         answer = rag.query(asked.question, second_reading=again, max_new_tokens=64)
         found[name] = {
             "text": answer.text,
+            "withheld": answer.withheld,
             "seconds": time.perf_counter() - began_s,
             "confidence": answer.confidence,
             "verdict": answer.verdict,
             "readings": answer.usage.readings,
             "f1": f1(answer.text, asked.answers) if asked.answers else 0.0,
             "right": bool(asked.answers) and is_right(answer.text, asked),
+            "said_right": bool(asked.answers) and is_right(answer.withheld or answer.text, asked),
+            "said_f1": f1(answer.withheld or answer.text, asked.answers) if asked.answers else 0.0,
             "evidence": answer.evidence.text if answer.evidence else None,
             "shown": shows(answer, asked),
         }
@@ -104,28 +107,33 @@ def summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     """Return the figures of one setting."""
     answerable = [row[name] for row in rows if row["answers"]]
     unanswerable = [row[name] for row in rows if not row["answers"]]
-    given = [one for one in answerable if one["verdict"] != "not found"]
-    given_all = given + [one for one in unanswerable if one["verdict"] != "not found"]
-    confidence = np.array([one["confidence"] or 0.0 for one in given])
-    right = np.array([one["right"] for one in given])
-    sure = [one for one in given_all if one["verdict"] == "answered"]
+    confidence = np.array([one["confidence"] or 0.0 for one in answerable])
+    right = np.array([one["said_right"] for one in answerable])
+    sure = [one for one in answerable + unanswerable if one["verdict"] == "answered"]
     return {
         "questions": len(answerable),
-        "right": share(one["right"] for one in answerable),
-        "f1": round(100 * float(np.mean([one["f1"] for one in answerable])), 1),
-        "evidence_of_right": share(one["shown"] for one in answerable if one["right"]),
+        "right": share(right),
+        "right_and_shown": share(one["right"] for one in answerable),
+        "f1": mean(100 * one["said_f1"] for one in answerable),
+        "f1_of_shown": mean(100 * one["f1"] for one in answerable),
+        "evidence_of_right": share(one["shown"] for one in answerable if one["said_right"]),
         "auroc": round(auroc(confidence, right), 3),
         "calibration_error": round(calibration_error(confidence, right), 3),
         "sure": share(one["verdict"] == "answered" for one in answerable),
         "wrong_of_sure": share(not one["right"] for one in sure),
         "withheld": share(one["verdict"] == "not found" for one in answerable),
         "refused_without_answer": share(one["verdict"] == "not found" for one in unanswerable),
-        "readings": round(float(np.mean([one["readings"] for one in answerable])), 2),
-        "mean_s": round(float(np.mean([one["seconds"] for one in answerable])), 3),
+        "readings": mean(one["readings"] for one in answerable),
+        "mean_s": mean((one["seconds"] for one in answerable), digits=3),
     }
 
 
-def share(flags: Any) -> float | None:
+def mean(values: Iterable[float], digits: int = 1) -> float:
+    """Return a mean, rounded."""
+    return round(float(np.mean(list(values))), digits)
+
+
+def share(flags: Iterable[Any]) -> float | None:
     """Return the share of what is true in percent, None of nothing."""
     listed = list(flags)
     return round(100 * sum(listed) / len(listed), 1) if listed else None
@@ -139,9 +147,9 @@ def without_answer(rag: GistRAG, asked: Asked) -> dict[str, Any]:
     for name, again in (("once", False), ("twice", True)):
         answer = rag.stream_from(asked.question, texts, second_reading=again, max_new_tokens=64).result()
         found[name] = {
-            "text": answer.text, "seconds": answer.timings.total_s, "confidence": answer.confidence,
-            "verdict": answer.verdict, "readings": answer.usage.readings, "f1": 0.0, "right": False,
-            "evidence": None, "shown": False,
+            "text": answer.text, "withheld": answer.withheld, "seconds": answer.timings.total_s,
+            "confidence": answer.confidence, "verdict": answer.verdict, "readings": answer.usage.readings,
+            "f1": 0.0, "said_f1": 0.0, "right": False, "said_right": False, "evidence": None, "shown": False,
         }  # fmt: skip
     return found
 
@@ -173,7 +181,10 @@ def main() -> None:
     if given.source.is_dir():
         kinds = sorted({row["kind"] for row in rows} - {"unanswerable"})
         found["right_by_kind"] = {
-            kind: {name: share(row[name]["right"] for row in rows if row["kind"] == kind) for name in ("once", "twice")}
+            kind: {
+                name: share(row[name]["said_right"] for row in rows if row["kind"] == kind)
+                for name in ("once", "twice")
+            }
             for kind in kinds
         }
     print(json.dumps(found, indent=1))

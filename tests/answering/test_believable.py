@@ -257,7 +257,7 @@ def test_a_verdict_is_what_the_confidence_means(
 
     assert answer.confidence == pytest.approx(sigmoid(2.0 + total))
     assert answer.verdict == verdict
-    assert answer.text == (REFUSAL if verdict == "not found" else "20 days")
+    assert (answer.text, answer.withheld) == ((REFUSAL, "20 days") if verdict == "not found" else ("20 days", ""))
 
 
 def test_a_number_that_stands_in_no_passage_is_never_sure(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +278,7 @@ def test_a_refusal_is_no_answer(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -
 
     answer = rag.query("What is the capital of France?")
 
-    assert (answer.text, answer.confidence, answer.verdict) == (REFUSAL, 0.0, "not found")
+    assert (answer.text, answer.confidence, answer.verdict, answer.withheld) == (REFUSAL, 0.0, "not found", "")
 
 
 def test_an_adapter_without_calibration_has_no_confidence(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,11 +345,13 @@ def test_a_long_answer_is_streamed(rag: GistRAG, monkeypatch: pytest.MonkeyPatch
     """Its pieces come while it is generated, and none is taken back, whatever the verdict."""
     text = "twenty days, " * SHORT_TOKENS
     script(monkeypatch, rag, {2: (text, -9.0)})
+    stream = rag.stream("How many days do trainees get?")
 
-    pieces = list(rag.stream("How many days do trainees get?"))
+    pieces = list(stream)
 
     assert len(pieces) > 1
     assert "".join(pieces).strip() == text.strip()
+    assert (stream.answer.verdict, stream.answer.withheld) == ("unsure", "")
 
 
 def test_the_second_reading_has_a_time_limit(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
