@@ -93,7 +93,8 @@ def match(caches: Sequence[GistCache], values: Tensor, seen: Reconstruction, rop
     changed = gists < WHOLE * lengths[:, None]
     common, turned = _common(seen, rope, exact), torch.zeros_like(kv[:, 0], dtype=exact)
     slots = (at >= 0) & changed[..., None]
-    turned[slots] = rope.unrotate(common[..., None, :].expand_as(turned)[slots], seen.start + at[slots])
+    of_layer = slots.nonzero()[:, 0] if rope.is_by_layer else None
+    turned[slots] = rope.unrotate(common[..., None, :].expand_as(turned)[slots], seen.start + at[slots], of_layer)
     for layer, count in enumerate(gists):  # one at a time stays in a processor's cache
         heads = changed[layer].nonzero(as_tuple=True)  # numbers of rows, and of heads
         if not len(heads[0]):
@@ -154,10 +155,10 @@ def _common(seen: Reconstruction, rope: Rope, exact: torch.dtype) -> Tensor:
         spreads.append(heard @ queries)
         means.append(heard.sum(dim=3))
     shape = len(spreads), *means[0].shape
-    spread, mean = torch.cat(spreads).flatten(0, 1), torch.cat(means).flatten(0, 1)  # of all heads of all chunks
+    spread, mean = torch.stack(spreads).flatten(1, 2), torch.stack(means).flatten(1, 2)  # of all heads of all chunks
     at = torch.tensor(DISTANCES, device=spread.device)
-    total = rope.rotate_products(spread, at)  # (heads, head_dim, head_dim)
-    rhs = Rope(rope.inv_freq).rotate(mean[:, None, None], at[:, None]).sum(dim=1)  # (heads, 1, head_dim)
+    total = rope.rotate_products(spread, at).flatten(0, 1)  # (heads, head_dim, head_dim)
+    rhs = Rope(rope.inv_freq).rotate(mean[:, :, None, None], at[:, None]).sum(dim=2).flatten(0, 1)  # (heads, 1, width)
     ridge = RIDGE_DIRECTION * total.diagonal(dim1=1, dim2=2).mean(dim=-1, keepdim=True)
     return _solved(total, rhs.mT, ridge, torch.zeros_like(rhs.mT))[..., 0].view(shape)
 

@@ -172,7 +172,7 @@ def _kept(batch: TextPass, row: int, places: Tensor) -> GistCache:
     layer, head, slot = (~is_padding).nonzero(as_tuple=True)
     at = places[layer, head, slot]
     own = batch.kv[layer, :, row, head, at]  # (kept, 2, head_dim)
-    own[:, 0] = model.rope.unrotate(own[:, 0], batch.start + at).to(own.dtype)
+    own[:, 0] = model.rope.unrotate(own[:, 0], batch.start + at, layer).to(own.dtype)
     kv = own.new_empty(*places.shape, *own.shape[1:])
     kv[layer, head, slot] = own
     kv[is_padding] = kv[:, :, :1].expand_as(kv)[is_padding]

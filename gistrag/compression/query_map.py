@@ -116,8 +116,10 @@ def predicted(model: GistModel, fitted: QueryMap, kv: Tensor, lengths: Sequence[
     asked, rest = fitted.predict(plain if bool(is_real.all()) else plain * is_real[:, None, :, None])
     half = kv.shape[5] // 2
     first = torch.cat((kv.new_ones(half), kv.new_zeros(half)))  # turned, it is the cosines and then the sines
-    cos, sin = model.rope.rotate(first, (start + ends[:, None] + places)[:, None]).to(kv.dtype).chunk(2, dim=-1)
-    queries = [_turned(each, cos, sin) for each in asked]
+    if model.rope.is_by_layer:
+        first = first.expand(model.layers, 1, 1, 1, -1)
+    table = model.rope.rotate(first, (start + ends[:, None] + places)[:, None]).to(kv.dtype)
+    queries = [_turned(each, *turn.chunk(2, dim=-1)) for each, turn in zip(asked, _by_layer(table, asked), strict=True)]
     prefix = model.rope.rotate(model.prefix.kv[:, 0], places.new_tensor(range(start))).to(kv.dtype)
     is_kept = len(queries) * queries[0].shape[1] * is_real.numel() * kv.shape[4] * kv.itemsize <= KEPT_BYTES
     kept, masses, greatest = [], [], []
@@ -128,6 +130,11 @@ def predicted(model: GistModel, fitted: QueryMap, kv: Tensor, lengths: Sequence[
         if is_kept:
             kept.append(attention)
     return Reconstruction(queries, list(kv[:, 0]), masses, lengths, start, kept), torch.stack(greatest).float()
+
+
+def _by_layer(table: Tensor, asked: Tensor) -> Tensor:
+    """Return a table of cosines and sines for each layer, ``(layers, rows, 1, n, head_dim)``."""
+    return table.expand(len(asked), *table.shape[-4:])
 
 
 def _turned(queries: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

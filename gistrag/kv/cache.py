@@ -143,16 +143,27 @@ class Memory:
         kv: ``(layers, 2, kv_heads, slots, head_dim)``; rotated keys at 0, values at 1.
         next_position: position of the first token read after the memory.
         visible: slots that hold a gist token, ``(layers, kv_heads, slots)`` bool; None where all do.
+        places: position of each slot, ``(layers, kv_heads, slots)``; None where they end, one by one, before
+            `next_position`. Only layers with a window ask for them.
     """
 
     kv: Tensor
     next_position: int
     visible: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def slots(self) -> int:
         """Cache slots the memory takes."""
         return self.kv.shape[3]
+
+    @property
+    def positions(self) -> Tensor:
+        """Position of each slot, ``(layers, kv_heads, slots)``."""
+        if self.places is not None:
+            return self.places
+        one_by_one = torch.arange(self.next_position - self.slots, self.next_position, device=self.kv.device)
+        return one_by_one.expand(self.kv.shape[0], self.kv.shape[2], -1)
 
     @property
     def carried_slots(self) -> float:
@@ -166,22 +177,28 @@ def as_stored(cache: GistCache, kv_cache_dtype: KvCacheDtype) -> GistCache:
     return replace(cache, kv=dequantize(quantize(cache.kv, bits), cache.kv.dtype)) if bits else cache
 
 
+def placed(cache: GistCache, layout: Layout) -> Tensor:
+    """Return the position of each gist in the span of its chunk, shape as `GistCache.positions`."""
+    if layout == "spread":
+        return cache.positions
+    if cache.is_ragged:
+        return cache.positions * cache.gists // cache.source_tokens
+    return torch.arange(cache.gists, device=cache.kv.device)
+
+
 def relocate(cache: GistCache, offset: int, *, rope: Rope, layout: Layout = "spread") -> Tensor:
     """Return the keys and values of *cache* with its keys rotated to stand from position *offset* on.
 
     Rotation is in float32 and rounded once to the dtype of the cache. Shape as `GistCache.kv`. Packed gists stand one
     behind the other; those of ragged heads at the positions of the text, scaled to the shorter span.
     """
-    local = cache.positions
-    if layout == "packed" and cache.is_ragged:
-        local = local * cache.gists // cache.source_tokens
-    elif layout == "packed":
-        local = torch.arange(cache.gists, device=cache.kv.device)
+    local = placed(cache, layout)
     moved = cache.kv.clone()
     keys = moved[:, 0]  # (layers, kv_heads, gists, head_dim)
     if keys.device.type == "cpu" and cache.is_ragged:  # padding needs no rotation, but finding it makes a GPU wait
         held = cache.visible
-        keys[held] = rope.rotate(keys[held], local[held] + offset).to(keys.dtype)
+        layers = held.nonzero()[:, 0] if rope.is_by_layer else None
+        keys[held] = rope.rotate(keys[held], local[held] + offset, layers).to(keys.dtype)
     else:
         keys.copy_(rope.rotate(keys, local + offset))
     return moved
@@ -201,13 +218,14 @@ def concatenate(caches: Sequence[GistCache], rope: Rope, *, layout: Layout = "sp
     """
     if not caches or len({cache.kv.shape[:3] + cache.kv.shape[4:] for cache in caches}) != 1:
         raise ValueError(f"expected caches of one model, got shapes {[tuple(cache.kv.shape) for cache in caches]}")
-    placed, offset = [], start
+    moved, places, offset = [], [], start
     for cache in caches:
-        placed.append(relocate(cache, offset, rope=rope, layout=layout))
+        moved.append(relocate(cache, offset, rope=rope, layout=layout))
+        places.append((placed(cache, layout) + offset).expand(cache.kv.shape[0], *cache.kv.shape[2:4]))
         offset += cache.span(layout)
     is_ragged = any(cache.is_ragged for cache in caches)
     visible = torch.cat([cache.visible for cache in caches], dim=2) if is_ragged else None
-    return Memory(torch.cat(placed, dim=3), offset, visible)
+    return Memory(torch.cat(moved, dim=3), offset, visible, torch.cat(places, dim=2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,11 +235,13 @@ class Memories:
     Attributes:
         kv: ``(layers, 2, batch, kv_heads, slots, head_dim)``.
         real: ``(batch, slots)`` bool, slots that are no padding.
+        positions: of each slot, ``(layers, batch, kv_heads, slots)``.
         visible: ``(layers, batch, kv_heads, slots)`` bool, slots that hold a gist token; None where all do.
     """
 
     kv: Tensor
     real: Tensor
+    positions: Tensor
     visible: Tensor | None = None
 
     @property
@@ -235,14 +255,16 @@ def side_by_side(memories: Sequence[Memory]) -> Memories:
     if len(memories) == 1:
         (memory,) = memories
         visible = None if memory.visible is None else memory.visible[:, None]
-        return Memories(memory.kv[:, :, None], torch.ones(1, memory.slots, dtype=torch.bool), visible)
+        real = torch.ones(1, memory.slots, dtype=torch.bool)
+        return Memories(memory.kv[:, :, None], real, memory.positions[:, None], visible)
     slots = max(memory.slots for memory in memories)
     pads = [slots - memory.slots for memory in memories]
     kv = [functional.pad(memory.kv, (0, 0, pad, 0)) for memory, pad in zip(memories, pads, strict=True)]
     real = torch.arange(slots) >= torch.tensor(pads)[:, None]
+    at = [functional.pad(memory.positions, (pad, 0)) for memory, pad in zip(memories, pads, strict=True)]
     visible = None
     if any(memory.visible is not None for memory in memories):
         seen = [memory.kv.new_ones(memory.kv[:, 0, ..., 0].shape, dtype=torch.bool) if memory.visible is None
                 else memory.visible for memory in memories]  # fmt: skip
         visible = torch.stack([functional.pad(one, (pad, 0)) for one, pad in zip(seen, pads, strict=True)], dim=1)
-    return Memories(torch.stack(kv, dim=2), real, visible)
+    return Memories(torch.stack(kv, dim=2), real, torch.stack(at, dim=1), visible)

@@ -2,7 +2,8 @@
 
 A rotated key is the key turned by an angle proportional to its position (Su et al. 2021, arXiv 2104.09864), so a
 key can be moved to another position without reading its text again. `Rope` holds the angles of one model, taken
-from the model itself; it knows no cache and no network.
+from the model itself; it knows no cache and no network. The layers of some families turn their keys by angles of their
+own, or not at all; the first axis of their keys then goes over the layers.
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ class Rope:
     """The angles by which one model turns its keys.
 
     Attributes:
-        inv_freq: ``(head_dim / 2,)`` float32 or wider, radians per position of each pair of channels.
+        inv_freq: ``(head_dim / 2,)`` float32 or wider, radians per position of each pair of channels; or ``(layers,
+            head_dim / 2)`` where layers differ, 0 in one that turns nothing.
         scaling: factor on cosine and sine (YaRN's attention scaling; 1 elsewhere).
     """
 
     inv_freq: Tensor
     scaling: float = 1.0
 
-    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+    @property
+    def is_by_layer(self) -> bool:
+        """Whether layers differ."""
+        return self.inv_freq.ndim == 2
+
+    def rotate(self, keys: Tensor, positions: Tensor, layers: Tensor | None = None) -> Tensor:
         """Return *keys* turned to *positions*, in float32 or wider.
 
         Rotating to position 0 is the identity (times `scaling`).
@@ -34,17 +41,18 @@ class Rope:
         Args:
             keys: ``(..., n, head_dim)``, un-rotated.
             positions: ``(..., n)``, any shape that broadcasts against the leading axes of *keys*.
+            layers: the layer of each key, shape as *positions*; by default the first axis of *keys* goes over them.
         """
-        cos, sin = self._tables(positions)
+        cos, sin = self._tables(positions, self._layers(keys, layers))
         return _turn(_wide(keys), cos, sin)
 
-    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+    def unrotate(self, keys: Tensor, positions: Tensor, layers: Tensor | None = None) -> Tensor:
         """Return *keys* as they were before the model turned them to *positions*, in float32 or wider.
 
         The model rounds cosine and sine to its own dtype, which shortens or stretches the key a little; dividing by
         ``cos² + sin²`` of the same rounded tables undoes that and `scaling` at once.
         """
-        cos, sin = (_wide(table.to(keys.dtype)) for table in self._tables(positions))
+        cos, sin = (_wide(table.to(keys.dtype)) for table in self._tables(positions, self._layers(keys, layers)))
         return _turn(_wide(keys), cos, -sin) / _twice(cos**2 + sin**2)
 
     def rotate_products(self, products: Tensor, positions: Tensor) -> Tensor:
@@ -53,18 +61,30 @@ class Rope:
         That is the sum of ``k kᵀ`` over rotated keys when *products* is that of keys as they are.
 
         Args:
+            products: ``(..., head_dim, head_dim)``, the first axis over the layers where they differ.
             positions: ``(n,)``; ``R`` turns without `scaling`.
         """
-        angles = positions[:, None].to(self.inv_freq.dtype) * self.inv_freq
+        angles = positions[:, None].to(self.inv_freq.dtype) * self.inv_freq.unsqueeze(-2)
+        if self.is_by_layer:
+            angles = angles.view(len(self.inv_freq), *[1] * (products.ndim - 3), *angles.shape[1:])
         cos, sin = angles.cos(), angles.sin()
-        cc, cs, sc, ss = (each.to(products.dtype) for each in (cos.T @ cos, cos.T @ sin, sin.T @ cos, sin.T @ sin))
+        cc, cs, sc, ss = (each.to(products.dtype) for each in (cos.mT @ cos, cos.mT @ sin, sin.mT @ cos, sin.mT @ sin))
         (a, b), (c, d) = (half.chunk(2, dim=-1) for half in products.chunk(2, dim=-2))
         upper = torch.cat((cc * a - cs * b - sc * c + ss * d, cs * a + cc * b - ss * c - sc * d), dim=-1)
         lower = torch.cat((sc * a - ss * b + cc * c - cs * d, ss * a + sc * b + cs * c + cc * d), dim=-1)
         return torch.cat((upper, lower), dim=-2)
 
-    def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _layers(self, keys: Tensor, layers: Tensor | None) -> Tensor | None:
+        """Return the layer of each key, in a shape that broadcasts against positions; None where layers are alike."""
+        if layers is not None or not self.is_by_layer:
+            return layers
+        return torch.arange(len(self.inv_freq), device=keys.device).view(-1, *[1] * (keys.ndim - 2))
+
+    def _tables(self, positions: Tensor, layers: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return cosine and sine at *positions*, ``(..., n, head_dim / 2)``; on a CPU each is computed once."""
+        if self.is_by_layer:
+            angles = positions[..., None].to(self.inv_freq.dtype) * self.inv_freq[layers]
+            return angles.cos() * self.scaling, angles.sin() * self.scaling
         places: Any = ...
         if positions.device.type == "cpu":
             positions, places = torch.unique(positions, return_inverse=True)

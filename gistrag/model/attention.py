@@ -7,7 +7,8 @@ which nothing attends to. Compression watches attention through an `Observer`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,24 @@ other ``(rows, heads, n, slots)``."""
 ATTENTION = "gistrag_sdpa"
 
 
+@dataclass(frozen=True)
+class Near:
+    """Positions, by which a layer with a window knows what is near enough.
+
+    Attributes:
+        asked: of the tokens being read, ``(batch, n)``.
+        slots: of all slots of each layer, ``(batch, kv_heads or 1, slots)``; one entry where layers are alike.
+    """
+
+    asked: Tensor
+    slots: Sequence[Tensor] | Tensor
+
+    def within(self, window: int, layer: int) -> Tensor:
+        """Return who is near enough to whom in a layer, ``(batch, kv_heads or 1, n, slots)`` bool."""
+        slots = self.slots[layer if len(self.slots) > 1 else 0]
+        return slots[:, :, None] > self.asked[:, None, :, None] - window
+
+
 def _observed_sdpa(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
@@ -36,16 +55,25 @@ def _observed_sdpa(
 
     Args:
         visible: for each layer, slots of the memory that are none, ``(batch, kv_heads, slots)`` bool.
+        near: positions, for a layer with a window.
     """
     observer: Observer | None = kwargs.pop("observer", None)
     visible: list[Tensor] | None = kwargs.pop("visible", None)
+    near: Near | None = kwargs.pop("near", None)
+    width = query.shape[3]
+    if kwargs.get("scaling", width**-0.5) != width**-0.5:  # put into the queries, so that all scores are alike
+        query = query * (kwargs["scaling"] * width**0.5)
+        kwargs["scaling"] = width**-0.5
     if visible is not None:
         mask = _seen(visible[module.layer_idx], mask, key.shape[2])
+    if near is not None and (window := kwargs.get("sliding_window")):
+        within = near.within(window, module.layer_idx)
+        mask = within if mask is None else mask & within
     if mask is not None and observer:
         return _observed(module.layer_idx, query, key, value, mask, observer), None
     if mask is not None and query.requires_grad and query.device.type == "cpu":
         return _attended(_attention(query, key, mask), value), None
-    if visible is not None and mask is not None:
+    if mask is not None and mask.shape[1] not in (1, query.shape[1]):
         mask = mask.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (batch, heads, n, slots)
     output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     return output

@@ -68,6 +68,7 @@ def write(model: Any, folder: Path, *, weights: CpuWeights, traced: Sequence[int
     """
     from gistrag.model.cpu_graph import with_attention  # onnx
     from gistrag.model.cpu_weights import write_graphs  # torch and onnx
+    from gistrag.model.support import local_layers
 
     write_graphs(model, folder, answers=ANSWERS, text=TEXT, weights=weights)
     if traced:
@@ -85,4 +86,6 @@ def write(model: Any, folder: Path, *, weights: CpuWeights, traced: Sequence[int
         "traced": list(traced),
         **{name: getattr(model, name) for name in ("layers", "kv_heads", "head_dim")},
     }
+    if model.local_window is not None:
+        facts |= {"local_window": model.local_window, "local_layers": local_layers(model.network.config)}
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")

@@ -46,6 +46,9 @@ class Shape:
 
     Attributes:
         layers, heads, kv_heads, head_dim: of attention; epsilon: of every RMS norm.
+        scale: of attention scores; embedded: factor on embeddings; activation: of the feed-forward network.
+        ropes: the number of each layer's table of angles, None in a layer that turns nothing.
+        local: layers with a window; what is near enough comes as an input, since slots are not positions.
     """
 
     layers: int
@@ -53,6 +56,11 @@ class Shape:
     kv_heads: int
     head_dim: int
     epsilon: float
+    scale: float
+    embedded: float
+    activation: str
+    ropes: tuple[int | None, ...]
+    local: tuple[int, ...] = ()
 
 
 class WeightFile:
@@ -198,40 +206,48 @@ Matrix = Callable[[str], "Floats | None"]
 """Returns a parameter of the network by its name there, float32; None where it has none."""
 
 
-def decoder(build: GraphBuilder, shape: Shape, matrix: Matrix, *, cos: Floats, sin: Floats, has_head: bool) -> None:
+def decoder(
+    build: GraphBuilder, shape: Shape, matrix: Matrix, *, tables: Sequence[tuple[Floats, Floats]], has_head: bool
+) -> None:
     """Add all layers of a decoder.
 
     Args:
         matrix: the parameters, as the adapter makes them for what is read.
-        cos, sin: of every position, ``(window, head_dim / 2)``, times the attention scaling.
+        tables: cosine and sine of every position, ``(window, head_dim / 2)``, times the attention scaling; one pair
+            for each kind of layer.
         has_head: whether the graph ends in logits; one that reads text ends in keys and values.
     """
     build.input("ids", TensorProto.INT64, [1, "n"])
     build.input("positions", TensorProto.INT64, [shape.kv_heads, "n"])
     build.input("slots", TensorProto.INT32, [])
     build.input("counts", TensorProto.INT32, [shape.kv_heads])
-    build.constant("cos", cos)
-    build.constant("sin", sin)
+    for kind, (cos, sin) in enumerate(tables):
+        build.constant(_of_kind("cos", kind), cos)
+        build.constant(_of_kind("sin", kind), sin)
     width = (shape.heads // shape.kv_heads + 2) * shape.head_dim
     build.constant("by_head", np.array([-1, shape.kv_heads, width], np.int64))
     build.constant("as_batch", np.array([shape.kv_heads, -1, width], np.int64))
     build.constant("side_by_side", np.array([1, -1, shape.heads * shape.head_dim], np.int64))
     norm: dict[str, Any] = {"epsilon": shape.epsilon}
     carried = build.embedding("ids", required(matrix, "model.embed_tokens.weight"))
-    normed = build.node(
-        "SimplifiedLayerNormalization",
-        [carried, _vector(build, matrix, "model.layers.0.input_layernorm.weight")],
-        ["normed"],
-        axis=-1,
-        stash_type=1,
-        **norm,
-    )
+    if shape.embedded != 1:
+        factor = build.constant("embedding_scale", np.array(shape.embedded, np.float32))
+        carried = build.node("Mul", [carried, factor], ["embedded_scaled"])
+    normed = _normed(build, shape, matrix, "model.layers.0.input_layernorm.weight", carried, "normed")
     for layer in range(shape.layers):
         attended = attention(build, shape, matrix, layer, normed)
-        after = _vector(build, matrix, f"model.layers.{layer}.post_attention_layernorm.weight")
+        name = f"model.layers.{layer}.post_attention_layernorm.weight"
+        is_sandwiched = matrix(f"model.layers.{layer}.pre_feedforward_layernorm.weight") is not None
+        if is_sandwiched:  # what a layer adds is normalized too
+            attended = _normed(build, shape, matrix, name, attended, f"attended_normed{layer}")
+            name = f"model.layers.{layer}.pre_feedforward_layernorm.weight"
         names = [f"mlp_in{layer}", "", "", f"between{layer}"]
-        inner = build.node("SkipSimplifiedLayerNormalization", [carried, attended, after], names, domain=FUSED, **norm)
-        made = feed_forward(build, matrix, layer, inner)
+        given = [carried, attended, _vector(build, matrix, name)]
+        inner = build.node("SkipSimplifiedLayerNormalization", given, names, domain=FUSED, **norm)
+        made = feed_forward(build, shape, matrix, layer, inner)
+        if is_sandwiched:
+            name = f"model.layers.{layer}.post_feedforward_layernorm.weight"
+            made = _normed(build, shape, matrix, name, made, f"made_normed{layer}")
         last = layer + 1 == shape.layers
         following = "model.norm.weight" if last else f"model.layers.{layer + 1}.input_layernorm.weight"
         names = [f"normed{layer}", "", "", f"carried{layer}"]
@@ -242,24 +258,37 @@ def decoder(build: GraphBuilder, shape: Shape, matrix: Matrix, *, cos: Floats, s
         head(build, matrix, normed)
 
 
+def _of_kind(name: str, kind: int) -> str:
+    return f"{name}{kind or ''}"
+
+
+def _normed(build: GraphBuilder, shape: Shape, matrix: Matrix, weight: str, given: str, name: str) -> str:
+    """Add an RMS norm and return its output."""
+    settings: dict[str, Any] = {"axis": -1, "stash_type": 1, "epsilon": shape.epsilon}
+    return build.node("SimplifiedLayerNormalization", [given, _vector(build, matrix, weight)], [name], **settings)
+
+
 def attention(build: GraphBuilder, shape: Shape, matrix: Matrix, layer: int, normed: str) -> str:
     """Add the attention of one layer and return its output, ``(1, n, hidden)``."""
     asked = queries_keys_values(build, shape, matrix, layer, normed)
     buffer: list[int | str] = [shape.kv_heads, 1, "capacity", shape.head_dim]
     past = [build.input(f"{kind}{layer}", TensorProto.FLOAT, buffer) for kind in ("keys", "values")]
     ends = build.input(f"ends{layer}", TensorProto.INT32, [shape.kv_heads])
-    inputs = [*asked, *past, ends, "slots", "cos", "sin", "positions", *[""] * 6, "counts"]
+    kind = shape.ropes[layer]
+    turn = ["", "", ""] if kind is None else [_of_kind("cos", kind), _of_kind("sin", kind), "positions"]
+    near = ""
+    if layer in shape.local:
+        near = build.input(f"near{layer}", TensorProto.FLOAT, [shape.kv_heads, 1, "n", "slots_filled"])
+    inputs = [*asked, *past, ends, "slots", *turn, near, *[""] * 5, "counts"]
     outputs = [f"attended{layer}", f"new_keys{layer}", f"new_values{layer}"]
-    settings = {"num_heads": shape.heads // shape.kv_heads, "kv_num_heads": 1, "do_rotary": 1}
-    scale = shape.head_dim**-0.5
-    attended = build.node("GroupQueryAttention", inputs, outputs, domain=FUSED, scale=scale, **settings)
+    settings = {"num_heads": shape.heads // shape.kv_heads, "kv_num_heads": 1, "do_rotary": int(kind is not None)}
+    attended = build.node("GroupQueryAttention", inputs, outputs, domain=FUSED, scale=shape.scale, **settings)
     for output in outputs[1:]:
         build.output(output, buffer)
     back = build.node("Transpose", [attended], [f"attended_turned{layer}"], perm=[1, 0, 2])
     flat = build.node("Reshape", [back, "side_by_side"], [f"attended_flat{layer}"])
-    return build.linear(
-        flat, f"attention_out{layer}", required(matrix, f"model.layers.{layer}.self_attn.o_proj.weight")
-    )
+    name = f"model.layers.{layer}.self_attn.o_proj"
+    return build.linear(flat, f"attention_out{layer}", required(matrix, f"{name}.weight"), matrix(f"{name}.bias"))
 
 
 def queries_keys_values(build: GraphBuilder, shape: Shape, matrix: Matrix, layer: int, normed: str) -> list[str]:
@@ -299,14 +328,19 @@ def queries_keys_values(build: GraphBuilder, shape: Shape, matrix: Matrix, layer
     return [build.node("Reshape", [heads, "one_group"], [f"query_groups{layer}"]), keys, parts[2]]
 
 
-def feed_forward(build: GraphBuilder, matrix: Matrix, layer: int, inner: str) -> str:
+def feed_forward(build: GraphBuilder, shape: Shape, matrix: Matrix, layer: int, inner: str) -> str:
     """Add the gated feed-forward network of one layer and return its output, ``(1, n, hidden)``."""
-    name = f"model.layers.{layer}.mlp."
-    gate = build.linear(inner, f"gate{layer}", required(matrix, f"{name}gate_proj.weight"))
-    up = build.linear(inner, f"up{layer}", required(matrix, f"{name}up_proj.weight"))
-    silu = build.node("QuickGelu", [gate], [f"silu{layer}"], domain=FUSED, alpha=1.0)  # x · sigmoid(x)
-    gated = build.node("Mul", [silu, up], [f"gated{layer}"])
-    return build.linear(gated, f"down{layer}", required(matrix, f"{name}down_proj.weight"))
+
+    def projected(given: str, kind: str) -> str:
+        name = f"model.layers.{layer}.mlp.{kind}_proj"
+        return build.linear(given, f"{kind}{layer}", required(matrix, f"{name}.weight"), matrix(f"{name}.bias"))
+
+    gate, up = projected(inner, "gate"), projected(inner, "up")
+    if shape.activation == "silu":  # x · sigmoid(x)
+        active = build.node("QuickGelu", [gate], [f"silu{layer}"], domain=FUSED, alpha=1.0)
+    else:
+        active = build.node("Gelu", [gate], [f"gelu{layer}"], approximate="tanh")
+    return projected(build.node("Mul", [active, up], [f"gated{layer}"]), "down")
 
 
 def head(build: GraphBuilder, matrix: Matrix, normed: str) -> None:

@@ -2,19 +2,16 @@
 
 A model and its adapter are converted once (`gistrag.model.cpu_conversion`) to two graphs over the same buffers of keys
 and values: one with the adapter, which reads questions and answers, and one without, which reads text. onnxruntime runs
-them. A memory is a buffer with room behind it: gists are dequantized and rotated into their places, and every token
-that is read adds its keys and values behind those of each head::
-
-    head 0   prefix  first chunk   second chunk  question answer …
-    head 1   prefix  first   second chunk  question answer …            heads keep different numbers of tokens
+them. A memory is a buffer with room behind it (`gistrag.model.cpu_memory`): gists are dequantized and rotated into
+their places, and every token that is read adds its keys and values behind those of each head. A layer with a window is
+told with every step which slots are near enough.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,91 +23,17 @@ from tokenizers import Tokenizer
 from gistrag.errors import UnsupportedModelError
 from gistrag.kv import gist_file
 from gistrag.kv.packed import Array, Floats, Gists, Integers, PackedGists, Rows
+from gistrag.model.cpu_memory import Buffer, CpuMemory
 from gistrag.model.prompt import Prompt
 from gistrag.model.runtime import Runtime, Trace, require_single
 from gistrag.settings import Layout
 
-STEP = 256
-"""Slots are handed out in multiples of this, so that arrays fit more often."""
 ROOM = 512
 """Slots behind a new memory, for what is read next; a buffer that is full is copied into a larger one."""
 FACTS, ANSWERS, TEXT, PREFIX, TOKENIZER = "runtime.json", "answers.onnx", "text.onnx", "prefix", "tokenizer.json"
 """Files of a converted model."""
-
-
-class Buffer:
-    """Room for keys and values. When nobody refers to it any more, its array is used again.
-
-    Fresh memory of this size takes the system milliseconds to hand out.
-
-    Args:
-        shape: ``(2, layers, kv_heads, slots, head_dim)``; there may be more slots than asked for.
-        spare: arrays that may be used again.
-
-    Attributes:
-        array: float32, unfilled.
-    """
-
-    def __init__(self, shape: tuple[int, ...], spare: list[Floats]) -> None:
-        self._spare = spare
-        slots = -(-shape[3] // STEP) * STEP
-        self.array = self._taken(slots)
-        if self.array is None:
-            self.array = np.empty((*shape[:3], slots, shape[4]), np.float32)
-
-    def _taken(self, slots: int) -> Any:
-        """Return a spare array that fits, None where there is none; one that does not fit is dropped."""
-        with suppress(IndexError):  # another thread may take the last one
-            if slots <= (array := self._spare.pop()).shape[3] <= 2 * slots:
-                return array
-        return None
-
-    def __del__(self) -> None:
-        self._spare.append(self.array)
-        del self._spare[:-2]
-
-
-@dataclass(eq=False)
-class CpuMemory:
-    """Keys and values of passages, with room behind them.
-
-    Attributes:
-        buffer: holds them; memories that go on from the same passages share it.
-        ends: filled slots of each head, ``(layers, kv_heads)`` int32.
-        next_position: position of the first token read behind it.
-        is_taken: whether its room holds something else: a text read behind it, or an answer being generated.
-    """
-
-    buffer: Buffer
-    ends: npt.NDArray[np.int32]
-    next_position: int
-    is_taken: bool = False
-
-    @property
-    def keys(self) -> Floats:
-        """Rotated keys, ``(layers, kv_heads, capacity, head_dim)``."""
-        keys: Floats = self.buffer.array[0]
-        return keys
-
-    @property
-    def values(self) -> Floats:
-        """Values, ``(layers, kv_heads, capacity, head_dim)``."""
-        values: Floats = self.buffer.array[1]
-        return values
-
-    @property
-    def slots(self) -> int:
-        """Slots of the head that fills most."""
-        return int(self.ends.max())
-
-    def with_room(self, count: int, spare: list[Floats]) -> CpuMemory:
-        """Return a memory with room for *count* tokens more: itself, unless it is full or taken."""
-        if self.slots + count <= self.keys.shape[2] and not self.is_taken:
-            return self
-        held = self.buffer.array
-        larger = Buffer((*held.shape[:3], max(self.slots + count, held.shape[3]), held.shape[4]), spare)
-        larger.array[:, :, :, : self.slots] = held[:, :, :, : self.slots]
-        return replace(self, buffer=larger, is_taken=False)
+FAR = np.float32(-1e30)
+"""What is added to the score of a slot outside of a layer's window."""
 
 
 class CpuRuntime(Runtime[CpuMemory]):
@@ -134,8 +57,12 @@ class CpuRuntime(Runtime[CpuMemory]):
         self.layers, self.kv_heads, self.head_dim = (int(facts[name]) for name in ("layers", "kv_heads", "head_dim"))
         self._fingerprint: dict[str, str] = facts["fingerprint"]
         self._inv_freq, self._scaling = np.array(facts["inv_freq"], np.float32), np.float32(facts["scaling"])
+        self._kinds, kinds = np.unique(np.atleast_2d(self._inv_freq), axis=0, return_inverse=True)
+        self._kind_of_layer = kinds.ravel()  # where layers turn their keys by angles of their own
         prefix = (folder / PREFIX).read_bytes()
         self._prefix = gist_file.decode(prefix, folder / PREFIX, key=PREFIX, fingerprint="")
+        self.local_window = facts.get("local_window")
+        self._local_layers: list[int] = facts.get("local_layers", [])
         self._spare: list[Floats] = []
         self._traced = frozenset(facts["traced"])  # layers whose attention the graph of the answers gives anyway
         self._graphs: dict[tuple[str, tuple[int, ...]], Any] = {}
@@ -166,7 +93,8 @@ class CpuRuntime(Runtime[CpuMemory]):
         packed = [self._prefix, *map(_packed, caches)]
         counts = np.sum([one.counts for one in packed], axis=0)
         shape = (2, *counts.shape, int(counts.max()) + ROOM, self.head_dim)
-        memory = CpuMemory(Buffer(shape, self._spare), np.zeros(counts.shape, np.int32), start)
+        buffer = Buffer(shape, self._spare, has_places=self.local_window is not None)
+        memory = CpuMemory(buffer, np.zeros(counts.shape, np.int32), start)
         for one in packed:
             self._place(memory, one, layout)
         return memory
@@ -179,29 +107,29 @@ class CpuRuntime(Runtime[CpuMemory]):
         firsts = np.arange(memory.ends.size) * memory.keys.shape[2] + memory.ends.ravel()
         slots = np.repeat(firsts, rows.counts.ravel()) + inside
         positions = memory.next_position + placed(rows, gists, layout)
-        memory.keys.reshape(-1, self.head_dim)[slots] = self._rotated(rows.keys, positions)
+        memory.keys.reshape(-1, self.head_dim)[slots] = self._rotated(rows, positions)
         memory.values.reshape(-1, self.head_dim)[slots] = rows.values
+        if memory.buffer.places is not None:
+            memory.buffer.places.reshape(-1)[slots] = positions
         memory.ends += rows.counts.astype(np.int32)
         memory.next_position += gists.span(layout)
 
-    def _rotated(self, keys: Floats, positions: Integers) -> Floats:
-        """Return *keys*, ``(kept, head_dim)``, turned to *positions*, ``(kept,)``."""
-        first = int(positions.min())
-        angles = np.arange(first, int(positions.max()) + 1, dtype=np.float32)[:, None] * self._inv_freq
-        cos = (np.cos(angles) * self._scaling)[positions - first]
-        sin = (np.sin(angles) * self._scaling)[positions - first]
-        low, high = np.split(keys, 2, axis=1)
-        turned = np.empty_like(keys)
-        half = low.shape[1]
-        turned[:, :half] = low * cos - high * sin
-        turned[:, half:] = high * cos + low * sin
-        return turned
+    def _rotated(self, rows: Rows, positions: Integers) -> Floats:
+        """Return the keys of rows, ``(kept, head_dim)``, turned to *positions*, ``(kept,)``."""
+        if self._inv_freq.ndim == 1:
+            return turned(rows.keys, positions, self._inv_freq, self._scaling)
+        of_row = np.repeat(self._kind_of_layer, rows.counts.sum(axis=1))
+        found = np.empty_like(rows.keys)
+        for kind, inv_freq in enumerate(self._kinds):
+            if (here := of_row == kind).any():
+                found[here] = turned(rows.keys[here], positions[here], inv_freq, self._scaling)
+        return found
 
     def read_text(self, memory: CpuMemory, ids: Sequence[int]) -> CpuMemory:
         """Return a memory with *ids* read as text behind it, by the graph without the adapter."""
         memory = memory.with_room(len(ids) + ROOM, self._spare)
         memory.is_taken = True  # for good: the text now stands where its room was
-        reading = _Reading(self._graph(TEXT), memory)
+        reading = self._reading(TEXT, memory)
         reading.feed(ids)
         return replace(memory, ends=reading.ends, next_position=reading.position, is_taken=False)
 
@@ -246,7 +174,7 @@ class CpuRuntime(Runtime[CpuMemory]):
         memory = memory.with_room(len(prompt) + max_new_tokens, self._spare)
         memory.is_taken = True
         try:
-            reading = _Reading(self._graph(ANSWERS, trace.layers if trace else ()), memory)
+            reading = self._reading(ANSWERS, memory, trace.layers if trace else ())
             ids = prompt
             for _ in range(max_new_tokens):
                 logits = reading.feed(ids)
@@ -263,7 +191,7 @@ class CpuRuntime(Runtime[CpuMemory]):
 
     def attention(self, memory: CpuMemory, ids: Sequence[int], *, layers: Sequence[int]) -> dict[int, list[Floats]]:
         """Return how much each of *ids* attends to the slots of *memory*, see `Runtime.attention`."""
-        reading = _Reading(self._graph(ANSWERS, layers), memory.with_room(len(ids), self._spare))
+        reading = self._reading(ANSWERS, memory.with_room(len(ids), self._spare), layers)
         reading.feed(ids)
         found = {}
         for layer in layers:
@@ -271,6 +199,10 @@ class CpuRuntime(Runtime[CpuMemory]):
             found[layer] = [of_head[:, :end] for group, end in zip(weights, memory.ends[layer], strict=True)
                             for of_head in group]  # fmt: skip
         return found
+
+    def _reading(self, name: str, memory: CpuMemory, layers: Sequence[int] = ()) -> _Reading:
+        """Return a reading behind a memory by one of the graphs, which gives the attention of *layers* too."""
+        return _Reading(self._graph(name, layers), memory, window=self.local_window, local=self._local_layers)
 
     def _graph(self, name: str, layers: Sequence[int] = ()) -> Any:
         """Return a session of one of the graphs, loaded at its first use; it gives the attention of *layers* too."""
@@ -302,10 +234,14 @@ class _Reading:
     """Tokens being read behind a memory, into its room.
 
     Inputs and outputs are bound once; a step changes the numbers in them.
+
+    Args:
+        window: of the layers *local*, in positions.
     """
 
-    def __init__(self, session: Any, memory: CpuMemory) -> None:
+    def __init__(self, session: Any, memory: CpuMemory, *, window: int | None, local: Sequence[int]) -> None:
         layers, kv_heads = memory.ends.shape
+        self._window, self._local = window, list(local)
         self._session, self._memory = session, memory
         self.ends, self.position = memory.ends.copy(), memory.next_position
         self._lasts = memory.ends.copy()  # slots - 1 of each head, as the graph wants them
@@ -347,11 +283,29 @@ class _Reading:
             for name, array in zip(("ids", "positions"), bound, strict=True):
                 self._binding.bind_ortvalue_input(name, self._value(array))
             self._token = bound if count == 1 else None
+        if self._window is not None:
+            self._bind_near(count)
         for name in self._observed:  # anew, since their size changes with every step
             self._binding.bind_output(name)
         self._session.run_with_iobinding(self._binding)
         self.position += count
         return self._logits.reshape(-1)
+
+    def _bind_near(self, count: int) -> None:
+        """Tell layers with a window which slots are near enough to each of the *count* tokens being read."""
+        places = self._memory.buffer.places
+        assert places is not None
+        assert self._window is not None
+        asked = np.arange(self.position, self.position + count, dtype=np.int32)
+        layers, heads = np.arange(len(self.ends))[:, None, None], np.arange(len(self._counts))[:, None]
+        slots = (self.ends - count)[..., None] + np.arange(count)  # where their keys and values go
+        places[layers, heads, slots] = asked
+        seen = places[self._local][:, :, None, : int(self._slots)]  # (local layers, kv_heads, 1, slots)
+        near = np.where(seen > asked[:, None] - self._window, np.float32(0), FAR)
+        self._near = [onnxruntime.OrtValue.ortvalue_from_numpy(of_layer[:, None]) for of_layer in near]
+        for number, value in zip(self._local, self._near, strict=True):
+            self._binding.bind_ortvalue_input(f"near{number}", value)
+        self._near_bytes = near  # the values above are its memory
 
     def attention(self, layer: int) -> Floats:
         """Return the attention of a layer in the last step, ``(kv_heads, heads / kv_heads, n, slots)``."""
@@ -368,6 +322,20 @@ def _last(weights: Floats, ends: npt.NDArray[np.int32]) -> list[Floats]:
         ends: filled slots of the memory, ``(kv_heads,)``.
     """
     return [of_head[-1, :end].copy() for group, end in zip(weights, ends, strict=True) for of_head in group]
+
+
+def turned(keys: Floats, positions: Integers, inv_freq: Floats, scaling: np.float32) -> Floats:
+    """Return *keys*, ``(kept, head_dim)``, turned to *positions*, ``(kept,)``."""
+    first = int(positions.min())
+    angles = np.arange(first, int(positions.max()) + 1, dtype=np.float32)[:, None] * inv_freq
+    cos = (np.cos(angles) * scaling)[positions - first]
+    sin = (np.sin(angles) * scaling)[positions - first]
+    low, high = np.split(keys, 2, axis=1)
+    found = np.empty_like(keys)
+    half = low.shape[1]
+    found[:, :half] = low * cos - high * sin
+    found[:, half:] = high * cos + low * sin
+    return found
 
 
 def placed(rows: Rows, gists: PackedGists, layout: Layout) -> Integers:

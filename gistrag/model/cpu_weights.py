@@ -14,9 +14,11 @@ from gistrag.kv.packed import Floats
 from gistrag.model.adapter import linear_weight
 from gistrag.model.cpu_graph import GraphBuilder, Shape, WeightFile, decoder
 from gistrag.model.gist_model import GistModel
+from gistrag.model.support import local_layers
 from gistrag.settings import CpuWeights
 
 SHARED = "shared.weights"
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
 def write_graphs(model: GistModel, folder: Path, *, answers: str, text: str, weights: CpuWeights) -> None:
@@ -26,24 +28,16 @@ def write_graphs(model: GistModel, folder: Path, *, answers: str, text: str, wei
         answers, text: names of the two files; each has its weight matrices beside it, and both share the rest.
 
     Raises:
-        UnsupportedModelError: weights that are not numbers of 16 bits or more, or another activation than SiLU.
+        UnsupportedModelError: weights that are not numbers of 16 bits or more, or an activation of another kind.
     """
-    config = model.network.config
-    if getattr(config, "hidden_act", "silu") != "silu":
-        raise UnsupportedModelError(f"expected the activation silu, found {config.hidden_act!r}")
     if not all(one.is_floating_point() for one in model.network.parameters()):
         raise UnsupportedModelError("the weights of the model are quantized already")
     if model.head_dim % 16:
         raise UnsupportedModelError(f"expected a head_dim that is a multiple of 16, found {model.head_dim}")
-    shape = Shape(
-        layers=model.layers,
-        heads=config.num_attention_heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        epsilon=config.rms_norm_eps,
-    )
-    angles = torch.arange(model.window)[:, None] * model.rope.inv_freq.float()
-    cos, sin = (_array(table * model.rope.scaling) for table in (angles.cos(), angles.sin()))
+    shape, tables = _shape(model), []
+    for inv_freq in _kinds(model):
+        angles = torch.arange(model.window)[:, None] * inv_freq.float()
+        tables.append((_array(angles.cos() * model.rope.scaling), _array(angles.sin() * model.rope.scaling)))
     names = (answers, text) if model.adapter else (answers,)
     tensors: dict[str, Any] = {}
     with WeightFile(folder / SHARED) as shared:
@@ -52,15 +46,52 @@ def write_graphs(model: GistModel, folder: Path, *, answers: str, text: str, wei
                 build = GraphBuilder(shared, own, weights=weights)
                 build.reuse(tensors)
                 matrix = _matrices(model, merged=name == answers)
-                decoder(build, shape, matrix, cos=cos, sin=sin, has_head=name == answers)
+                decoder(build, shape, matrix, tables=tables, has_head=name == answers)
                 build.save(folder / name)
                 tensors = build.shared
+
+
+def _shape(model: GistModel) -> Shape:
+    """Return the shape of a model of any supported family."""
+    config = model.network.config
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        raise UnsupportedModelError(f"expected the activation {' or '.join(ACTIVATIONS)}, found {activation!r}")
+    kinds, angles = _kinds(model), model.rope.inv_freq
+    by_layer = angles if model.rope.is_by_layer else angles.expand(model.layers, -1)
+    return Shape(
+        layers=model.layers,
+        heads=config.num_attention_heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        epsilon=config.rms_norm_eps,
+        scale=float(model.network.model.layers[0].self_attn.scaling),
+        embedded=float(getattr(model.network.get_input_embeddings(), "embed_scale", 1.0)),
+        activation=activation,
+        ropes=tuple(
+            next((kind for kind, one in enumerate(kinds) if torch.equal(one, layer)), None) for layer in by_layer
+        ),
+        local=local_layers(config),
+    )
+
+
+def _kinds(model: GistModel) -> list[torch.Tensor]:
+    """Return the angles that layers turn by, each once, ``(head_dim / 2,)``; none of layers that turn nothing."""
+    angles = model.rope.inv_freq
+    if not model.rope.is_by_layer:
+        return [angles]
+    kinds: list[torch.Tensor] = []
+    for layer in angles:
+        if layer.any() and not any(torch.equal(layer, one) for one in kinds):
+            kinds.append(layer)
+    return kinds
 
 
 def _matrices(model: GistModel, *, merged: bool) -> Callable[[str], Floats | None]:
     """Return what finds a parameter of the network by its name, with the adapter merged in or without."""
     network = model.network
     is_tied = bool(getattr(network.config, "tie_word_embeddings", False))
+    is_centred = network.config.model_type == "gemma3_text"
 
     def matrix(name: str) -> Floats | None:
         if name == "lm_head.weight" and is_tied:
@@ -71,6 +102,8 @@ def _matrices(model: GistModel, *, merged: bool) -> Callable[[str], Floats | Non
         except AttributeError:  # the family has no such part
             return None
         found = linear_weight(part, merged=merged) if kind == "weight" else _bias(part)
+        if is_centred and found is not None and owner.endswith("norm"):
+            found = found + 1  # this family keeps by how much a weight differs from 1
         return None if found is None else _array(found)
 
     return matrix

@@ -22,7 +22,6 @@ from torch import Tensor
 from gistrag.errors import UsageError
 from gistrag.kv.cache import GistCache, Memories, Memory, concatenate
 from gistrag.kv.packed import Gists, PackedGists
-from gistrag.kv.rope import Rope
 from gistrag.model.adapter import Adapter, Role
 from gistrag.model.attention import ATTENTION
 from gistrag.model.gguf import converted
@@ -32,7 +31,7 @@ from gistrag.model.loading import load_network
 from gistrag.model.prompt import chat_prompt
 from gistrag.model.reading import Reading, decode_steps
 from gistrag.model.runtime import Floats, Runtime, Trace, require_single
-from gistrag.model.support import multiplies_16_bits, require_supported
+from gistrag.model.support import begins_every_text, local_layers, multiplies_16_bits, require_supported, rope_of
 from gistrag.model.tokenizer import renderer
 from gistrag.settings import AdapterSettings, Layout
 
@@ -71,9 +70,11 @@ class GistModel(Runtime[Memory]):
     ) -> None:
         require_supported(network.config)
         network.set_attn_implementation(ATTENTION)
-        super().__init__(tokenizer.backend_tokenizer, chat_prompt(renderer(tokenizer)))
+        begin, render = begins_every_text(network.config, tokenizer), renderer(tokenizer)
+        super().__init__(tokenizer.backend_tokenizer, chat_prompt(render, begin=begin))
         self.network = network.eval().requires_grad_(False)
-        self.stop_ids, self.end_id = _end_ids(network.generation_config.eos_token_id, tokenizer.eos_token_id)
+        self._trained_stop_ids, self.end_id = _end_ids(network.generation_config.eos_token_id, tokenizer.eos_token_id)
+        self.stop_ids = self._trained_stop_ids | (frozenset() if render else self._line_ends())
         self._identity = identity
         self.weights = weights or identity
         self._quantize = quantize
@@ -85,13 +86,10 @@ class GistModel(Runtime[Memory]):
         self.kv_heads: int = config.num_key_value_heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.window: int = config.max_position_embeddings
+        self.local_window = config.sliding_window if local_layers(config) else None
         self.device: torch.device = network.device
         self.dtype: torch.dtype = dtype or network.dtype
-        rotary = network.model.rotary_emb
-        self.rope = Rope(
-            rotary.inv_freq.to(torch.promote_types(rotary.inv_freq.dtype, torch.float32)),
-            float(rotary.attention_scaling),
-        )
+        self.rope = rope_of(network)
 
     @classmethod
     def load(
@@ -129,6 +127,7 @@ class GistModel(Runtime[Memory]):
                 model.adapter = Adapter.load(network, Path(adapter), base=model.weights, prefix=model.prompt.prefix)
                 model.adapter.compute_in(model.network_dtype)
             model.adapter.merge()
+            model.stop_ids = model._trained_stop_ids
         return model
 
     def new_adapter(self, *, rank: int, gists: int, seed: int = 0, **settings: Any) -> None:
@@ -146,6 +145,12 @@ class GistModel(Runtime[Memory]):
         vectors = vectors.to(self.device, self.dtype)
         self.adapter = Adapter.create(self.network, vectors, chosen, rank=rank, seed=seed)
         self.adapter.compute_in(self.network_dtype)
+        self.stop_ids = self._trained_stop_ids
+
+    def _line_ends(self) -> frozenset[int]:
+        """Return the tokens that end a line: a plain language model without an adapter goes on with a next question."""
+        begun = (self.encode("\n" * count)[0] for count in range(1, 5))
+        return frozenset(token for token in begun if self.decode([token]).strip(" ").startswith("\n"))
 
     def prepare_training(self) -> None:
         """Make gradients possible; to be called before anything is read.
@@ -226,7 +231,7 @@ class GistModel(Runtime[Memory]):
         """
         if self.adapter and self.adapter.settings.placement == "learned" and len(self.adapter.gist_vectors) >= count:
             return self.adapter.gist_vectors[:count].to(self._table.dtype)
-        table = self._table
+        table = self._table * getattr(self.network.get_input_embeddings(), "scalar_embed_scale", 1)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(count, table.shape[1], generator=generator).to(table)
         return table.mean(dim=0) + table.std(dim=0) * noise
@@ -291,11 +296,11 @@ class GistModel(Runtime[Memory]):
             return Reading(self, None)
         kv = memory.kv[:, :, None].expand(-1, -1, batch, -1, -1, -1)
         visible = None if memory.visible is None else memory.visible[:, None].expand(-1, batch, -1, -1)
-        return Reading(self, kv, visible)
+        return Reading(self, kv, visible, memory.positions[:, None].expand(-1, batch, -1, -1))
 
     def read_behind(self, memories: Memories) -> Reading:
         """Return a reading that starts behind a memory for each row."""
-        return Reading(self, memories.kv, memories.visible)
+        return Reading(self, memories.kv, memories.visible, memories.positions)
 
     @property
     def device_name(self) -> str:

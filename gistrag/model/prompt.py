@@ -50,13 +50,14 @@ def passage_text(text: str, heading: Sequence[str] = ()) -> str:
     return f"{path}\n{text.strip()}\n\n" if path else f"{text.strip()}\n\n"
 
 
-def chat_prompt(render: Render | None) -> Prompt:
+def chat_prompt(render: Render | None, *, begin: str = "") -> Prompt:
     """Return the prompt for a model whose chat template is *render*, or for a plain language model when None.
 
-    *render* turns ``[{"role": …, "content": …}]`` into text that ends where the assistant begins.
+    *render* turns ``[{"role": …, "content": …}]`` into text that ends where the assistant begins. Without it, the
+    prompt begins with the token *begin*.
     """
     if render is None:
-        return Prompt(f"{INSTRUCTION}\n\nPassages:\n\n", "Question:", "\nAnswer:")
+        return Prompt(f"{begin}{INSTRUCTION}\n\nPassages:\n\n", "Question:", "\nAnswer:")
     before, after = _rendered(render).split(_SPLIT)
     return Prompt(f"{before}Passages:\n\n", "Question:", after)
 

@@ -1,8 +1,8 @@
 """A text being read by torch: a KV cache that grows with every forward pass.
 
 `Reading` is the only way to run the network; `decode_steps` generates from it. Positions continue where a memory ends,
-which differs from the number of its slots, and every token attends to every slot. A missing position or mask would
-give fluent wrong text and no error.
+which differs from the number of its slots, and every token attends to every slot; in a layer with a window, to those
+whose positions are near enough. A missing position or mask would give fluent wrong text and no error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gistrag.kv.cache import Memories, Memory, side_by_side
 from gistrag.model.adapter import Role
-from gistrag.model.attention import Observer, without_cudnn
+from gistrag.model.attention import Near, Observer, without_cudnn
 from gistrag.model.runtime import Floats, Trace
 
 
@@ -50,8 +50,13 @@ class Reading:
         slots: cache slots filled so far.
     """
 
-    def __init__(self, model: Network, kv: Tensor | None, visible: Tensor | None = None) -> None:
+    def __init__(
+        self, model: Network, kv: Tensor | None, visible: Tensor | None = None, positions: Tensor | None = None
+    ) -> None:
         self._model = model
+        types = getattr(model.network.config, "layer_types", None) or ()
+        self._layer_types = types if "sliding_attention" in types else ()
+        self._positions = positions  # of every slot, (layers, batch, kv_heads, slots), where a layer has a window
         layers = None  # of keys and values, each (batch, kv_heads, slots, head_dim)
         if kv is not None:
             layers = [(keys, values) for keys, values in kv.to(model.network_dtype)]
@@ -63,7 +68,7 @@ class Reading:
             self._visible = [layer[..., at] for layer, at in zip(visible, self._columns, strict=True)]
             layers = [(keys[:, :, at], values[:, :, at])
                       for (keys, values), at in zip(layers, self._columns, strict=True)]  # fmt: skip
-        self._cache = transformers.DynamicCache(layers, config=model.network.config)
+        self._cache = transformers.DynamicCache(layers)  # without a configuration no layer forgets
         self.slots = self._began
 
     def feed(
@@ -86,7 +91,7 @@ class Reading:
             role: what is read, which says whether the adapter acts on it.
         """
         device = self._model.device
-        count = ids.shape[1] if ids is not None else _length(embeddings)
+        rows, count = ids.shape if ids is not None else _shape(embeddings)
         if mask is None and (count > 1 or observer):
             # explicit, so that transformers never guesses one from the positions
             mask = torch.ones(1, count, self.slots + count, dtype=torch.bool).tril(self.slots)
@@ -95,22 +100,43 @@ class Reading:
                 input_ids=None if ids is None else ids.to(device),
                 inputs_embeds=embeddings,
                 position_ids=positions.to(device).reshape(-1, count),
-                attention_mask=None if mask is None else mask[:, None].to(device),
+                attention_mask=self._for_network(None if mask is None else mask[:, None].to(device)),
                 past_key_values=self._cache,
                 use_cache=True,
                 observer=observer,
                 visible=self._visible,
+                near=self._near(positions.to(device).reshape(-1, count).expand(rows, -1)),
             )
         self.slots += count
         hidden: Tensor = output.last_hidden_state
         return hidden
 
+    def _for_network(self, mask: Tensor | None) -> Any:
+        """Return the mask in the form that keeps the network from making one of its own for layers with a window."""
+        return dict.fromkeys(self._layer_types, mask) if self._layer_types else mask
+
+    def _near(self, asked: Tensor) -> Near | None:
+        """Add the positions of the tokens being read, ``(batch, n)``, and return where all slots stand.
+
+        None for a network in which no layer has a window.
+        """
+        if not self._layer_types:
+            return None
+        if self._positions is None:
+            self._positions = asked[None, :, None]
+        else:
+            here = asked[None, :, None].expand(*self._positions.shape[:3], -1)
+            self._positions = torch.cat((self._positions.to(asked.device), here), dim=3)
+        if self._columns is None:
+            return Near(asked, self._positions)
+        tail = torch.arange(self._began, self._positions.shape[3], device=asked.device)
+        return Near(asked, [of_layer[..., torch.cat((at, tail))]
+                            for of_layer, at in zip(self._positions, self._columns, strict=True)])  # fmt: skip
+
     def fork(self) -> Reading:
         """Return a reading of its own that has read the same; the tensors so far are shared, none is copied."""
         twin = copy.copy(self)
-        twin._cache = transformers.DynamicCache(
-            [(layer.keys, layer.values) for layer in self._cache.layers], config=self._model.network.config
-        )
+        twin._cache = transformers.DynamicCache([(layer.keys, layer.values) for layer in self._cache.layers])
         return twin
 
     def kv(self, start: int = 0) -> Tensor:
@@ -159,13 +185,17 @@ class Reading:
             for layer, at, seen in zip(visible, self._columns, self._visible, strict=True):
                 layer[:, at] = seen[row]
             visible = visible[..., start:]
-        return Memory(kv[:, :, :, start:], next_position, visible)
+        places = None
+        if self._positions is not None and self._layer_types:
+            every = (*kv.shape[:1], self._positions.shape[1], *kv.shape[2:4])
+            places = self._positions.expand(every)[:, row, :, start:]
+        return Memory(kv[:, :, :, start:], next_position, visible, places)
 
 
-def _length(embeddings: Tensor | None) -> int:
+def _shape(embeddings: Tensor | None) -> Sequence[int]:
     if embeddings is None:
         raise ValueError("expected ids or embeddings, got neither")
-    return embeddings.shape[1]
+    return embeddings.shape[:2]
 
 
 def decode_steps(

@@ -71,6 +71,7 @@ class Runtime(ABC, Generic[M]):
 
     Attributes:
         window: positions of its context window.
+        local_window: how far back those of its layers look that do not look at everything; None where all do.
         prompt: the words its chat template puts around passages and question.
         text_tokenizer: reads text as plain text.
         stop_ids: token ids that end an answer; end_id: the one that ends a turn of the chat template.
@@ -79,6 +80,7 @@ class Runtime(ABC, Generic[M]):
 
     name: str
     window: int
+    local_window: int | None = None
     stop_ids: frozenset[int]
     end_id: int
     out_of_memory: type[Exception] = MemoryError

@@ -8,6 +8,7 @@ from support.tiny_models import FAMILIES, tiny_model
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from gistrag.kv.rope import Rope
+from gistrag.model.gist_model import GistModel
 
 
 def naive(keys: torch.Tensor, positions: list[int], inv_freq: torch.Tensor) -> torch.Tensor:
@@ -48,14 +49,47 @@ def test_rotating_by_zero_is_the_identity() -> None:
     assert torch.equal(keys, Rope(torch.rand(4)).rotate(keys, torch.zeros(5, dtype=torch.long)))
 
 
+def turned_by_the_model(model: GistModel, layer: int, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return what a layer of the network makes of keys."""
+    rotary, attention = model.network.model.rotary_emb, model.network.model.layers[layer].self_attn
+    if not getattr(attention, "use_rope", True):
+        return keys
+    kind = [attention.layer_type] if model.network.config.model_type == "gemma3_text" else []
+    cos, sin = rotary(keys, positions[None], *kind)
+    turned: torch.Tensor = apply_rotary_pos_emb(keys, keys, cos, sin)[1]
+    return turned
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_rotation_equals_the_models_own(family: str) -> None:
-    """Every supported family rotates as `Rope` does, bit for bit in float32."""
+    """Every layer of every supported family rotates as `Rope` does, bit for bit in float32."""
     model = tiny_model(family, dtype=torch.float32)
-    keys, positions = torch.randn(1, 2, 9, model.head_dim), torch.arange(9) * 11
-    cos, sin = model.network.model.rotary_emb(keys, positions[None])
+    keys, positions = torch.randn(model.layers, 2, 9, model.head_dim), torch.arange(9) * 11
 
-    assert torch.equal(apply_rotary_pos_emb(keys, keys, cos, sin)[1], model.rope.rotate(keys, positions))
+    found = model.rope.rotate(keys, positions)
+
+    for layer in range(model.layers):
+        assert torch.equal(found[layer], turned_by_the_model(model, layer, keys[layer][None], positions)[0])
+
+
+def test_layers_may_turn_keys_differently() -> None:
+    """Keys of all layers, single keys of named layers, and products of keys turn by the angles of their layer."""
+    angles = torch.tensor([[1.0, 0.1], [0.0, 0.0], [0.5, 0.01]], dtype=torch.float64)
+    rope, alone = Rope(angles), [Rope(each) for each in angles]
+    keys = torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    positions = torch.tensor([0, 1, 7, 9, 300])
+    products = keys.mT @ keys  # (layers, 2, head_dim, head_dim)
+    layers = torch.arange(3)[:, None, None].expand(3, 2, 5).flatten()
+
+    expected = torch.stack([each.rotate(of_layer, positions) for each, of_layer in zip(alone, keys, strict=True)])
+
+    assert torch.equal(rope.rotate(keys, positions), expected)
+    assert torch.equal(expected[1], keys[1])
+    flat = rope.rotate(keys.reshape(-1, 4), positions.repeat(6), layers)
+    assert torch.equal(flat.view_as(keys), expected)
+    torch.testing.assert_close(rope.unrotate(expected, positions), keys)
+    summed = [each.rotate_products(one, positions) for each, one in zip(alone, products, strict=True)]
+    torch.testing.assert_close(rope.rotate_products(products, positions), torch.stack(summed))
 
 
 def test_unrotating_undoes_a_rotation_in_low_precision() -> None:

@@ -12,8 +12,8 @@ from itertools import accumulate
 
 import pytest
 import torch
-from support.mask import gist_mask
-from support.tiny_models import tiny_model
+from support.mask import by_layer, gist_mask
+from support.tiny_models import FAMILIES, tiny_model
 
 from gistrag.compression.compress import compress
 from gistrag.compression.making import gist_count
@@ -30,6 +30,13 @@ CHUNKS = [
     b"x" * 40,
     b"the last of five chunks",
 ]
+
+
+@pytest.fixture(params=[*sorted(FAMILIES), "gemma3 nearby"])
+def any_model(request: pytest.FixtureRequest) -> GistModel:
+    """A tiny model of each family, and one whose windows end within the prefix and between the chunks."""
+    family, _, is_nearby = request.param.partition(" ")
+    return tiny_model(family, **({"sliding_window": 48} if is_nearby else {}))
 
 
 def served(model: GistModel, chunks: list[list[int]], question: list[int], placement: str) -> torch.Tensor:
@@ -70,10 +77,11 @@ def masked(model: GistModel, chunks: list[list[int]], question: list[int], place
         offset += len(chunk)
     embeddings.append(model.embed(torch.tensor(question)))
     positions.append(offset + torch.arange(len(question)))
+    places, mask = torch.cat(positions), gist_mask(len(prefix), sizes, len(question))
     hidden = model.network.model(
         inputs_embeds=torch.cat(embeddings)[None],
-        position_ids=torch.cat(positions)[None],
-        attention_mask=gist_mask(len(prefix), sizes, len(question))[None, None],
+        position_ids=places[None],
+        attention_mask=by_layer(model.network.config, mask, places),
     ).last_hidden_state
     return model.logits(hidden)[0, -len(question) :]
 
@@ -118,12 +126,31 @@ def test_full_caches_are_block_attention(any_model: GistModel, count: int) -> No
     caches = compress(any_model, chunks, GistSettings(placement="selected", tokens_per_gist=1))
     logits = read_question(any_model, caches, question)
 
+    places = torch.cat((positions, asked))
     expected = any_model.network(
         torch.tensor([ids + question]),
-        position_ids=torch.cat((positions, asked))[None],
-        attention_mask=mask[None, None],
+        position_ids=places[None],
+        attention_mask=by_layer(any_model.network.config, mask, places),
     ).logits[0, -len(question) :]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_text_is_read_as_the_network_reads_it(family: str) -> None:
+    """Text behind the prefix and a question behind it give what the network gives in one pass, windows included."""
+    model = tiny_model(family, **({"sliding_window": 48} if family == "gemma3" else {}))
+    prefix, text = model.encode_template(model.prompt.prefix), [token for chunk in CHUNKS for token in chunk]
+    question = list(b"what does it say?")
+
+    memory = model.read_text(concatenate([model.prefix], model.rope), text)
+    places = memory.next_position + torch.arange(len(question))
+    reading = model.read(memory)
+    first = model.logits(reading.feed(torch.tensor([question[:5]]), positions=places[:5]))[0]
+    one_by_one = [model.logits(reading.feed(torch.tensor([[token]]), positions=places[at : at + 1]))[0]
+                  for at, token in enumerate(question[5:], 5)]  # fmt: skip
+
+    expected = model.network(torch.tensor([prefix + text + question])).logits[0, -len(question) :]
+    torch.testing.assert_close(torch.cat([first, *one_by_one]), expected, rtol=0, atol=1e-12)
 
 
 def turned(vectors: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from gistrag.kv.cache import GistCache
 from gistrag.model import cpu_conversion, cpu_runtime
 from gistrag.model.adapter import Adapter
 from gistrag.model.cpu_conversion import open_cpu_runtime, write
-from gistrag.model.cpu_runtime import CpuMemory, CpuRuntime, pick
+from gistrag.model.cpu_memory import CpuMemory
+from gistrag.model.cpu_runtime import CpuRuntime, pick
 from gistrag.model.generation import generate, generate_batch
 from gistrag.model.gist_model import GistModel
 from gistrag.model.runtime import Trace
@@ -42,9 +43,10 @@ def runtimes(
     weights: CpuWeights = "float32",
     adapter: bool = False,
     spread: float = 0.3,
+    **changes: object,
 ) -> tuple[GistModel, CpuRuntime]:
     """Return the two runtimes of one tiny model."""
-    model = tiny_model(family, dtype=torch.float32, **{**SHARP, "initializer_range": spread})
+    model = tiny_model(family, dtype=torch.float32, **{**SHARP, "initializer_range": spread, **changes})
     if adapter:
         model.new_adapter(rank=4, gists=1)
         assert model.adapter
@@ -55,10 +57,11 @@ def runtimes(
     return model, CpuRuntime(folder)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, "gemma3 nearby"])
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[GistModel, CpuRuntime]:
-    """Both runtimes of a model of each family, with an adapter."""
-    return runtimes(tmp_path, request.param, adapter=True)
+    """Both runtimes of a model of each family, with an adapter; of one with windows that end between the passages."""
+    family, _, is_nearby = request.param.partition(" ")
+    return runtimes(tmp_path, family, adapter=True, **({"sliding_window": 40} if is_nearby else {}))
 
 
 def contents(model: GistModel, kinds: str) -> list[Content]:
@@ -318,9 +321,9 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     made: list[Path] = []
     real = cpu_conversion.write
 
-    def spy(model: GistModel, folder: Path, *, weights: CpuWeights) -> None:
+    def spy(model: GistModel, folder: Path, *, weights: CpuWeights, traced: Sequence[int]) -> None:
         made.append(folder)
-        real(model, folder, weights=weights)
+        real(model, folder, weights=weights, traced=traced)
 
     monkeypatch.setattr(cpu_conversion, "write", spy)
     return made
@@ -362,8 +365,8 @@ def test_an_unfinished_conversion_is_never_opened(saved: Path, monkeypatch: pyte
     """A process that dies while it converts leaves nothing under the name of the conversion."""
     real = cpu_conversion.write
 
-    def dying(model: GistModel, folder: Path, *, weights: CpuWeights) -> None:
-        real(model, folder, weights=weights)
+    def dying(model: GistModel, folder: Path, *, weights: CpuWeights, traced: Sequence[int]) -> None:
+        real(model, folder, weights=weights, traced=traced)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cpu_conversion, "write", dying)

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from support.tiny_models import FAMILIES, SHAPE, byte_tokenizer, tiny_model, tiny_network
+from support.tiny_models import FAMILIES, OWN_SHAPE, SHAPE, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag.compression.compress import compress
 from gistrag.errors import ModelNotFoundError, UnsupportedModelError
@@ -123,13 +123,12 @@ def test_a_passage_has_the_same_tokens_wherever_it_stands(model: GistModel) -> N
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_supported_families_pass(family: str) -> None:
-    """Full attention and plain RoPE are supported."""
-    changes = {"sliding_window": None} if family == "mistral" else {}
-
-    require_supported(FAMILIES[family](**SHAPE, **changes))
+    """Every family passes with the attention and the RoPE it comes with."""
+    require_supported(FAMILIES[family](**SHAPE, **OWN_SHAPE.get(family, {})))
 
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 256}
 
 
 @pytest.mark.parametrize(
@@ -139,11 +138,19 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
         (transformers.MistralConfig(**SHAPE, sliding_window=64), "sliding"),
         (transformers.Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=64, max_window_layers=1), "sliding"),
         (transformers.LlamaConfig(**SHAPE, rope_parameters=DYNAMIC), "dynamic"),
+        (transformers.Gemma3TextConfig(**SHAPE, rope_parameters={"full_attention": DYNAMIC}), "dynamic"),
+        (transformers.Gemma3TextConfig(**SHAPE, final_logit_softcapping=30.0), "final_logit_softcapping"),
+        (transformers.Gemma3TextConfig(**SHAPE, use_bidirectional_attention=True), "bidirectional"),
+        (transformers.SmolLM3Config(**SHAPE, rope_parameters=YARN), "yarn"),
+        (transformers.SmolLM3Config(**SHAPE, use_sliding_window=True, sliding_window=64), "sliding"),
     ],
-    ids=["gpt2", "mistral window", "qwen2 window", "dynamic rope"],
+    ids=[
+        *("gpt2", "mistral window", "qwen2 window", "dynamic rope", "gemma3 dynamic rope", "gemma3 softcap"),
+        *("gemma3 looks ahead", "smollm3 yarn", "smollm3 window"),
+    ],
 )
 def test_what_is_not_verified_is_refused(config: transformers.PreTrainedConfig, word: str) -> None:
-    """Another family, a sliding window or a dynamic RoPE raises and says which."""
+    """Another family, a sliding window, a dynamic RoPE or a cap on scores raises and says which."""
     with pytest.raises(UnsupportedModelError, match=word):
         require_supported(config)
 

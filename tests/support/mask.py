@@ -21,6 +21,7 @@ copies are the same up to rotation, so serving keeps the first. Pure functions; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,3 +52,16 @@ def gist_mask(prefix_tokens: int, chunks: Sequence[tuple[int, int]], question_to
     causal = order[:, None] >= order[None, :]
     both_gists = is_gist[:, None] & is_gist[None, :]
     return (same & (causal | both_gists)) | (asks[:, None] & kept[None, :])
+
+
+def by_layer(config: Any, mask: Tensor, positions: Tensor) -> Any:
+    """Return a mask ``(n, n)`` as a network of any family takes it, without what lies outside of a layer's window.
+
+    Args:
+        positions: of the tokens, ``(n,)``.
+    """
+    types = getattr(config, "layer_types", None) or ()
+    if "sliding_attention" not in types:
+        return mask[None, None]
+    near = positions[None, :] > positions[:, None] - config.sliding_window
+    return {"full_attention": mask[None, None], "sliding_attention": (mask & near)[None, None]}

@@ -32,11 +32,24 @@ SHAPE = {
     "pad_token_id": 258,
 }
 FAMILIES = {
+    "gemma3": transformers.Gemma3TextConfig,
     "llama": transformers.LlamaConfig,
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
     "mistral": transformers.MistralConfig,
+    "smollm3": transformers.SmolLM3Config,
 }
+OWN_SHAPE = {
+    "gemma3": {
+        "head_dim": 16,
+        "sliding_window": 512,
+        "query_pre_attn_scalar": 9,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "mistral": {"sliding_window": None},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+}
+"""What a family needs, or what lets a test see its peculiarities in three layers."""
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -57,10 +70,12 @@ class ExactRotary(torch.nn.Module):
 
     def __init__(self, original: torch.nn.Module) -> None:
         super().__init__()
-        self.inv_freq, self.attention_scaling = original.inv_freq, original.attention_scaling
+        for name, angles in original.named_buffers():
+            setattr(self, name, angles)
+        self.attention_scaling = getattr(original, "attention_scaling", 1.0)
 
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = position_ids[..., None] * self.inv_freq
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor, kind: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None] * getattr(self, f"{kind}_inv_freq" if kind else "inv_freq")
         twice = torch.cat((angles, angles), dim=-1)
         return (twice.cos() * self.attention_scaling).to(x.dtype), (twice.sin() * self.attention_scaling).to(x.dtype)
 
@@ -68,7 +83,7 @@ class ExactRotary(torch.nn.Module):
 def tiny_network(family: str = "llama", *, dtype: torch.dtype = torch.float64, **changes: object) -> torch.nn.Module:
     """Return a small random model of a family, always the same one."""
     torch.manual_seed(0)
-    shape = {**SHAPE, **({"sliding_window": None} if family == "mistral" else {}), **changes}
+    shape = {**SHAPE, **OWN_SHAPE.get(family, {}), **changes}
     config = FAMILIES[family](**shape)
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype)
 
