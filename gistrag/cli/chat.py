@@ -17,13 +17,14 @@ from gistrag.cli.options import (
     Json,
     MaxNewTokens,
     NoGists,
+    NoSecondReading,
     Quiet,
     RerankerName,
     RuntimeOption,
     Scope,
     TopK,
 )
-from gistrag.cli.output import cost_line, loading, logger, print_json, print_pieces, say, source_lines
+from gistrag.cli.output import loading, logger, print_json, print_pieces, say, say_about
 from gistrag.errors import GistRAGError, UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def chat(
     mode: AnswerMode = "gist",
     scope: Scope = None,
     max_new_tokens: MaxNewTokens = 256,
+    no_second_reading: NoSecondReading = False,
     reranker: RerankerName = None,
     no_gists: NoGists = False,
     device: Device = None,
@@ -76,7 +78,9 @@ def chat(
         gists: When = "none" if no_gists else "background"
         rag = GistRAG.open(index, gists=gists, device=device, runtime=runtime, reranker=reranker)
     with rag:
-        options = Options(top_k=top_k, mode=mode, scope=scope, max_new_tokens=max_new_tokens)
+        options = Options(
+            top_k=top_k, mode=mode, scope=scope, max_new_tokens=max_new_tokens, second_reading=not no_second_reading
+        )
         session = Session(rag, options, as_json=as_json)
         if sys.stdin.isatty():
             say(f"{rag!r}{_gists(rag)}; /help lists the commands, Ctrl-D ends")
@@ -138,7 +142,8 @@ class Session:
         else:
             if self._last.searched not in ("", question):
                 say(f"  searched: {self._last.searched}")
-            say(*source_lines(self._last), cost_line(self._last), "")
+            say_about(self._last)
+            say("")
 
     def _set(self, **changes: object) -> None:
         self.options = replace(self.options, **changes)  # type: ignore[arg-type]  # Options checks them

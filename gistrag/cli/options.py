@@ -38,6 +38,9 @@ RuntimeOption = Annotated[
         "--runtime", help="What runs the model: cpu has 8-bit weights and needs no torch; auto takes it without a GPU."
     ),
 ]
+NoSecondReading = Annotated[
+    bool, typer.Option("--no-second-reading", help="Do not read the passages again where an answer is unsure.")
+]
 NoGists = Annotated[
     bool, typer.Option("--no-gists", help="Do not make missing gists in the background while questions are answered.")
 ]

@@ -109,9 +109,57 @@ def print_pieces(pieces: Iterator[str]) -> None:
     print(flush=True)
 
 
+QUOTE_CHARACTERS = 320
+
+
+def say_about(answer: Answer) -> None:
+    """Print what stands under an answer: its evidence, its sources, its costs."""
+    from rich.console import Console
+    from rich.text import Text
+
+    if line := evidence_line(answer):
+        console = Console(stderr=True, quiet=not logger.isEnabledFor(logging.INFO), highlight=False)
+        shown = Text(line)
+        if console.is_terminal:
+            shown.highlight_words(sorted(set(re.findall(r"\w{2,}", answer.text)), key=len, reverse=True), "bold")
+        console.print(shown, soft_wrap=True)
+    if answer.unsupported:
+        say(f"  in no passage: {', '.join(answer.unsupported)}")
+    say(*source_lines(answer), cost_line(answer))
+
+
+def evidence_line(answer: Answer) -> str:
+    """Return how sure an answer is and the sentence that carries it, "" where nothing is known."""
+    sure = f" ({answer.confidence:.0%})" if answer.confidence else ""
+    quoted = f'"{quote(answer)}"' if answer.evidence else ""
+    match answer.verdict:
+        case "answered":
+            return f"  sure{sure}: {quoted}"
+        case "unsure":
+            return f"  not sure{sure}. The passage says: {quoted}"
+        case "not found" if answer.withheld:
+            return f"  the model guessed {answer.withheld!r}{sure}, from: {quoted}"
+        case "not found":
+            return ""
+    return f"  {quoted}" if quoted else ""
+
+
+def quote(answer: Answer) -> str:
+    """Return the evidence in one line, cut around the answer where it is long."""
+    text = " ".join(answer.evidence.text.split()) if answer.evidence else ""
+    if len(text) <= QUOTE_CHARACTERS:
+        return text
+    at = max(0, text.lower().find((answer.withheld or answer.text).lower()))
+    begin = max(0, min(at - QUOTE_CHARACTERS // 3, len(text) - QUOTE_CHARACTERS))
+    end = begin + QUOTE_CHARACTERS
+    return ("…" if begin else "") + text[begin:end].strip() + ("…" if end < len(text) else "")
+
+
 def source_lines(answer: Answer) -> list[str]:
-    """Return one line for each source of an answer."""
-    return [f"  {number}. {source.place}" for number, source in enumerate(answer.sources, 1)]
+    """Return one line for each source of an answer, that with the evidence marked."""
+    return [
+        f"{' *'[bool(source.evidence)]} {number}. {source.place}" for number, source in enumerate(answer.sources, 1)
+    ]
 
 
 def cost_line(answer: Answer) -> str:

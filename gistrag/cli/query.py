@@ -18,13 +18,14 @@ from gistrag.cli.options import (
     Index,
     Json,
     MaxNewTokens,
+    NoSecondReading,
     Quiet,
     RerankerName,
     RuntimeOption,
     Scope,
     TopK,
 )
-from gistrag.cli.output import cost_line, loading, print_json, print_pieces, say, source_lines
+from gistrag.cli.output import loading, print_json, print_pieces, say_about
 from gistrag.errors import UsageError
 
 EXAMPLES = (
@@ -53,6 +54,7 @@ def query(
         float, typer.Option(min=0, metavar="X", help="0 picks the likeliest token; higher values sample.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the sampling.")] = 0,
+    no_second_reading: NoSecondReading = False,
     reranker: RerankerName = None,
     device: Device = None,
     runtime: RuntimeOption = "auto",
@@ -82,10 +84,11 @@ def query(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            second_reading=not no_second_reading,
         )
         if not as_json:
             print_pieces(stream)
-            say(*source_lines(stream.answer), cost_line(stream.answer))
+            say_about(stream.answer)
             return
         for _ in stream:
             pass
