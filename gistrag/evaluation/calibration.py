@@ -35,7 +35,7 @@ PROBES = 100
 QUESTIONS_MIN = 40
 UNANSWERABLE = 0.1
 """Weight of a reading without the answer beside one with it."""
-PRECISION, REFUSED, DOUBTFUL = 0.9, 0.72, 0.5
+PRECISION, REFUSED, DOUBTFUL = 0.89, 0.7, 0.5
 """Of what is shown as sure, so much is right; so many unanswerable questions are refused; below this, read again."""
 RIDGE, DIGITS = 1.0, 4
 
