@@ -182,10 +182,11 @@ def _adapted(asked: Asked, remote: Teacher | None) -> tuple[dict[str, Any], list
     making = _trained(asked, base, learned, held, files, share)
     calibration = None
     adapter = asked.output / "adapter"
+    held, others = adapting.apart(held)
     if asked.calibrate:
         say(f"calibrating with at most {asked.calibrate:,} questions")
         calibration = adapting.calibrated(
-            learned, asked.output / "calibration", adapter, asked.index, questions=asked.calibrate,
+            others, asked.output / "calibration", adapter, asked.index, questions=asked.calibrate,
             device=asked.device, progress=_each_tenth,
         )  # fmt: skip
     making = replace(making, calibration=calibration.measured if calibration else {})

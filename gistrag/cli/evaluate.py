@@ -144,9 +144,11 @@ def _print(summary: dict[str, Any], output: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    from gistrag.evaluation.report import main_table
+    from gistrag.evaluation.report import long_table, main_table
 
-    print_table(*main_table(summary))
+    for headers, rows in (main_table(summary), long_table(summary)):
+        if rows:
+            print_table(headers, rows)
     say(*summary["notes"], f"{output}: rows.jsonl, summary.json, table.md, figures/")
 
 

@@ -2,8 +2,11 @@
 
 ::
 
-    training articles ─→ an index ─→ calibration.json in the adapter's folder
-    held-out articles ─→ evaluation/ ─→ F1 of base and adapter, from text and from gists ─→ what was gained
+    held-out articles ─┬─→ an index ─→ calibration.json in the adapter's folder
+                       └─→ evaluation/ ─→ F1 of base and adapter, from text and from gists ─→ what was gained
+
+An adapter is surer, and more often right, about what it was trained on, so both need articles that it never saw; no
+article serves both.
 """
 
 from __future__ import annotations
@@ -33,6 +36,12 @@ logger = logging.getLogger("gistrag")
 CONTEXTS_MOST = 600
 """Most contexts that a comparison searches, and most that a calibration indexes."""
 
+ARTICLES_MIN = 4
+"""Fewest held-out articles of which some are kept for the calibration."""
+
+SIDE = 4
+"""Of each so many questions one more is asked without its answer, and one for a long answer."""
+
 ARM_NAMES = ("without-adapter", "text", "gist-without-adapter", "gist")
 HELD_OUT_FILE = "held-out.jsonl"
 
@@ -45,6 +54,16 @@ class Gain:
     base: Estimate
     adapter: Estimate
     gained: Estimate
+
+
+def apart(held: Sequence[Context]) -> tuple[list[Context], list[Context]]:
+    """Return the contexts of the articles to measure with, and of those to calibrate with.
+
+    Every other article is for the calibration; none where fewer than `ARTICLES_MIN` were held out.
+    """
+    titles = sorted({context.article for context in held})
+    second = set(titles[1::2]) if len(titles) >= ARTICLES_MIN else set()
+    return [one for one in held if one.article not in second], [one for one in held if one.article in second]
 
 
 def compared(
@@ -73,10 +92,11 @@ def compared(
     file = output.parent / HELD_OUT_FILE
     write_contexts(file, few)
     settings, engine = evaluation.load(dict(given), device=device)
+    side = max(1, questions // SIDE)
     asked = Evaluation(
         file=file,
         output=output,
-        plan=Plan.of_suite("quick", questions=questions, seed=seed, unanswerable=max(1, questions // 4)),
+        plan=Plan.of_suite("quick", questions=questions, seed=seed, unanswerable=side, long=side),
         arm_names=ARM_NAMES,
         rates=(settings.tokens_per_gist,),
     )
@@ -106,7 +126,7 @@ def gains(rows_file: Path, tokens_per_gist: int) -> list[Gain]:
 
 
 def calibrated(
-    learned: Sequence[Context],
+    contexts: Sequence[Context],
     work: Path,
     adapter: Path,
     given: Mapping[str, Any],
@@ -118,7 +138,7 @@ def calibrated(
     """Return the calibration of an adapter, which lies in its folder; None where there is too little to fit one.
 
     Args:
-        learned: contexts it was trained on.
+        contexts: of articles it was not trained on.
         work: folder for the index that is asked.
         adapter: its folder; one that holds its calibration is left as it is.
         given: as in `compared`.
@@ -127,7 +147,7 @@ def calibrated(
     """
     if (adapter / "calibration.json").is_file() and (found := Calibration.read(adapter)):
         return found
-    asked = _documents(learned, work / "documents", questions)
+    asked = _documents(contexts, work / "documents", questions)
     if len(asked) < QUESTIONS_MIN:
         logger.info("a calibration takes %d questions with short answers, found %d", QUESTIONS_MIN, len(asked))
         return None
@@ -143,10 +163,10 @@ def calibrated(
     return found
 
 
-def _documents(learned: Sequence[Context], folder: Path, count: int) -> list[Question]:
+def _documents(contexts: Sequence[Context], folder: Path, count: int) -> list[Question]:
     """Write some of the articles as documents, and return questions about them."""
     articles: dict[str, list[Context]] = {}
-    for context in learned:
+    for context in contexts:
         articles.setdefault(context.article, []).append(context)
     titles = random.Random(0).sample(sorted(articles), len(articles))
     folder.mkdir(parents=True, exist_ok=True)

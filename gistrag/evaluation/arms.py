@@ -26,7 +26,7 @@ from gistrag.compression.compress import BATCH_TOKENS
 from gistrag.compression.making import gist_count
 from gistrag.compression.placements import TextPass
 from gistrag.errors import UsageError
-from gistrag.evaluation.cases import Case
+from gistrag.evaluation.cases import LONG, Case
 from gistrag.evaluation.corpus import Passage
 from gistrag.kv.cache import GistCache, Memory, as_stored
 from gistrag.kv.packed import stored_bytes
@@ -80,10 +80,14 @@ class Arm:
         return split[self.give]
 
     def takes(self, case: Case) -> bool:
-        """Return whether it answers a case: parts beside the main questions are for arms that read the passages."""
+        """Return whether it answers a case: parts beside the main questions are for arms that read the passages.
+
+        The base without adapter answers long questions too.
+        """
         if self.give == "hybrid" and len(case.passages) < 2:
             return False  # the same as text
-        return case.part == "questions" or (self.has_adapter and self.give not in ("nothing", "document"))
+        is_given = self.give not in ("nothing", "document")
+        return case.part == "questions" or (is_given and (self.has_adapter or case.part == LONG))
 
 
 def arms(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gistrag.evaluation.adapting import Gain
-from gistrag.evaluation.report import in_markdown
+from gistrag.evaluation.report import Figures, in_markdown, long_table
 from gistrag.qa.metrics import Estimate
 
 
@@ -52,7 +52,7 @@ def _points(found: Estimate) -> str:
     return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
-def card(making: Making, gains: Sequence[Gain], summary: Mapping[str, Any] | None) -> str:
+def card(making: Making, gains: Sequence[Gain], summary: Figures | None) -> str:
     """Return the card in Markdown.
 
     Args:
@@ -83,11 +83,11 @@ def card(making: Making, gains: Sequence[Gain], summary: Mapping[str, Any] | Non
     ]
     if making.calibration:
         figures = ", ".join(f"{name} {value}" for name, value in making.calibration.items())
-        parts += [f"Calibrated on articles it was trained on: {figures}."]
+        parts += [f"Calibrated on other held-out articles: {figures}."]
     return "\n\n".join(parts) + "\n"
 
 
-def _measured(gains: Sequence[Gain], summary: Mapping[str, Any] | None) -> list[str]:
+def _measured(gains: Sequence[Gain], summary: Figures | None) -> list[str]:
     if summary is None or not gains:
         return ["Nothing: no article was held out, or no question was asked."]
     refused = summary["parts"].get("refusal", {})
@@ -97,6 +97,7 @@ def _measured(gains: Sequence[Gain], summary: Mapping[str, Any] | None) -> list[
         f"{asked}, each from the best {summary['plan']['top_k'][0]} chunks; greedy, gists in 8 bits, in percent with "
         "95 % bootstrap intervals. What was gained is compared question by question.",
         in_markdown((list(GAIN_HEADERS), gain_rows(gains))),
+        *(["Long answers, held-out documents:", in_markdown(long)] if (long := long_table(summary))[1] else []),
         *([f"Refused where the passages hold no answer: {refusals}."] if refusals else []),
     ]
 

@@ -10,9 +10,10 @@ parts::
     refusal        the same questions, every passage with an answer removed
     planted …      facts planted in contexts of the corpus, found by retrieval
     passkey        an identifier planted at some depth of a long filler, all of which is given
+    long           questions with long answers whose evidence somebody marked, as in CLAP-NQ
     whole          questions about a whole document (kind ``whole``), all of which is given
 
-Long-form tasks (kind ``long``) are not asked, because a model wrote their answers. Nothing here runs a language model.
+Long-form tasks without evidence are not asked, because a model wrote their answers. Nothing here runs a language model.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, Literal, Self
 from gistrag.errors import UsageError
 from gistrag.evaluation.corpus import CANDIDATES, Corpus, Passage
 from gistrag.model.prompt import REFUSAL
-from gistrag.qa.dataset import Context, Task
+from gistrag.qa.dataset import LONG_KINDS, Context, Task
 from gistrag.qa.metrics import contains, is_refusal
 from gistrag.qa.planted_facts import FACTS, is_planted, plant
 
@@ -35,7 +36,7 @@ LONG, WHOLE = "long", "whole"
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ORDERS = 3
 WHOLE_FACTOR = 4
-"""An answer about a whole document may be this many times longer."""
+"""An answer about a whole document, and a long one, may be this many times longer."""
 
 Suite = Literal["quick", "full"]
 SUITES: dict[Suite, dict[str, Any]] = {
@@ -59,6 +60,7 @@ class Plan:
         passkey: fillers of each length, each asked at all of `DEPTHS`.
         lengths: tokens of the fillers, and of the contexts that are timed.
         orders: number of questions asked again in `ORDERS` other orders.
+        long: number of questions with long answers.
         whole: number of questions about whole documents.
         repeats: timings of each context and arm; 0 measures no time.
         max_new_tokens: most tokens of an answer.
@@ -76,6 +78,7 @@ class Plan:
     passkey: int = 2
     lengths: tuple[int, ...] = (1000, 2000, 4000)
     orders: int = 50
+    long: int = 100
     whole: int = 50
     repeats: int = 3
     max_new_tokens: int = 24
@@ -83,7 +86,7 @@ class Plan:
     def __post_init__(self) -> None:
         _require(self.questions >= 1, "--questions", "at least 1", self.questions)
         _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
-        for name in ("planted_facts", "unanswerable", "passkey", "orders", "whole", "repeats"):
+        for name in ("planted_facts", "unanswerable", "passkey", "orders", "long", "whole", "repeats"):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         _require(bool(self.top_k), "--top-k", "one number or several", self.top_k)
         _require(min(self.top_k) >= 1, "--top-k", "at least 1", min(self.top_k))
@@ -115,6 +118,7 @@ class Case:
         passages: in prompt order.
         document: consecutive passages of the article that contains the answer, for the arm that reads the article.
         about: further fields of its row.
+        evidence: sentences that support each answer, where somebody marked them.
     """
 
     part: str
@@ -125,6 +129,7 @@ class Case:
     max_new_tokens: int
     document: tuple[Passage, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
+    evidence: tuple[str, ...] = ()
 
 
 NumberedTask = tuple[int, Task]
@@ -182,8 +187,10 @@ def sampled(contexts: Sequence[Context], count: int, seed: int, wanted: Callable
     return [asked for turn in zip_longest(*queues) for asked in turn if asked is not None][:count]
 
 
-def _is_plain(task: Task) -> bool:
-    return task.kind not in (LONG, WHOLE) and not is_planted(task) and not _is_unanswerable(task)
+def is_plain(task: Task) -> bool:
+    """Return whether a task is a main question: with a short answer, which the contexts hold."""
+    is_short = task.kind not in LONG_KINDS and task.kind != WHOLE
+    return is_short and not is_planted(task) and not _is_unanswerable(task)
 
 
 def _is_unanswerable(task: Task) -> bool:
@@ -192,7 +199,7 @@ def _is_unanswerable(task: Task) -> bool:
 
 def main_questions(corpus: Corpus, plan: Plan) -> list[tuple[str, int, Task]]:
     """Return the name of each main question, the number of its context, and its task, sorted by article."""
-    asked = enumerate(sampled(corpus.contexts, plan.questions, plan.seed, _is_plain))
+    asked = enumerate(sampled(corpus.contexts, plan.questions, plan.seed, is_plain))
     named = [(f"{name}", number, task) for name, (number, task) in asked]
     return sorted(named, key=lambda one: (corpus.contexts[one[1]].article, one[1]))
 
@@ -215,6 +222,7 @@ def cases(corpus: Corpus, wholes: Sequence[Context], plan: Plan, *, document_tok
         *_unanswered(corpus, plan),
         *(_asking_fact(corpus, plan, place, number, task) for place, (number, task) in enumerate(facts)),
         *passkeys(corpus, plan, samples=plan.passkey),
+        *_longs(corpus, plan),
         *_wholes(corpus, wholes, plan),
     ]
 
@@ -321,6 +329,23 @@ def _hidden(
     about = {"kind": "passkey", "length": length, "depth": depth}
     name = f"{length} {sample} {depth:g}"
     return Case("passkey", name, task.question, task.answers, tuple(passages), plan.max_new_tokens, about=about)
+
+
+def _longs(corpus: Corpus, plan: Plan) -> Iterator[Case]:
+    """Yield the questions with long answers, each with the best chunks of the main top_k."""
+    asked = sampled(corpus.contexts, plan.long, plan.seed, lambda task: bool(task.evidence))
+    for place, (number, task) in enumerate(asked):
+        best = corpus.search(task.question)[: plan.top_k[0]][::-1]
+        about = {
+            "kind": task.kind,
+            "article": corpus.contexts[number].article,
+            "has_gold": not set(corpus.of_context[number]).isdisjoint(best),
+        }
+        passages = tuple(corpus.chunks[chunk] for chunk in best)
+        new_tokens = WHOLE_FACTOR * plan.max_new_tokens
+        yield Case(
+            LONG, f"{place}", task.question, task.answers, passages, new_tokens, evidence=task.evidence, about=about
+        )
 
 
 def _wholes(corpus: Corpus, wholes: Sequence[Context], plan: Plan) -> Iterator[Case]:

@@ -17,7 +17,7 @@ from gistrag.engine import Engine
 from gistrag.errors import FingerprintMismatchError, UsageError
 from gistrag.evaluation import provenance
 from gistrag.evaluation.arms import Arm, MemoryCache, Row, arms
-from gistrag.evaluation.cases import Case, Plan, cases, passkeys, planted, split_whole
+from gistrag.evaluation.cases import LONG, Case, Plan, cases, passkeys, planted, split_whole
 from gistrag.evaluation.corpus import Corpus, indexed
 from gistrag.evaluation.report import Figures, summarized, timed
 from gistrag.evaluation.runner import Journal, Runner, answered, pairs_of, unanswered
@@ -110,7 +110,8 @@ class Evaluation:
                 journal.add(row)
             samples = self._timings(main[:TIMED_QUESTIONS], fillers, chosen, settings, engine.model)
             rows = answered(pairs, journal)
-        counts = {"questions": len(main), "contexts": len(contexts), **corpus.counts}
+        long = sum(case.part == LONG for case in asked)
+        counts = {"questions": len(main), "long_questions": long, "contexts": len(contexts), **corpus.counts}
         return {"corpus": counts, **summarized(rows), "speed": timed(samples), "timings": samples}
 
     def _asked(
@@ -136,7 +137,7 @@ class Evaluation:
         )
         asked = cases(corpus, wholes, self.plan, document_tokens=min(DOCUMENT_TOKENS, model.window * 3 // 4))
         if not asked:
-            raise UsageError("expected questions with short answers, found only long-form ones")
+            raise UsageError("expected questions with short answers or marked evidence, found only long-form ones")
         return corpus, asked
 
     def _fillers(self, corpus: Corpus) -> list[Case]:

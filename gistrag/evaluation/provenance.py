@@ -102,8 +102,9 @@ def title(settings: IndexSettings) -> str:
 def notes(summary: Figures, file: Path) -> list[str]:
     """Return what a reader has to know besides the figures."""
     corpus, plan, machine = summary["corpus"], summary["plan"], summary["machine"]
+    long = f" and {corpus['long_questions']:,} for long answers" if corpus.get("long_questions") else ""
     lines = [
-        f"{corpus['questions']:,} questions of {file.name}, seed {plan['seed']}, {plan['top_k'][0]} chunks each; "
+        f"{corpus['questions']:,} questions{long} of {file.name}, seed {plan['seed']}, {plan['top_k'][0]} chunks each; "
         f"corpus of {corpus['articles']:,} articles, {corpus['chunks']:,} chunks, {corpus['tokens']:,} tokens.",
         f"gistrag {machine['gistrag']}, torch {machine['torch']}, transformers {machine['transformers']}, "
         f"{machine['device']}, {machine['threads']} threads.",

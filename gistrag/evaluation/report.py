@@ -52,7 +52,10 @@ Answers = Mapping[str, Row]
 def _compared(arms: Mapping[str, Answers]) -> dict[str, Figures]:
     """Return the figures of each arm in one part."""
     reference = arms.get(REFERENCE, {})
-    return {arm: _scores(answers) | _kept(answers, reference) | _cost(answers) for arm, answers in arms.items()}
+    return {
+        arm: _scores(answers) | _kept(answers, reference) | _long(answers, reference) | _cost(answers)
+        for arm, answers in arms.items()
+    }
 
 
 def _scores(answers: Answers) -> Figures:
@@ -71,6 +74,17 @@ def _kept(answers: Answers, reference: Answers) -> Figures:
     f1_kept = ratio([row["f1"] for row, _ in both], [other["f1"] for _, other in both])
     kept = retention([other["contains"] for _, other in both], [row["contains"] for row, _ in both])
     return {"f1_kept": _plain(f1_kept), "retention": _plain(kept)}
+
+
+def _long(answers: Answers, reference: Answers) -> Figures:
+    """Return the figures of long answers, and what an arm keeps of the reference; nothing for other parts."""
+    figures: Figures = {}
+    for name in ("rouge_l", "evidence"):
+        rows = {key: row for key, row in answers.items() if name in row}
+        both = [(row[name], reference[key][name]) for key, row in rows.items() if key in reference]
+        kept = ratio([one for one, _ in both], [other for _, other in both])
+        figures |= {name: _mean(row[name] for row in rows.values()), f"{name}_kept": _plain(kept)} if rows else {}
+    return figures
 
 
 def _cost(answers: Answers) -> Figures:
@@ -190,6 +204,14 @@ def main_table(summary: Figures) -> Table:
     return headers, rows
 
 
+def long_table(summary: Figures) -> Table:
+    """Return headers and rows of the questions with long answers; no rows where none was asked."""
+    names = ("rouge_l", "rouge_l_kept", "evidence", "evidence_kept")
+    headers = ["arm", "ROUGE-L", "% of text", "evidence covered", "% of text"]
+    arms = summary["parts"].get("long", {})
+    return headers, [[arm, *(percent(found.get(name)) for name in names)] for arm, found in arms.items()]
+
+
 def percent(estimate: Figures | None) -> str:
     """Return an estimate in percent with its interval.
 
@@ -227,6 +249,7 @@ def markdown(summary: Figures) -> str:
         ("F1 lost from the right passage alone to several with it", _mixed(summary["mixing"])),
         ("Planted facts, exact match", _by_part(parts, [*kinds, PLANTED] if kinds else [], "em")),
         ("Passkeys found, by depth", _depths(summary["passkey"])),
+        ("Long answers; evidence covered: words of the marked sentences that the answer has", long_table(summary)),
         ("Whole documents, F1", _by_part(parts, ["whole"], "f1")),
         ("The same passages in other orders", _ordered(summary["orders"])),
         ("Speed", _speeds(summary["speed"])),

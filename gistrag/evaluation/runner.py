@@ -17,12 +17,12 @@ from typing import Self
 
 from gistrag.compression.making import gist_count
 from gistrag.evaluation.arms import Arm, Caches, MemoryCache, Pair, Row, Setting
-from gistrag.evaluation.cases import WHOLE, Case
+from gistrag.evaluation.cases import LONG, WHOLE, Case
 from gistrag.evaluation.corpus import Passage
 from gistrag.kv.cache import Memory
 from gistrag.model.batching import batches_by_length
 from gistrag.model.generation import generate_batch
-from gistrag.qa.metrics import contains, exact_match, f1, hallucinated, is_refusal
+from gistrag.qa.metrics import contains, evidence_covered, exact_match, f1, hallucinated, is_refusal, rouge_l
 from gistrag.storage.jsonl import JsonLines
 
 GROUP_BYTES = 1 << 29
@@ -143,8 +143,16 @@ def scored(case: Case, arm: Arm, generated: str) -> Row:
         "f1": f1(generated, case.answers),
         "contains": contains(generated, case.answers),
         "refused": is_refusal(generated),
-        "hallucinated": hallucinated(generated, given) if given and case.part != WHOLE else None,
+        "hallucinated": hallucinated(generated, given) if given and case.part not in (WHOLE, LONG) else None,
+        **_scored_long(case, generated),
     }
+
+
+def _scored_long(case: Case, generated: str) -> Row:
+    """Return how good a long answer is, nothing of a case without evidence."""
+    if not case.evidence:
+        return {}
+    return {"rouge_l": rouge_l(generated, case.answers), "evidence": evidence_covered(generated, case.evidence)}
 
 
 def passage_id(passage: Passage) -> str:

@@ -17,8 +17,9 @@ from gistrag.answering.confidence import Again, Calibration
 from gistrag.cli.main import main as run_command
 from gistrag.engine import Engine
 from gistrag.evaluation import adapting
-from gistrag.evaluation.adapting import gains
+from gistrag.evaluation.adapting import apart, gains
 from gistrag.model.gist_model import GistModel
+from gistrag.qa.dataset import Context
 from gistrag.settings import AdapterSettings, IndexSettings
 from gistrag.training.checkpoints import read_log
 from gistrag.training.recipe import Recipe
@@ -232,9 +233,18 @@ def test_wrong_input_is_one_line_and_makes_nothing(
 
 
 def test_a_calibration_is_made_once(
-    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    given: list[str],
+    questions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It is fitted to questions about articles that were learned from, and lies beside the adapter it names."""
+    """It is fitted to held-out articles that nothing is measured with, and lies beside the adapter it names."""
+    records = [
+        {"context": f"Mill {n} has {n} wheels.", "question": f"Mill {n}?", "answer": str(n), "source": f"{n % 100}.md"}
+        for n in range(1500)
+    ]
+    questions.write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.setattr(adapting, "calibrate", lambda rag, asked, **about: calibration(len(asked), **about))
     monkeypatch.setattr(adapting.GistRAG, "from_folder", lambda *_, **__: Opened())
     command = [*given, "--evaluate", "0", "--calibrate", "50", "--json"]
@@ -263,6 +273,17 @@ def calibration(count: int, *, adapter: str, **_: Any) -> Calibration:
         adapter=adapter, heads=((0, 0),), weights={}, bias=0.0, again=Again(), sure=0.9, found=0.1, doubtful=0.5,
         measured={"questions": count},
     )  # fmt: skip
+
+
+def test_no_article_serves_calibration_and_comparison() -> None:
+    """Every other article is for the calibration; a few are all compared with."""
+    held = [Context("…", f"article {number % 5}") for number in range(20)]
+
+    measured, calibrated = apart(held)
+
+    assert {one.article for one in measured} == {"article 0", "article 2", "article 4"}
+    assert {one.article for one in calibrated} == {"article 1", "article 3"}
+    assert apart(held[:3]) == (held[:3], [])
 
 
 def test_gains_are_of_the_same_questions(tmp_path: Path) -> None:

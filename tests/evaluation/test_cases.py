@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +322,21 @@ def test_a_suite_is_a_plan() -> None:
     )
     assert Plan.of_suite("full") == Plan()
     assert Plan.of_suite("quick", top_k=(5, 1)).top_k == (5, 1)
+
+
+def test_long_questions_with_evidence_are_asked(corpus: Corpus, plan: Plan, tmp_path: Path) -> None:
+    """Those that people marked get a part of their own and more tokens; what a model wrote is not asked."""
+    marked = Task("How does the crane live?", ("It eats frogs.",), "long", ("The crane of the valley eats frogs.",))
+    made = tuple(Task(f"Tell me {kind}", ("It eats frogs.",), kind) for kind in ("long", "list", "summary"))
+    data = [replace(one, tasks=(marked, *made)) if one.text.startswith("The crane of") else one for one in contexts()]
+    tokenizer = byte_tokenizer().backend_tokenizer
+
+    with indexed(tmp_path / "long", data, HashEmbedder(), tokenizer=tokenizer, chunk_tokens=150) as corpus:
+        listed = asked(corpus, plan)
+
+    (long,) = of(listed, "long")
+    assert (long.question, long.answers, long.evidence) == (marked.question, marked.answers, marked.evidence)
+    assert long.max_new_tokens == 4 * plan.max_new_tokens
+    assert len(long.passages) == plan.top_k[0]
+    assert long.about["has_gold"] == ("The crane" in "".join(passage.text for passage in long.passages))
+    assert not [case for case in listed if case.question.startswith("Tell me")]

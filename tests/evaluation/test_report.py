@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gistrag.evaluation.plots import draw
-from gistrag.evaluation.report import main_table, markdown, summarized, timed
+from gistrag.evaluation.report import long_table, main_table, markdown, summarized, timed
 
 
 def row(arm: str, name: str, f1: float, *, part: str = "questions", **values: Any) -> dict[str, Any]:
@@ -209,3 +209,22 @@ def test_without_matplotlib_one_line_says_so(
         assert [] == draw(summary, tmp_path / "figures")
 
     assert ["matplotlib is missing" in record.message for record in caplog.records] == [True]
+
+
+def test_long_answers_have_a_table(summary: dict[str, Any]) -> None:
+    """ROUGE-L and covered evidence of each arm, and what is kept of text question by question; nothing without them."""
+    rows = [
+        row(arm, name, 0.0, part="long", hallucinated=None, rouge_l=rouge_l, evidence=evidence, has_gold=True)
+        for arm, name, rouge_l, evidence in (
+            ("text", "0", 0.4, 0.5), ("text", "1", 0.6, 1.0), ("gist 4", "0", 0.2, 0.5), ("gist 4", "1", 0.6, 0.25),
+        )
+    ]  # fmt: skip
+
+    headers, lines = long_table(summarized(rows))
+
+    assert headers[1:] == ["ROUGE-L", "% of text", "evidence covered", "% of text"]
+    assert [[cell.split(" ")[0] for cell in line] for line in lines] == [
+        ["text", "50.0", "100.0", "75.0", "100.0"],
+        ["gist", "40.0", "80.0", "37.5", "50.0"],
+    ]
+    assert long_table(summary)[1] == []

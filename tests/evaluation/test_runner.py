@@ -112,6 +112,24 @@ def test_side_parts_are_for_arms_that_read_the_passages(tuned: GistModel) -> Non
     assert ["text", "uncompressed KV", "gist 2", "gist 4"] == one
 
 
+def test_long_questions_are_for_the_base_too(tuned: GistModel) -> None:
+    """They tell what the adapter costs in long answers, so the base that reads the passages answers them as well."""
+    long = [arm.name for arm in every(tuned) if arm.takes(case(part="long"))]
+
+    assert ["text without adapter", "text", "uncompressed KV", "gist 2", "gist 4", "hybrid 2"] == long
+
+
+def test_a_long_answer_is_scored_against_its_evidence() -> None:
+    """It has ROUGE-L and the share of the marked words; any other row has neither."""
+    marked = case(part="long", evidence=("The crane eats frogs.",))
+
+    long, short = (scored(one, Arm("text", "text"), "it eats frogs at noon") for one in (marked, case()))
+
+    assert (long["rouge_l"], long["evidence"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert long["hallucinated"] is None
+    assert short.keys() & {"rouge_l", "evidence"} == set()
+
+
 # Answers
 
 
