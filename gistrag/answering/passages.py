@@ -118,7 +118,7 @@ def fit(
             "answer"
         )
     room = runtime.window - fixed
-    usage.layout = fitting_layout([passage.content for passage in passages], room)
+    usage.layout = fitting_layout([passage.content for passage in passages], runtime.reach - fixed)
     ends = accumulate(span(passage.content, usage.layout) for passage in passages)
     fitting = [passage for passage, end in zip(passages, ends, strict=True) if end <= room]
     usage.dropped_chunks = len(passages) - len(fitting)

@@ -91,6 +91,11 @@ class Runtime(ABC, Generic[M]):
         self._tokenizer = tokenizer
         self._template_ids: dict[str, list[int]] = {}
 
+    @property
+    def reach(self) -> int:
+        """Positions that every layer looks back over; gists that would stand further apart are packed."""
+        return min(self.window, self.local_window or self.window)
+
     # Text to token ids, and back
 
     def encode(self, text: str) -> list[int]:

@@ -309,6 +309,20 @@ def test_full_window_packs_the_gists(
     assert ["spread", "spread", "packed"] == [layout for _, layout in memories]
 
 
+def test_gists_are_packed_where_a_layer_would_not_reach_them(
+    rag: GistRAG, memories: list[tuple[list[GistCache], str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model with windows gets its gists spread where they fit into a window, and packed with one position less."""
+    usage = rag.query("honey", top_k=3, max_new_tokens=1).usage
+    room = fixed(rag, "honey") + usage.source_tokens
+
+    for window in (room, room - 1):
+        monkeypatch.setattr(rag.model, "local_window", window)
+        assert 0 == rag.query("honey", top_k=3, max_new_tokens=1).usage.dropped_chunks
+
+    assert ["spread", "spread", "packed"] == [layout for _, layout in memories]
+
+
 def test_lowest_ranked_chunks_leave_first(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit even when packed is left out from the end of the ranking, and counted."""
     whole = rag.query("honey", top_k=4, max_new_tokens=1)
