@@ -18,8 +18,10 @@ from support.tiny_models import FAMILIES, tiny_model
 from gistrag.compression.compress import compress
 from gistrag.compression.making import gist_count
 from gistrag.compression.placements import anchors
+from gistrag.errors import ModelNotFoundError
 from gistrag.kv.cache import GistCache, concatenate
 from gistrag.model.gist_model import GistModel
+from gistrag.model.hub import find
 from gistrag.settings import GistSettings
 
 RATE = 4
@@ -96,6 +98,28 @@ def test_training_is_serving(any_model: GistModel, count: int, placement: str) -
     caches = served(any_model, chunks, question, placement)
 
     torch.testing.assert_close(caches, one_pass, rtol=0, atol=1e-12)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("placement", ["anchored", "learned"])
+def test_training_is_serving_with_gemma(placement: str) -> None:
+    """In float32 the two agree for Gemma 3 270M too, with passages that reach beyond its windows of 512 positions."""
+    try:
+        path = find("gemma3-270m", download=False).path
+    except ModelNotFoundError as error:
+        pytest.skip(str(error))
+    model = GistModel.load(path, device="cpu")
+    model.network.float()
+    model.dtype = torch.float32
+    words = "the mill grinds rye in the morning and oats at night while the miller writes every sack into a book "
+    chunks = [model.encode_passage(f"{number} {words * 7}") for number in range(5)]
+    question = model.encode_question("What does the mill grind at night?")
+
+    one_pass = masked(model, chunks, question, placement)
+    caches = served(model, chunks, question, placement)
+
+    assert sum(map(len, chunks)) > 600
+    torch.testing.assert_close(caches, one_pass, rtol=0, atol=2e-3)  # logits of up to 30, 18 layers deep
 
 
 def test_training_is_serving_in_bf16() -> None:
