@@ -204,9 +204,10 @@ class Answer:
 
     @property
     def marked(self) -> str:
-        """The text, with the number of the source that carries it behind: ``8000 [1]``."""
+        """The text, with the number of the source that carries it behind: ``8000 [1]``; a refusal rests on none."""
         numbers = [number for number, source in enumerate(self.sources, 1) if source.evidence]
-        return f"{self.text} [{numbers[0]}]" if numbers and self.text else self.text
+        is_answer = bool(self.text) and self.verdict != "not found"
+        return f"{self.text} [{numbers[0]}]" if numbers and is_answer else self.text
 
     def __str__(self) -> str:
         return self.text

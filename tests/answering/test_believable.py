@@ -465,5 +465,6 @@ def test_an_answer_without_evidence_has_no_mark() -> None:
     evidence = Evidence(0, 4, "Text", (), None, True)
 
     assert Answer("8000", (source,)).marked == "8000"
+    assert Answer(REFUSAL, (dataclasses.replace(source, evidence=evidence),), verdict="not found").marked == REFUSAL
     assert Answer("", (dataclasses.replace(source, evidence=evidence),)).marked == ""
     assert Answer("8000", (source, dataclasses.replace(source, evidence=evidence))).marked == "8000 [2]"
