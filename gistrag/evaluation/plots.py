@@ -52,7 +52,8 @@ def _draw_quality(figure: Any, summary: Figures) -> bool:
         return False
     figure.set_size_inches(6.4, 4.2)
     axes = figure.subplots()
-    gists = sorted(arms[arm] for arm in arms if arm.startswith("gist "))
+    read = [found for arm, found in arms.items() if arm.startswith("gist ") and not arm.endswith(" without adapter")]
+    gists = sorted(read, key=lambda found: found[0])
     axes.plot([size for size, _ in gists], [100 * f1["value"] for _, f1 in gists], color="#9ecae1", zorder=1)
     for arm, (size, f1) in arms.items():
         value, low, high = (100 * f1[name] for name in ("value", "low", "high"))

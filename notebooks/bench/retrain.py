@@ -119,22 +119,14 @@ def decided(shipped: Figures, new: Figures) -> dict[str, Any]:
     >>> decided(one, one)["ship"]
     'shipped'
     """
+    asked = (("f1", "questions", "f1"), ("rouge_l", "long", "rouge_l"), ("refused", "refusal", "refused"))
     figures = {
-        name: {arm: [_value(one, part, arm, figure) for one in (shipped, new)] for arm in ARMS}
-        for name, part, figure in (
-            ("f1", "questions", "f1"),
-            ("rouge_l", "long", "rouge_l"),
-            ("refused", "refusal", "refused"),
-        )
+        name: {arm: [float(one["parts"][part][arm][figure]["value"]) for one in (shipped, new)] for arm in ARMS}
+        for name, part, figure in asked
     }
     loses = any(after < before - LOST_AT_MOST for before, after in figures["f1"].values())
     gains = any(after > before for name in ("rouge_l", "refused") for before, after in figures[name].values())
     return {"ship": "new" if gains and not loses else "shipped", "figures": figures, "order": ["shipped", "new"]}
-
-
-def _value(summary: Figures, part: str, arm: str, figure: str) -> float:
-    found = summary["parts"].get(part, {}).get(arm, {}).get(figure)
-    return float(found["value"]) if found else 0.0
 
 
 if __name__ == "__main__":

@@ -228,3 +228,12 @@ def test_long_answers_have_a_table(summary: dict[str, Any]) -> None:
         ["gist", "40.0", "80.0", "37.5", "50.0"],
     ]
     assert long_table(summary)[1] == []
+
+
+def test_a_base_beside_its_adapter_is_drawn(summary: dict[str, Any], tmp_path: Path) -> None:
+    """The same gists, read without the adapter, take the same bytes and have another F1."""
+    rows = [*ROWS, *rows_of("gist 4 without adapter", (0, 0.3, 0.1, 0))]
+
+    drawn = draw({**summary, **summarized(rows)}, tmp_path)
+
+    assert "quality.png" in {path.name for path in drawn}
