@@ -30,8 +30,9 @@ from gistrag.index import manifest
 from gistrag.index.embedder import Embedder
 from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
-from gistrag.index.schema import DocumentRow, GistRow
+from gistrag.index.schema import DocumentRow, GistRow, StoredChunk
 from gistrag.index.store import IndexedChunk, Store, damaged_documents
+from gistrag.index.summaries import Missing, as_chunk, summary_of
 from gistrag.model.runtime import AnyRuntime
 from gistrag.progress import NoProgress, Progress, ReadingProgress
 
@@ -136,6 +137,7 @@ class Builder:
         pending = self._apply_unread(known, found, skipped)
         self.report.skipped.extend(skipped)
         self._index(folder, pending, known)
+        self._summarize()
         self.report.skipped.sort(key=lambda row: row.path)
         self._finish()
         self.report.gists_pending = len(self._store.gists.pending())
@@ -229,6 +231,24 @@ class Builder:
             self._store.commit()
             self.report.chunks += len(batch)
             self._show_read(done, len(pending))
+
+    def _summarize(self) -> None:
+        """Store the summaries that are missing or outdated, batch by batch; a build that was stopped goes on."""
+        summaries = self._store.summaries
+        summaries.prepare()
+        summaries.drop_orphans()
+        missing = iter(list(summaries.missing()))
+        while batch := list(islice(missing, BATCH_CHUNKS)):
+            made = [(one, self._summary(one, chunks)) for one in batch if (chunks := self._store.chunks_of(one.path))]
+            vectors = self._embedder.embed_documents([chunk.text for _, chunk in made])
+            for (one, chunk), parts in zip(made, vectors, strict=True):
+                summaries.put(one, chunk, parts)
+            self._store.commit()
+
+    def _summary(self, of: Missing, chunks: Sequence[StoredChunk]) -> StoredChunk:
+        summary = summary_of(of.path, chunks, of.kind)
+        tokens = len(self._runtime.text_tokenizer.encode(summary.text, add_special_tokens=False))
+        return as_chunk(summary, chunks, tokens=tokens)
 
     def _show_read(self, documents: int, of: int) -> None:
         if of and isinstance(self._progress, ReadingProgress):

@@ -122,6 +122,11 @@ class Retriever:
             keyword = self._store.keyword_search(keywords(question), 1, allowed=allowed)
         return Fit(*(found[0][1] if found else 0.0 for found in (dense, keyword)))
 
+    def nearest_summary(self, question: str) -> tuple[int, float] | None:
+        """Return the id and the cosine of the summary that is nearest to *question*, None where none is stored."""
+        found = self._store.summaries.nearest(self._embedder.embed_query(question), 1)
+        return found[0] if found else None
+
     def _rerank(self, question: str, hits: list[Hit]) -> list[Hit]:
         if self._reranker is None or not hits:
             return hits

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FORMAT_VERSION = 1
+SUMMARY_ORDINAL = -1
+"""Ordinal of the summary of a document; its chunks have those from 0."""
 APPLICATION_ID = 0x67697374  # "gist"
 
 BUILDER_PRAGMAS = (
@@ -19,6 +21,10 @@ BUILDER_PRAGMAS = (
     "PRAGMA foreign_keys = ON",
     "PRAGMA secure_delete = ON",
 )
+CREATE_SUMMARIES = """CREATE TABLE IF NOT EXISTS summaries (
+        document_id INTEGER PRIMARY KEY REFERENCES documents ON DELETE CASCADE, made_from TEXT NOT NULL,
+        title TEXT NOT NULL, text TEXT NOT NULL, tokens INTEGER NOT NULL, end_char INTEGER NOT NULL,
+        sha256 TEXT NOT NULL, vectors BLOB NOT NULL, parts INTEGER NOT NULL) STRICT"""
 SCHEMA = (
     "PRAGMA application_id = 0x67697374",
     "PRAGMA user_version = 1",
@@ -41,6 +47,7 @@ SCHEMA = (
         vector BLOB NOT NULL) STRICT""",
     "CREATE INDEX vectors_by_chunk ON vectors (chunk_id)",
     "CREATE TABLE skipped (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, reason TEXT NOT NULL) STRICT",
+    CREATE_SUMMARIES,
     """CREATE VIRTUAL TABLE words USING fts5 (
         text, heading, content = 'chunks', content_rowid = 'id', tokenize = 'porter unicode61')""",
     """CREATE TRIGGER words_in AFTER INSERT ON chunks BEGIN
@@ -114,6 +121,30 @@ PUT_CHUNK = """
     INSERT INTO chunks (document_id, ordinal, start_char, end_char, text, heading, page, tokens, gist_key, sha256)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
 
+HAS_SUMMARIES = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'summaries'"
+_FIRST_HEADING = "(SELECT heading FROM chunks WHERE document_id = d.id ORDER BY ordinal LIMIT 1)"
+TITLES = f"""
+    SELECT d.path, s.title, {_FIRST_HEADING}
+    FROM documents d LEFT JOIN summaries s ON s.document_id = d.id ORDER BY d.path"""
+FIRST_HEADINGS = f"SELECT d.path, '', {_FIRST_HEADING} FROM documents d ORDER BY d.path"
+SUMMARY = """
+    SELECT d.id, d.path, d.sha256, s.made_from, s.title, s.text, s.tokens, s.end_char, s.sha256
+    FROM summaries s JOIN documents d ON d.id = s.document_id WHERE d.id = ?"""
+SUMMARY_VECTORS = """
+    SELECT d.id, d.path, d.sha256, s.made_from, s.vectors, s.parts
+    FROM summaries s JOIN documents d ON d.id = s.document_id
+    WHERE d.vectors_by = :vectors_by ORDER BY d.id"""
+_IS_LONG = "EXISTS (SELECT 1 FROM chunks WHERE document_id = d.id AND ordinal = 1)"
+SUMMARIZED = f"""
+    SELECT d.id, d.path, d.sha256, d.kind, s.made_from
+    FROM documents d LEFT JOIN summaries s ON s.document_id = d.id WHERE {_IS_LONG} ORDER BY d.path"""
+PUT_SUMMARY = """
+    INSERT OR REPLACE INTO summaries
+        (document_id, made_from, title, text, tokens, end_char, sha256, vectors, parts)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+DROP_SUMMARIES = f"""
+    DELETE FROM summaries WHERE document_id NOT IN (SELECT d.id FROM documents d WHERE {_IS_LONG})"""
+
 
 @dataclass(frozen=True)
 class DocumentRow:
@@ -134,7 +165,10 @@ class DocumentRow:
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """A chunk of the index; its id is never given to another one. ``gist_key`` is None where text is cheaper."""
+    """A chunk of the index; its id is never given to another one. ``gist_key`` is None where text is cheaper.
+
+    The summary of a document is one too, see `gistrag.index.summaries`.
+    """
 
     id: int
     document_id: int

@@ -35,6 +35,7 @@ from gistrag.index.config import IndexConfig
 from gistrag.index.database import Database, nothing_built
 from gistrag.index.gist_store import GistStore
 from gistrag.index.schema import DocumentRow, Stats, StoredChunk
+from gistrag.index.summaries import Summaries
 from gistrag.index.vector_store import VectorStore
 from gistrag.settings import IndexSettings
 from gistrag.storage import files
@@ -69,6 +70,7 @@ class Store:
         config: what the index was made with.
         gists: its gist files.
         vectors: its vectors.
+        summaries: those of its documents.
     """
 
     def __init__(self, folder: Path, *, is_builder: bool) -> None:
@@ -81,6 +83,7 @@ class Store:
             raise
         self.gists = GistStore(self.database, self.config)
         self.vectors = VectorStore(self.database, self.config)
+        self.summaries = Summaries(self.database, self.config, chunks_of=self.chunks_of)
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
@@ -166,7 +169,7 @@ class Store:
         Documents made with other fingerprints stay, say so in their `DocumentRow`, and are answered from their text
         until they are replaced.
         """
-        self.config = self.gists.config = self.vectors.config = self.config.write(
+        self.config = self.gists.config = self.vectors.config = self.summaries.config = self.config.write(
             self.database,
             settings,
             source=source,
@@ -202,9 +205,12 @@ class Store:
         return self.database.values(lambda *row: Skipped(path=row[0], sha256=row[1], reason=row[2]), rows)
 
     def chunks(self, ids: Iterable[int]) -> list[StoredChunk]:
-        """Return the chunks *ids*, in that order; gone and damaged ones are left out."""
+        """Return the chunks *ids*, summaries among them, in that order; gone and damaged ones are left out."""
         wanted = list(ids)
         found = {row.id: row for row in _chunk_rows(self.database, schema.CHUNKS_BY_ID, (json.dumps(wanted),))}
+        for chunk_id in wanted:
+            if chunk_id < 0 and (row := self.summaries.of_document(-chunk_id)):
+                found[chunk_id] = row
         return [found[chunk_id] for chunk_id in wanted if chunk_id in found]
 
     def chunks_of(self, path: str) -> list[StoredChunk]:
