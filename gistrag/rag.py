@@ -15,10 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-
-from gistrag.answering.answer import Answer, Options, require_history
+from gistrag.answering.answer import Answer, Options
 from gistrag.answering.finding import NO_DOCUMENTS, NO_PASSAGES, Finder
 from gistrag.answering.stream import Stream
 from gistrag.answering.texts import GivenTexts
@@ -37,7 +34,7 @@ from gistrag.frameworks import LlamaIndex
 from gistrag.index.builder import Builder, SyncReport
 from gistrag.index.gist_maker import compress_texts, make_gists
 from gistrag.index.gist_worker import GistWorker, When
-from gistrag.index.retriever import Hit, Retriever
+from gistrag.index.retriever import Retriever
 from gistrag.index.store import Store
 from gistrag.progress import GistProgress, Progress, shown_or
 from gistrag.settings import IndexSettings, KvCacheDtype, Mode, Placement, RuntimeName
@@ -61,14 +58,14 @@ class GistRAG(Contents, LlamaIndex):
     """
 
     def __init__(self, store: Store, engine: Engine) -> None:
-        super().__init__(store)
+        retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
+        finder = Finder(store, retriever, engine.runtime, ask=lambda ids: self._worker.ask(ids))
+        super().__init__(store, retriever, finder)
         self.engine = engine
         self.report: SyncReport | None = None
         self.runtime = engine.runtime
         self._worker = GistWorker(store)
-        self._retriever = Retriever(store, engine.embedder, reranker=engine.reranker)
         ask, during = (lambda key: self._worker.ask_for(key)), (lambda: self._worker.paused())
-        self._finder = Finder(store, self._retriever, engine.runtime, ask=lambda ids: self._worker.ask(ids))
         self._given = GivenTexts(
             store, engine.runtime, lambda: engine.model, ask=ask, during=during, judge=engine.judge
         )
@@ -285,54 +282,6 @@ class GistRAG(Contents, LlamaIndex):
         with Store.build(self.folder, command="GistRAG.compress") as store:
             require_engine(store, self.engine, remedy=OTHER_INDEX)
             return compress_texts(store, self.model, texts)
-
-    def retrieve(
-        self,
-        question: str,
-        *,
-        top_k: int = 3,
-        scope: str | None = None,
-        filters: Mapping[str, str] | None = None,
-        vector: npt.NDArray[np.float32] | None = None,
-        history: Sequence[str] = (),
-    ) -> list[Hit]:
-        """Return the chunks that fit a question best, best first, without generating anything.
-
-        Args:
-            question: in words.
-            top_k: how many chunks.
-            scope: path of a document to stay in.
-            filters: all must hold: ``path`` a pattern (``*`` crosses folders), ``kind``, ``heading`` part of one.
-            vector: ``(dim,)`` embedding to search by in place of the question's own; of the index's embedder.
-            history: earlier questions, see `searched`.
-
-        Raises:
-            UsageError: an empty question, ``top_k`` below 1, an unknown filter or document.
-        """
-        with self.store.snapshot():
-            question = self.searched(question, history, scope=scope, filters=filters) if history else question
-            return self._retriever.search(question, top_k=top_k, scope=scope, filters=filters, vector=vector)
-
-    def searched(
-        self,
-        question: str,
-        history: Sequence[str] = (),
-        *,
-        scope: str | None = None,
-        filters: Mapping[str, str] | None = None,
-    ) -> str:
-        """Return what is searched for a question of a conversation.
-
-        Args:
-            history: earlier questions, oldest first. One that the question leans on comes before it: "What is paid for
-                a hotel?" before "And in Zurich?".
-
-        Raises:
-            UsageError: *history* is no list of texts.
-        """
-        require_history(history)
-        with self.store.snapshot():
-            return self._finder.searched(question, history, scope=scope, filters=filters)
 
     def query(
         self,

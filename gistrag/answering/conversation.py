@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
+from gistrag.answering.about import kind_of
 from gistrag.index.retriever import Fit
 from gistrag.qa.stop_words import STOP_WORDS
 
@@ -70,7 +71,7 @@ def joined(question: str, history: Sequence[str], fit: FitOf) -> str:
     """Return what to search for a question: itself, or behind those of the earlier questions that it leans on.
 
     Args:
-        history: earlier questions of the same user, oldest first; empty ones are left out.
+        history: earlier questions of the same user, oldest first; greetings and empty ones are left out.
     """
     turns = [*earlier(history), question]
     meant = turns[0]
@@ -80,12 +81,12 @@ def joined(question: str, history: Sequence[str], fit: FitOf) -> str:
 
 
 def earlier(history: Sequence[str]) -> list[str]:
-    """Return the earlier questions that count, each in one line.
+    """Return the earlier questions that count, each in one line; greetings and thanks do not.
 
-    >>> earlier(["What is a gist?", "", "How long is it?"])
+    >>> earlier(["What is a gist?", "Thanks!", "How long is it?"])
     ['What is a gist?', 'How long is it?']
     """
-    filled = [" ".join(turn.split()) for turn in history if turn.strip()]
+    filled = [" ".join(turn.split()) for turn in history if turn.strip() and not kind_of(turn)]
     return [turn[-TURN_CHARACTERS:] for turn in filled[-TURNS_MAX:]]
 
 

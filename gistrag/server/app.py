@@ -47,7 +47,8 @@ from gistrag.server.scheduler import Job, Scheduler
 logger = logging.getLogger("gistrag")
 
 T = TypeVar("T")
-ChunkId = Annotated[int, Field(ge=1, lt=2**63)]
+ChunkId = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+"""Negative for the summary of a document."""
 
 QUEUE_MAX = 16
 GENERATION_S = 120.0
@@ -329,6 +330,8 @@ def passage_record(rag: GistRAG, chunk_id: int) -> Record | None:
         ids = [one.id for one in rag.store.chunks_of(found[0].path)] if found else []
     if not found:
         return None
+    if chunk_id not in ids:  # a summary
+        return {**chunk_record(found[0]), "previous": None, "next": None}
     at = ids.index(chunk_id)
     previous, following = ids[at - 1] if at else None, ids[at + 1] if at + 1 < len(ids) else None
     return {**chunk_record(found[0]), "previous": previous, "next": following}

@@ -116,6 +116,25 @@ def test_a_chat_history_asks_its_last_question(client: Any) -> None:
     assert best("And what does it do?") == ("mills.md", "Where is the mill? And what does it do?")
 
 
+def test_a_question_about_a_document_is_answered_by_its_summary(client: Any) -> None:
+    """Nothing is generated, whole and streamed; its source can be opened like any other. So for a greeting, without."""
+    asked = {
+        **STREAMED,
+        "messages": [{"role": "user", "content": "What is this about?"}],
+        "gistrag": {"scope": "bees.md"},
+    }
+    first, piece, last = events(client.post(CHAT, json=asked).text)
+    (source,) = first["gistrag"]["sources"]
+    passage = client.get(f"/v1/passages/{source['chunk_id']}", params={"model": "manual"}).json()
+    hello = client.post(CHAT, json={**HONEY, "messages": [{"role": "user", "content": "Hello!"}]}).json()
+
+    assert passage["text"] == piece["choices"][0]["delta"]["content"]
+    assert passage["text"].startswith("Bees\n\n")
+    assert (passage["previous"], passage["next"], last["choices"][0]["finish_reason"]) == (None, None, "stop")
+    assert hello["choices"][0]["message"]["content"].endswith("2 documents of this index: bees.md and mills.md.")
+    assert hello["gistrag"]["sources"] == []
+
+
 def test_a_long_or_empty_history_is_no_error(client: Any) -> None:
     """A thousand messages, some of them blank, are a conversation as any other."""
     turns = [{"role": "user", "content": "" if number % 2 else "Where is the mill?"} for number in range(1000)]
@@ -276,7 +295,8 @@ def test_the_longest_answer_has_two_names(client: Any, given: dict[str, Any]) ->
         ("GET", "/v1/documents", (400, "missing_parameter")),
         ("GET", "/v1/documents?model=diary", (404, "model_not_found")),
         ("GET", "/v1/passages/99?model=manual", (404, "passage_not_found")),
-        ("GET", "/v1/passages/-1?model=manual", (400, "invalid_value")),
+        ("GET", "/v1/passages/-99?model=manual", (404, "passage_not_found")),
+        ("GET", f"/v1/passages/-{10**30}?model=manual", (400, "invalid_value")),
         ("GET", f"/v1/passages/{10**30}?model=manual", (400, "invalid_value")),
         ("GET", "/v1/passages/..%2f..%2findex.db?model=manual", (404, "not_found")),
     ],
