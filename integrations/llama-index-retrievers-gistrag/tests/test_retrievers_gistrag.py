@@ -660,6 +660,18 @@ def test_index_opens_llama_index(rag: GistRAG) -> None:
     assert isinstance(engine.query(QUESTION), StreamingResponse)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_greetings_and_whole_documents_need_no_model(rag: GistRAG, streaming: bool) -> None:
+    """The query engine and the chat engine answer them as the library does; the summary is the node."""
+    engine = rag.as_query_engine(scope="book.md", streaming=streaming)
+    whole = "What is this document about?"
+    hello, about = engine.query("Hello!"), asyncio.run(engine.aquery(whole))
+
+    assert rag.query("Hello!").text == str(hello) == str(rag.as_chat_engine().chat("Hello!"))
+    assert rag.query(whole, scope="book.md").text == str(about) == about.source_nodes[0].node.get_content()
+    assert ([], 1) == (hello.source_nodes, len(about.source_nodes))
+
+
 # A conversation
 
 MILL, FOLLOW_UP = "Where does the mill stand?", "And what does it do?"

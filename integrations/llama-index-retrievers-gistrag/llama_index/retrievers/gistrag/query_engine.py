@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama_index.core.base.response.schema import RESPONSE_TYPE, Response
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores import MetadataFilters
 
 from gistrag import GistRAG
@@ -16,7 +19,10 @@ from llama_index.retrievers.gistrag.synthesizer import GistSynthesizer
 
 
 class GistQueryEngine(RetrieverQueryEngine):
-    """Answers questions over an index from gist caches. `from_rag` makes one; the constructor takes any parts."""
+    """Answers questions over an index from gist caches. `from_rag` makes one; the constructor takes any parts.
+
+    What `GistRAG.ready` answers, greetings and questions about whole documents, it answers without its parts.
+    """
 
     @classmethod
     def from_rag(
@@ -45,3 +51,21 @@ class GistQueryEngine(RetrieverQueryEngine):
             response_synthesizer=GistSynthesizer(rag, streaming=streaming, **shared, **options),
             node_postprocessors=list(node_postprocessors),
         )
+
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        return self._ready(query_bundle) or super()._query(query_bundle)
+
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        ready = await asyncio.to_thread(self._ready, query_bundle)
+        return ready or await super()._aquery(query_bundle)
+
+    def _ready(self, query: QueryBundle) -> Response | None:
+        """Return the answer for which no model is asked, None elsewhere, or where the retriever is another one."""
+        retriever = self._retriever
+        if not isinstance(retriever, GistRetriever) or retriever.filters:
+            return None
+        answer = retriever.rag.ready(query.query_str, scope=retriever.scope)
+        if answer is None:
+            return None
+        nodes = retriever._nodes(retriever.rag.chunks([source.chunk_id for source in answer.sources]))
+        return Response(answer.text, source_nodes=[NodeWithScore(node=node, score=1.0) for node in nodes])
