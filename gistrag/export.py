@@ -24,7 +24,7 @@ from gistrag.answering.answer import Usage
 from gistrag.answering.assemble import Content, assemble, fitting_layout, span
 from gistrag.answering.passages import load_gists
 from gistrag.compression.compress import compress
-from gistrag.errors import ContextOverflowError, ResourceError, UsageError
+from gistrag.errors import ContextOverflowError, ResourceError, UnsupportedModelError, UsageError
 from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache, Memory
@@ -88,7 +88,11 @@ def cartridge_of(store: Store, model: GistModel, chunks: Sequence[StoredChunk]) 
 
     Raises:
         ContextOverflowError: the window holds them in neither layout.
+        UnsupportedModelError: layers of the model have windows, and peft counts their slots, not their positions.
     """
+    if model.local_window is not None:
+        raise UnsupportedModelError("expected a model whose layers all look at everything, found windows of "
+                                    f"{model.local_window} positions, which a cartridge cannot keep")  # fmt: skip
     gists: dict[int, PackedGists | GistCache] = {**load_gists(chunks, store, Usage())}
     again = [chunk for chunk in chunks if chunk.id in gists and gists[chunk.id].is_ragged]
     gists |= _evened(model, again, store.settings.tokens_per_gist)

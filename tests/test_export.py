@@ -17,7 +17,7 @@ from gistrag import export, rag
 from gistrag.cli.main import main as run_command
 from gistrag.compression.compress import compress
 from gistrag.engine import Engine
-from gistrag.errors import ContextOverflowError, UsageError
+from gistrag.errors import ContextOverflowError, UnsupportedModelError, UsageError
 from gistrag.kv.cache import GistCache, concatenate
 from gistrag.model.generation import generate, read_text
 from gistrag.model.gist_model import GistModel
@@ -257,3 +257,11 @@ def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.Capture
     assert 4 == run_command(["export", "-o", str(tmp_path / "out"), "--chunk", "1", "--index", str(tmp_path / "none")])
     assert 2 == capsys.readouterr().err.count("\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_with_windows_has_no_cartridge(tmp_path: Path) -> None:
+    """Where peft would see other slots than an answer does, the export is refused in one line."""
+    made = index(tmp_path, tiny_model("gemma3"))
+
+    with pytest.raises(UnsupportedModelError, match="windows of 512 positions"):
+        export.cartridge_of(made.store, made.model, export.chosen(made.store, (), ["mills.md"]))
