@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 from gistrag.qa.stop_words import STOP_WORDS
@@ -42,6 +43,16 @@ def share_of_words(wanted: Sequence[str], text: str) -> float:
     return sum(_has(present, word) for word in wanted) / len(wanted) if wanted else 0.0
 
 
+def places(wanted: Sequence[str], text: str) -> list[tuple[int, int]]:
+    """Return the start and end of every word of a text that is wanted, see `words`.
+
+    >>> places(["depart"], "It departed at noon.")
+    [(3, 11)]
+    """
+    found = ((match.span(), frozenset(_tokens(match[0]))) for match in _WORD.finditer(text))
+    return [span for span, present in found if present and any(_has(present, word) for word in wanted)]
+
+
 def stands_in(phrase: str, text: str) -> bool:
     """Return whether a phrase stands in a text word for word, whatever the punctuation and the case.
 
@@ -71,7 +82,7 @@ def _is_name(answer: str, match: re.Match[str]) -> bool:
     return bool(_NAME.fullmatch(match[0])) and match[0].lower() not in STOP_WORDS and not begins
 
 
-def _has(present: set[str], word: str) -> bool:
+def _has(present: AbstractSet[str], word: str) -> bool:
     if word in present:
         return True
     if word[0].isdigit():

@@ -24,7 +24,7 @@ from gistrag.cli.options import (
     Scope,
     TopK,
 )
-from gistrag.cli.output import loading, logger, print_json, print_pieces, say, say_about
+from gistrag.cli.output import cost_line, loading, logger, print_answer, print_json, say, source_lines
 from gistrag.errors import GistRAGError, UsageError
 
 if TYPE_CHECKING:
@@ -132,17 +132,16 @@ class Session:
                 for _ in stream:
                     pass
             else:
-                print_pieces(stream)
+                print_answer(stream)
         except KeyboardInterrupt:
             stream.close()
-            say("", "stopped")
+            say("", "stopped", *source_lines(stream.answer), cost_line(stream.answer))
         self._last = stream.answer
         if self._as_json:
             print_json({"question": question, "mode": self.options.mode, **asdict(self._last)})
         else:
             if self._last.searched not in ("", question):
                 say(f"  searched: {self._last.searched}")
-            say_about(self._last)
             say("")
 
     def _set(self, **changes: object) -> None:

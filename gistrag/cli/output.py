@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from gistrag.progress import NoProgress, Progress, TerminalProgress
 
 if TYPE_CHECKING:
     from gistrag.answering.answer import Answer
+    from gistrag.answering.stream import Stream
 
 logger = logging.getLogger("gistrag")
 
@@ -110,49 +113,83 @@ def print_pieces(pieces: Iterator[str]) -> None:
 
 
 QUOTE_CHARACTERS = 320
+TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
-def say_about(answer: Answer) -> None:
-    """Print what stands under an answer: its evidence, its sources, its costs."""
+def print_answer(stream: Stream) -> None:
+    """Print an answer while it is generated; how sure it is, its sources and its costs follow on standard error.
+
+    An answer that is known to be unsure when its first piece comes stands below its evidence.
+    """
+    first = next(stream, "")
+    is_said = stream.answer.verdict == "unsure"
+    if is_said:
+        say_evidence(stream.answer)
+    print_pieces(chain([first], stream))
+    if not is_said:
+        say_evidence(stream.answer)
+    say(*source_lines(stream.answer), cost_line(stream.answer))
+
+
+def say_evidence(answer: Answer) -> None:
+    """Print how sure an answer is and the sentence that carries it, the words of the answer bold on a terminal."""
     from rich.console import Console
     from rich.text import Text
 
-    if line := evidence_line(answer):
-        console = Console(stderr=True, quiet=not logger.isEnabledFor(logging.INFO), highlight=False)
-        shown = Text(line)
-        if console.is_terminal:
-            shown.highlight_words(sorted(set(re.findall(r"\w{2,}", answer.text)), key=len, reverse=True), "bold")
-        console.print(shown, soft_wrap=True)
-    if answer.unsupported:
-        say(f"  in no passage: {', '.join(answer.unsupported)}")
-    say(*source_lines(answer), cost_line(answer))
+    from gistrag.answering.wording import places, words
+
+    before, quoted, after = evidence_line(answer)
+    shown = Text(quoted)
+    for start, end in places(words(answer.withheld or answer.text), quoted):
+        shown.stylize("bold", start, end)
+    console = Console(stderr=True, quiet=not logger.isEnabledFor(logging.INFO), highlight=False)
+    if before or quoted:
+        console.print(Text.assemble("  ", before, shown, after), soft_wrap=True)
+    if answer.unsupported and answer.verdict != "not found":
+        say(f"  In no passage: {', '.join(answer.unsupported)}")
 
 
-def evidence_line(answer: Answer) -> str:
-    """Return how sure an answer is and the sentence that carries it, "" where nothing is known."""
+def evidence_line(answer: Answer) -> tuple[str, str, str]:
+    """Return how sure an answer is, the sentence that carries it, and what closes the line; all "" if nothing is known.
+
+    A refusal quotes nothing, unless an answer was withheld that is probably wrong.
+    """
     sure = f" ({answer.confidence:.0%})" if answer.confidence else ""
-    quoted = f'"{quote(answer)}"' if answer.evidence else ""
+    said = 'The passage says: "'
     match answer.verdict:
         case "answered":
-            return f"  sure{sure}: {quoted}"
+            before = f"Sure{sure}. {said}"
         case "unsure":
-            return f"  not sure{sure}. The passage says: {quoted}"
+            before = f"Not sure{sure}. {said}"
         case "not found" if answer.withheld:
-            return f"  the model guessed {answer.withheld!r}{sure}, from: {quoted}"
+            before = f"Not found. The model guessed {_harmless(answer.withheld)!r}{sure}. {said}"
         case "not found":
-            return ""
-    return f"  {quoted}" if quoted else ""
+            return "Not found.", "", ""
+        case _:
+            before = said
+    if answer.evidence is None:
+        return before.removesuffix(said).rstrip(), "", ""
+    mark = "" if answer.verdict == "not found" else answer.marked.removeprefix(answer.text)
+    return before, quote(answer), f'"{mark}'
 
 
 def quote(answer: Answer) -> str:
     """Return the evidence in one line, cut around the answer where it is long."""
-    text = " ".join(answer.evidence.text.split()) if answer.evidence else ""
+    from gistrag.answering.wording import places, words
+
+    text = _harmless(answer.evidence.text) if answer.evidence else ""
     if len(text) <= QUOTE_CHARACTERS:
         return text
-    at = max(0, text.lower().find((answer.withheld or answer.text).lower()))
-    begin = max(0, min(at - QUOTE_CHARACTERS // 3, len(text) - QUOTE_CHARACTERS))
+    found = places(words(answer.withheld or answer.text), text)
+    begin = max(0, min((found[0][0] if found else 0) - QUOTE_CHARACTERS // 3, len(text) - QUOTE_CHARACTERS))
     end = begin + QUOTE_CHARACTERS
     return ("…" if begin else "") + text[begin:end].strip() + ("…" if end < len(text) else "")
+
+
+def _harmless(text: str) -> str:
+    """Return a text on one line, without characters that steer a terminal or turn the direction of what follows."""
+    steering = (one for one in set(text) if unicodedata.category(one) in ("Cc", "Cs") or one in TURNS)
+    return " ".join(text.translate(dict.fromkeys(map(ord, steering), " ")).split())
 
 
 def source_lines(answer: Answer) -> list[str]:
@@ -172,6 +209,8 @@ def cost_line(answer: Answer) -> str:
         parts.append(f"{usage.text_tokens:,} tokens read as text")
     if usage.dropped_chunks:
         parts.append(f"{usage.dropped_chunks} chunks left out, the context window is full")
+    if usage.readings > 1:
+        parts.append(f"read {usage.readings} times")
     if usage.missing_chunks and answer.sources:
         parts.append(f"the index has only {len(answer.sources)} such chunks")
     if usage.text_pending:

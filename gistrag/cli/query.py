@@ -25,7 +25,7 @@ from gistrag.cli.options import (
     Scope,
     TopK,
 )
-from gistrag.cli.output import loading, print_json, print_pieces, say_about
+from gistrag.cli.output import loading, print_answer, print_json
 from gistrag.errors import UsageError
 
 EXAMPLES = (
@@ -64,7 +64,8 @@ def query(
 ) -> None:
     """Answer one question from an index, with its sources.
 
-    The answer is printed to standard output while it is generated, its sources and timings to standard error.
+    The answer is printed to standard output; the sentence that carries it, how sure it is, its sources and its timings
+    to standard error.
     """
     asked, passing = question_from(question), parsed(filters or ())
     started_s = time.perf_counter()
@@ -87,8 +88,7 @@ def query(
             second_reading=not no_second_reading,
         )
         if not as_json:
-            print_pieces(stream)
-            say_about(stream.answer)
+            print_answer(stream)
             return
         for _ in stream:
             pass
