@@ -20,6 +20,7 @@ _TO = r"(?: (?:there|all|everyone|again|assistant|bot|gistrag))?"
 _FILES = r"(?:documents?|docs|files?|sources|texts)"
 _HAVE = r"(?:have|know|know about|hold|contain|use|search|answer from)"
 _HERE = r"(?:there|available|indexed|loaded|included|in (?:here|there|(?:the|this|your) (?:index|collection|library)))"
+_BEING = r"(?:an? )?(?:bot|ai|robot|machine|person|human(?: being)?)"
 _CAN = r"(?:할 수 있|도와줄 수 있)(?:어|어요|나요|습니까)"
 _ARE = r"(?:있|가지고 있|알고 있)(?:어|어요|나요|습니까)"
 PATTERNS: dict[Kind, tuple[str, ...]] = {
@@ -30,7 +31,7 @@ PATTERNS: dict[Kind, tuple[str, ...]] = {
     ),
     "thanks": (
         r"(?:ok |okay |great |perfect )?(?:many thanks|thanks|thx|cheers|thank you)"
-        rf"(?: (?:a lot|very much|so much|again|for (?:your|the) help)){{0,2}}{_TO}",
+        rf"(?: (?:a lot|very much|so much|again|for (?:your|the) help|that helped|that was helpful)){{0,2}}{_TO}",
         r"(?:정말 |매우 )?(?:고마워요?|고맙습니다|감사합니다|감사해요)",
     ),
     "goodbye": (
@@ -40,8 +41,8 @@ PATTERNS: dict[Kind, tuple[str, ...]] = {
     "about": (
         r"(?:who|what) are you|what are you (?:for|able to do)|what(?: is| s) your name|tell me about yourself",
         r"what(?: exactly)? (?:can|could) you do(?: for me)?|what do you do|how (?:can|could) you help(?: me)?",
-        r"what can i ask(?: you)?(?: about)?|what (?:questions )?can you answer|help|introduce yourself",
-        r"are you (?:a bot|an ai|a robot|human)",
+        r"what (?:can|should) i ask(?: you)?(?: about)?|what (?:questions )?can you answer|help|introduce yourself",
+        rf"are you {_BEING}(?: or {_BEING})?",
         rf"(?:너는|넌|당신은) (?:누구|뭐|무엇)\w{{1,4}}|(?:뭘|무엇을|뭐를) {_CAN}|자기소개 해 ?(?:줘|주세요)|도움말",
     ),
     "documents": (

@@ -42,6 +42,8 @@ def rag(tmp_path: Path, engine: Engine) -> Iterator[GistRAG]:
         ("안녕하세요", "greeting"),
         ("Thanks a lot.", "thanks"),
         ("ok, thank you", "thanks"),
+        ("Thanks, that helped.", "thanks"),
+        ("Are you a human or a machine?", "about"),
         ("감사합니다!", "thanks"),
         ("Bye", "goodbye"),
         ("What can you do?", "about"),
