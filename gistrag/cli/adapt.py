@@ -191,7 +191,7 @@ def _adapted(asked: Asked, remote: Teacher | None) -> tuple[dict[str, Any], list
         )  # fmt: skip
     making = replace(making, calibration=calibration.measured if calibration else {})
     summary, gains = _evaluated(asked, held, making.steps)
-    card.write(adapter, card.card(making, gains, summary))
+    card.write(adapter, card.card(making, gains, summary), making)
     return {
         "output": str(asked.output), "adapter": str(adapter), "steps": making.steps, "tokens": making.tokens,
         "training_seconds": round(making.seconds, 1), "calibration": dict(making.calibration),
@@ -233,6 +233,7 @@ def _trained(
     from gistrag.evaluation.card import Making
     from gistrag.evaluation.speed import machine
     from gistrag.model.hashing import file_sha256
+    from gistrag.model.hub import CATALOG
     from gistrag.training import session
     from gistrag.training.checkpoints import read_log
 
@@ -246,15 +247,18 @@ def _trained(
         say(f"training for at most {chosen.steps:,} steps{of_time}")
         session.trained(run, tell=say, save_every_s=min(120.0, 6.0 * (chosen.minutes or 20.0)))
     records = read_log(asked.output)
-    about = machine(model)
+    about, sha256 = machine(model), model.weights
+    entry = next((one for one in CATALOG if one.sha256 == sha256), None)
     del run, model
     base.cache_clear()
     _free()
     return Making(
         base=Path(asked.model).name if Path(asked.model).exists() else asked.model,
-        base_sha256=_base_sha256(asked),
+        base_sha256=sha256,
         data={path.name: file_sha256(path) for path in files},
         license=asked.license,
+        base_license=entry.license if entry else "",
+        notice=entry.terms.notice if entry and entry.terms else "",
         steps=len(records),
         tokens=sum(record["tokens"] for record in records),
         seconds=sum(record["seconds"] for record in records),
@@ -273,13 +277,6 @@ def _recipe(asked: Asked, model: GistModel) -> Recipe:
         recipe = replace(recipe, batches=GPU_BATCHES, rows_together=GPU_ROWS)
     minutes = asked.minutes or (GPU_MINUTES if is_gpu else CPU_MINUTES)
     return replace(recipe, minutes=minutes, rows_together=asked.rows or recipe.rows_together)
-
-
-def _base_sha256(asked: Asked) -> str:
-    from gistrag.model.hashing import weights_sha256
-    from gistrag.model.hub import find
-
-    return weights_sha256(find(asked.model).path)
 
 
 def _free() -> None:

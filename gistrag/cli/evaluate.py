@@ -47,7 +47,8 @@ def evaluate(
         bool, typer.Option("--held-out", help="Ask only about articles that gistrag train held out.")
     ] = False,
     questions: Annotated[
-        int, typer.Option("--questions", metavar="N", help="Number of questions, sampled over articles.")
+        int,
+        typer.Option("--questions", metavar="N", help="Number of questions; of long ones at most 100."),
     ] = 500,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed.")] = 0,
     arms: Annotated[
@@ -88,7 +89,8 @@ def evaluate(
         from gistrag.evaluation import evaluate as evaluation
         from gistrag.evaluation.cases import Plan
 
-        plan = Plan.of_suite(suite, questions=questions, seed=seed, top_k=_top_k(top_k))
+        long = min(max(questions, 0), Plan.long)
+        plan = Plan.of_suite(suite, questions=questions, long=long, seed=seed, top_k=_top_k(top_k))
         asked = evaluation.Evaluation(
             file=file,
             output=output,

@@ -20,6 +20,7 @@ class Making:
         base: name of the base model; base_sha256: of its weights.
         data: name and sha256 of each file of questions.
         license: of the data, in the caller's words; "" where the caller did not say.
+        base_license: of the base model, notice: that its terms ask for; "" where gistrag does not know the model.
         steps, tokens, seconds: of training, over all stops.
         machine: as from `gistrag.evaluation.speed.machine`.
         calibration: figures of the calibration; empty without one.
@@ -29,6 +30,8 @@ class Making:
     base_sha256: str
     data: Mapping[str, str]
     license: str
+    base_license: str
+    notice: str
     steps: int
     tokens: int
     seconds: float
@@ -65,7 +68,7 @@ def card(making: Making, gains: Sequence[Gain], summary: Figures | None) -> str:
     facts = [
         ("base", f"{making.base}, sha256 of its weights {making.base_sha256}"),
         ("data", files),
-        ("license", f"of the data: {license_of_data}; the terms of the base model hold for its adapter as well"),
+        ("license", f"of the data: {license_of_data}; of the base: {making.base_license or 'see the base model'}"),
         ("recipe", "in `gist_settings.json`"),
         ("training", f"{making.steps:,} steps, {making.tokens:,} tokens of text, questions and answers, "
                      f"{making.seconds / 60:.1f} minutes"),
@@ -78,6 +81,7 @@ def card(making: Making, gains: Sequence[Gain], summary: Figures | None) -> str:
         "A LoRA adapter for gistrag, made by `gistrag adapt`. It acts where the model answers a question; the base "
         "model alone reads text and makes the gists.",
         in_markdown((["", ""], [[name, value] for name, value in facts])),
+        *([f"{making.notice}. These terms hold for this adapter as well."] if making.notice else []),
         "## Measured",
         *_measured(gains, summary),
     ]
@@ -102,6 +106,8 @@ def _measured(gains: Sequence[Gain], summary: Figures | None) -> list[str]:
     ]
 
 
-def write(folder: Path, text: str) -> None:
-    """Write the card into the folder of the adapter."""
+def write(folder: Path, text: str, making: Making) -> None:
+    """Write the card into the folder of the adapter, and the notice that goes with it."""
     (folder / "README.md").write_text(text, "utf-8")
+    if making.notice:
+        (folder / "NOTICE").write_text(f"{making.notice}\n", "utf-8")

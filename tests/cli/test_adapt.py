@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from gistrag.cli.main import main as run_command
 from gistrag.engine import Engine
 from gistrag.evaluation import adapting
 from gistrag.evaluation.adapting import apart, gains
+from gistrag.model import hub
 from gistrag.model.gist_model import GistModel
+from gistrag.model.hashing import weights_sha256
 from gistrag.qa.dataset import Context
 from gistrag.settings import AdapterSettings, IndexSettings
 from gistrag.training.checkpoints import read_log
@@ -84,6 +87,23 @@ def test_one_command_makes_an_adapter_with_its_card(
     facts = ("# Gist adapter for base", "qa.jsonl, sha256 ", "of the data: CC0", "| gists of 4 tokens |", " minutes")
     assert [fact for fact in facts if fact not in card] == []
     assert str(tmp_path) not in card
+
+
+def test_the_terms_of_the_base_go_with_its_adapter(
+    given: list[str], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter of a model that is passed on under terms carries the notice that they ask for."""
+    known = next(entry for entry in hub.CATALOG if entry.terms)
+    monkeypatch.setattr(hub, "CATALOG", (*hub.CATALOG, replace(known, name="other", sha256=weights_sha256(base))))
+
+    code = run_command([*given, "--evaluate", "0"])
+
+    assert code == 0
+    assert known.terms is not None
+    assert (tmp_path / "run" / "adapter" / "NOTICE").read_text("utf-8") == f"{known.terms.notice}\n"
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text("utf-8")
+    assert known.terms.notice in card
+    assert f"of the base: {known.license}" in card
 
 
 def test_the_same_command_does_nothing_twice(
