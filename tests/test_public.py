@@ -38,6 +38,7 @@ OPEN_MACHINE = {
         "storage",
     },  # runs a build with one protection left out
     "notebooks/bench/serving.py": {"evaluation"},  # asks the questions of `gistrag bench`
+    "notebooks/bench/untrained.py": {"answering", "compression", "model", "qa"},  # reads without an index
 }
 
 
