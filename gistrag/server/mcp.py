@@ -86,7 +86,12 @@ class Tools:
         max_tokens: Length = 256,
         history: History = (),
     ) -> Record:
-        """Return an answer from the documents, with its sources and what was searched; is_cut: it is incomplete."""
+        """Return an answer from the documents, its sources, and its evidence: the sentence that carries it.
+
+        verdict is answered, unsure or not found, by a confidence of 0 to 1: read the evidence of an unsure answer.
+        unsupported names numbers and names of the answer that stand in no passage. searched is what was searched;
+        is_cut: the answer is incomplete.
+        """
         options = Options(mode=mode, top_k=top_k, scope=document, max_new_tokens=max_tokens, history=history)
         gone = threading.Event()
         try:
@@ -145,6 +150,10 @@ def answer_record(answer: Answer, *, is_cut: bool) -> Record:
         "answer": answer.text,
         "is_cut": is_cut,
         "searched": answer.searched,
+        "confidence": answer.confidence,
+        "verdict": answer.verdict,
+        "unsupported": list(answer.unsupported),
+        "evidence": asdict(answer.evidence) if answer.evidence else None,
         "sources": [source_record(source) for source in answer.sources],
         "usage": asdict(answer.usage),
         "timings": asdict(answer.timings),

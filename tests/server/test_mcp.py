@@ -7,15 +7,18 @@ import re
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.believing import NOT_FOUND, SURE
 from support.live_server import build
 
 from gistrag.answering.stream import Stream
 from gistrag.engine import Engine
 from gistrag.errors import IndexFolderError
+from gistrag.model.prompt import REFUSAL
 from gistrag.rag import GistRAG
 from gistrag.server.registry import Record, status_record
 
@@ -99,8 +102,28 @@ def test_search_ask_and_status(registry: dict[str, GistRAG]) -> None:
         assert [one["path"] for one in answer["sources"]] == ["mills.md"]
         assert answer["usage"]["answer_tokens"] == 4
         assert answer["is_cut"]
+        assert answer["evidence"] == answer["sources"][0]["evidence"]
+        assert answer["evidence"]["text"]
+        assert (answer["confidence"], answer["verdict"]) == (None, None)
         assert [row["path"] for row in documents["documents"]] == ["bees.md", "mills.md"]
         assert {name: one["documents"] for name, one in status["indexes"].items()} == {"manual": 2, "notes": 2}
+
+    talk(mcp.server(registry), script)
+
+
+def test_an_agent_learns_how_far_to_believe(registry: dict[str, GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a calibration an answer has a confidence and a verdict; one that is not found is told as such."""
+    for rag, calibration in zip(registry.values(), (SURE, NOT_FOUND), strict=True):
+        monkeypatch.setattr(rag, "engine", replace(rag.engine, calibration=calibration))
+
+    async def script(client: Client) -> None:
+        sure, refused = [
+            (await client.call_tool("ask", {"question": "honey", "index": name, "max_tokens": 4})).structured_content
+            for name in ("manual", "notes")
+        ]
+        assert sure["confidence"] == pytest.approx(0.91)
+        assert sure["verdict"] == ("unsure" if sure["unsupported"] else "answered")
+        assert (refused["verdict"], refused["answer"]) == ("not found", REFUSAL)
 
     talk(mcp.server(registry), script)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from gistrag import Answer, GistRAG, Options, Stream
@@ -30,7 +30,11 @@ Config = RunnableConfig | list[RunnableConfig] | None
 class GistRAGRunnable(RunnableSerializable[str, Reply]):
     """Answers questions over an index: ``{"question": …, "context": [documents], "answer": …}``.
 
-    A stream begins with question, context and the first piece of the answer; its chunks add up to the whole. One model
+    A reply also says how far to believe it: ``confidence``, ``verdict``, ``unsupported`` and ``evidence``, which is the
+    sentence that carries the answer, and lies in the metadata of its document too; see `gistrag.Answer`.
+
+    A stream begins with question, context and the first piece of the answer, and ends with how far to believe it; its
+    chunks add up to the whole. One model
     answers, so the questions of a batch take turns unless ``max_concurrency`` says otherwise.
 
     >>> answers = GistRAGRunnable(rag=GistRAG.open("index/"))               # doctest: +SKIP
@@ -98,9 +102,11 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
         found = self.retriever.invoke(question, config) if self.retriever else None
         with closing(self._stream(question, found, changes)) as stream:
             first = next(stream, "")
-            yield AddableDict(question=question, context=self._context(stream.answer, found), answer=first)
+            context = self._context(stream.answer, found)
+            yield AddableDict(question=question, context=list(context.values()), answer=first)
             for piece in stream:
                 yield AddableDict(answer=piece)
+            yield _belief(stream.answer, context)
 
     async def _achunks(
         self,
@@ -115,9 +121,10 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
         async with aclosing(aiter(stream)) as pieces:
             first = await anext(pieces, "")
             context = await asyncio.to_thread(self._context, stream.answer, found)
-            yield AddableDict(question=question, context=context, answer=first)
+            yield AddableDict(question=question, context=list(context.values()), answer=first)
             async for piece in pieces:
                 yield AddableDict(answer=piece)
+            yield _belief(stream.answer, context)
 
     def _stream(self, question: str, found: Sequence[Document] | None, changes: dict[str, Any]) -> Stream:
         if not isinstance(question, str):
@@ -137,23 +144,40 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             seed=options.seed,
+            second_reading=options.second_reading,
         )
 
-    def _context(self, answer: Answer, found: Sequence[Document] | None) -> list[Document]:
-        """Return the documents of an answer, best first: of those that were found as many as fit, or its chunks."""
+    def _context(self, answer: Answer, found: Sequence[Document] | None) -> dict[int, Document]:
+        """Return documents by the number of their source: of those that were found as many as fit, or its chunks."""
         if found is not None:
-            return [one for one in found if passage(one)][: len(answer.sources)]
-        scores = {source.chunk_id: source.score for source in answer.sources}
-        return [document(self.rag, chunk, scores[chunk.id]) for chunk in self.rag.chunks(list(scores))]
+            fitting = [one for one in found if passage(one)][: len(answer.sources)]
+            return {at: one.model_copy(update={"metadata": {**one.metadata}}) for at, one in enumerate(fitting)}
+        numbers = {source.chunk_id: at for at, source in enumerate(answer.sources)}
+        chunks = self.rag.chunks(list(numbers))
+        return {numbers[one.id]: document(self.rag, one, answer.sources[numbers[one.id]].score) for one in chunks}
 
 
 async def _only(question: str) -> AsyncIterator[str]:
     yield question
 
 
+def _belief(answer: Answer, context: dict[int, Document]) -> AddableDict:
+    """Return how far to believe an answer, and put its evidence into the metadata of the document that has it."""
+    for number, source in enumerate(answer.sources):
+        if source.evidence and number in context:
+            context[number].metadata["evidence"] = asdict(source.evidence)
+    return AddableDict(
+        answer="",
+        confidence=answer.confidence,
+        verdict=answer.verdict,
+        unsupported=list(answer.unsupported),
+        evidence=asdict(answer.evidence) if answer.evidence else None,
+    )
+
+
 def _joined(chunks: Sequence[AddableDict]) -> Reply:
     """Return the chunks of an answer as one."""
-    return {**chunks[0], "answer": "".join(chunk["answer"] for chunk in chunks).strip()}
+    return {**chunks[0], **chunks[-1], "answer": "".join(chunk["answer"] for chunk in chunks).strip()}
 
 
 def _in_turn(config: Config) -> Config:

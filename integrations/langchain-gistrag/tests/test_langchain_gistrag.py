@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -22,6 +23,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 from pydantic import ValidationError
+from support.believing import UNSURE
 from support.tiny_models import HashEmbedder, one_thread, tiny_model
 
 import langchain_gistrag
@@ -189,9 +191,53 @@ def test_invoke_answers_as_the_index_does(rag: GistRAG, short: GistRAGRunnable, 
 
     reply = short.invoke(QUESTION)
 
-    assert {"question": QUESTION, "answer": expected.text, "context": reply["context"]} == reply
-    assert GistRAGRetriever(rag=rag).invoke(QUESTION) == reply["context"]
+    assert (QUESTION, expected.text) == (reply["question"], reply["answer"])
+    assert GistRAGRetriever(rag=rag).invoke(QUESTION) == [without_evidence(one) for one in reply["context"]]
     assert [] == compressed
+
+
+class Given(BaseRetriever):
+    """A retriever of the same documents, the very same."""
+
+    documents: list[Document]
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return self.documents
+
+
+def without_evidence(document: Document) -> Document:
+    """Return a document as a retriever finds it."""
+    metadata = {name: value for name, value in document.metadata.items() if name != "evidence"}
+    return document.model_copy(update={"metadata": metadata})
+
+
+@pytest.mark.parametrize("retriever", [None, "another"])
+def test_how_far_to_believe_a_reply(rag: GistRAG, retriever: str | None) -> None:
+    """A reply has confidence, verdict and evidence, which lies in its document too; those given stay as they were."""
+    given = [Document(page_content="  "), Document(page_content=BREAD), Document(page_content=TEA)]
+    with GistRAG.open(rag.folder, engine=replace(rag.engine, calibration=UNSURE)) as judged:
+        made = GistRAGRunnable(
+            rag=judged, retriever=Given(documents=given) if retriever else None, options=Options(max_new_tokens=6)
+        )
+        reply = made.invoke(QUESTION)
+        chunks = list(made.stream(QUESTION))
+        once = made.invoke(QUESTION, second_reading=False)
+
+    (marked,) = [one for one in reply["context"] if "evidence" in one.metadata]
+    assert reply["evidence"] == marked.metadata["evidence"]
+    assert reply["evidence"]["text"] in marked.page_content
+    assert ("unsure", []) == (reply["verdict"], reply["unsupported"]) or reply["unsupported"]
+    assert 0.43 == pytest.approx(once["confidence"])
+    assert {"answer", "confidence", "verdict", "unsupported", "evidence"} == set(chunks[-1])
+    assert [{}, {}, {}] == [one.metadata for one in given]
+
+
+def test_without_a_calibration_a_reply_has_evidence_alone(short: GistRAGRunnable) -> None:
+    """An older adapter says nothing of how sure an answer is."""
+    reply = short.invoke(QUESTION)
+
+    assert (None, None) == (reply["confidence"], reply["verdict"])
+    assert reply["evidence"]["text"]
 
 
 def test_stream_adds_up(short: GistRAGRunnable) -> None:
@@ -203,8 +249,8 @@ def test_stream_adds_up(short: GistRAGRunnable) -> None:
     whole = short.invoke(QUESTION)
     for chunks in (list(short.stream(QUESTION)), asyncio.run(ask())):
         total = chunks[0]
+        assert [["answer"]] * (len(chunks) - 2) == [list(chunk) for chunk in chunks[1:-1]]
         for chunk in chunks[1:]:
-            assert ["answer"] == list(chunk)
             total = total + chunk
         assert len(chunks) > 1
         assert whole == {**total, "answer": total["answer"].strip()}
@@ -291,7 +337,8 @@ def test_nothing_to_answer_from(rag: GistRAG, tmp_path: Path, engine: Engine) ->
     with GistRAG.from_folder(tmp_path / "docs", index=tmp_path / "index", engine=engine, gists="now") as empty:
         reply = GistRAGRunnable(rag=empty).invoke(QUESTION)
 
-    assert {"question": QUESTION, "context": [], "answer": NO_DOCUMENTS} == reply
+    assert (QUESTION, [], NO_DOCUMENTS) == (reply["question"], reply["context"], reply["answer"])
+    assert (None, None, []) == (reply["evidence"], reply["verdict"], reply["unsupported"])
     assert NO_PASSAGES == GistRAGRunnable(rag=rag).invoke(QUESTION, filters={"kind": "pdf"})["answer"]
 
 
@@ -329,7 +376,7 @@ def test_any_retriever(rag: GistRAG, compressed: list[list[int]]) -> None:
     first, second = answers.invoke(QUESTION), asyncio.run(answers.ainvoke(QUESTION))
 
     assert first == second
-    assert Fixed().invoke(QUESTION) == first["context"]
+    assert Fixed().invoke(QUESTION) == [without_evidence(one) for one in first["context"]]
     assert [rag.model.encode_passage(BREAD)] == compressed
 
 
@@ -345,7 +392,7 @@ def test_context_is_what_the_answer_rests_on(rag: GistRAG) -> None:
     reply = GistRAGRunnable(rag=rag, retriever=Many(), options=Options(mode="text", max_new_tokens=4)).invoke(QUESTION)
 
     assert BREAD == passage(known)
-    assert [known, *others][: len(reply["context"])] == reply["context"]
+    assert [known, *others][: len(reply["context"])] == [without_evidence(one) for one in reply["context"]]
     assert 1 <= len(reply["context"]) < 7
 
 
@@ -383,8 +430,9 @@ def test_callbacks(rag: GistRAG) -> None:
     for _ in answers.stream(QUESTION, listening):
         pass
 
+    keys = ["answer", "confidence", "context", "evidence", "question", "unsupported", "verdict"]
     assert [
-        "start GistRAGRunnable", "start GistRAGRetriever", "found 2", "end ['answer', 'context', 'question']"
+        "start GistRAGRunnable", "start GistRAGRetriever", "found 2", f"end {keys}"
     ] == whole  # fmt: skip
     assert 2 * whole == seen
 

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from support.believing import UNSURE
 from support.tiny_models import HashEmbedder, one_thread, tiny_model
 
 from llama_index.retrievers import gistrag as package
@@ -154,6 +156,11 @@ def compressed(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 def nodes(*texts: str) -> list[NodeWithScore]:
     """Return nodes of nobody's index, best first."""
     return [NodeWithScore(node=TextNode(text=text), score=1 / rank) for rank, text in enumerate(texts, 1)]
+
+
+def scored(found: Sequence[NodeWithScore]) -> list[tuple[str, float | None]]:
+    """Return which nodes were found, and their scores."""
+    return [(one.node_id, one.score) for one in found]
 
 
 def texts(found: Sequence[NodeWithScore]) -> list[str]:
@@ -379,7 +386,7 @@ def test_engine_answers_as_the_index_does(rag: GistRAG, compressed: list[list[in
     assert isinstance(response, Response)
     assert expected.text == str(response)
     assert [source.start for source in expected.sources] == [one.node.start_char_idx for one in response.source_nodes]
-    assert [one.node.node_id for one in response.source_nodes] == list(response.metadata or ())
+    assert [*(one.node.node_id for one in response.source_nodes), "gistrag"] == list(response.metadata or ())
     assert [] == compressed
 
 
@@ -401,7 +408,7 @@ def test_unknown_nodes_are_compressed_once(rag: GistRAG, compressed: list[list[i
 
     assert [rag.model.encode_passage(BREAD)] == compressed
     assert [1, 0] == [event.usage["gists_made"] for event in events if isinstance(event, GistAnswerEvent)]
-    assert asked == first.source_nodes == second.source_nodes
+    assert [scored(asked)] * 2 == [scored(first.source_nodes), scored(second.source_nodes)]
 
 
 def test_what_a_postprocessor_changed_is_answered_as_it_is_now(rag: GistRAG, compressed: list[list[int]]) -> None:
@@ -540,6 +547,47 @@ def test_nodes_that_say_nothing(rag: GistRAG) -> None:
     assert NO_TEXTS == str(GistSynthesizer(rag).synthesize(QUESTION, nodes("", " \n")))
 
 
+def test_how_far_to_believe_a_response(rag: GistRAG) -> None:
+    """A response has confidence, verdict and evidence, which lies in its source node too, unseen by a model."""
+    given = nodes(" ", BOOK["Salt"], BOOK["Bees"])
+    with GistRAG.open(rag.folder, engine=replace(rag.engine, calibration=UNSURE)) as judged:
+        whole = GistSynthesizer(judged, max_new_tokens=4).synthesize(QUESTION, given)
+        again = GistSynthesizer(judged, max_new_tokens=4).synthesize(QUESTION, whole.source_nodes)
+        once = GistSynthesizer(judged, max_new_tokens=4, second_reading=False).synthesize(QUESTION, given)
+
+    belief = (whole.metadata or {})["gistrag"]
+    assert {"confidence", "verdict", "unsupported", "readings", "evidence"} == set(belief)
+    (marked,) = [one.node for one in whole.source_nodes if "evidence" in one.node.metadata]
+    assert belief["evidence"] == marked.metadata["evidence"]
+    assert belief["evidence"]["text"] in marked.get_content()
+    assert marked.get_content(MetadataMode.LLM) == marked.get_content(MetadataMode.NONE)
+    assert ("unsure", 3) == (belief["verdict"], belief["readings"])
+    assert ["evidence" in one.node.metadata for one in given] == [False, False, False]
+    assert str(again) == str(whole)
+    told = (once.metadata or {})["gistrag"]
+    assert (pytest.approx(0.43), 1) == (told["confidence"], told["readings"])
+
+
+def test_a_stream_says_at_its_end_how_far_to_believe_it(rag: GistRAG) -> None:
+    """Sync and async, the metadata are filled in with the last piece; without a calibration there is no verdict."""
+    engine = GistQueryEngine.from_rag(rag, similarity_top_k=2, max_new_tokens=2, streaming=True)
+
+    async def ask() -> Any:
+        response = await engine.aquery(QUESTION)
+        await pieces_of(response)
+        return response
+
+    first: Any = engine.query(QUESTION)
+    assert {} == first.metadata["gistrag"]
+    "".join(first.response_gen)
+    for response in (first, asyncio.run(ask())):
+        belief = response.metadata["gistrag"]
+        assert (None, None) == (belief["confidence"], belief["verdict"])
+        assert [belief["evidence"]] == [
+            one.metadata["evidence"] for one in response.source_nodes if "evidence" in one.metadata
+        ]
+
+
 def test_events(rag: GistRAG, events: list[BaseEvent]) -> None:
     """Query, retrieval and synthesis announce themselves, in this order, sync and async, with their content."""
     engine = GistQueryEngine.from_rag(rag, similarity_top_k=2, max_new_tokens=2)
@@ -572,7 +620,7 @@ def test_postprocessors(rag: GistRAG, events: list[BaseEvent]) -> None:
 
     response = engine.query(QUESTION)
 
-    assert [found[3], found[2]] == response.source_nodes
+    assert scored([found[3], found[2]]) == scored(response.source_nodes)
     shown = [event.text_chunks for event in events if type(event).__name__ == "GetResponseStartEvent"]
     assert [[one.node.get_content(MetadataMode.LLM) for one in response.source_nodes]] == shown
     many = [LongContextReorder(), SimilarityPostprocessor(similarity_cutoff=2.0)]
@@ -689,6 +737,7 @@ def test_chat_joins_what_leans_and_shows_it(rag: GistRAG) -> None:
         str(second),
         [node.score for node in second.source_nodes],
     )
+    assert second.metadata["evidence"] == second.source_nodes[0].metadata["evidence"]
     assert ["Mills"] == [node.metadata["heading"].split(" > ")[-1] for node in second.source_nodes]
     assert [MILL, str(first), FOLLOW_UP, str(second)] == [message.content for message in talk.chat_history]
 

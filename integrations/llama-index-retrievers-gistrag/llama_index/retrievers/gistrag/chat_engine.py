@@ -13,7 +13,7 @@ from llama_index.core.schema import NodeWithScore
 
 from gistrag import Answer, GistRAG, Options, Stream
 from llama_index.retrievers.gistrag.base import GistRetriever, require_index
-from llama_index.retrievers.gistrag.synthesizer import _tell
+from llama_index.retrievers.gistrag.synthesizer import _tell, belief, mark_evidence
 
 
 class GistChatEngine(BaseChatEngine):
@@ -126,7 +126,10 @@ class GistChatEngine(BaseChatEngine):
         scores = {source.chunk_id: source.score for source in answer.sources}
         chunks = self.rag.chunks(list(scores))
         nodes = self._retriever._nodes(chunks)
-        return [NodeWithScore(node=node, score=scores[chunk.id]) for node, chunk in zip(nodes, chunks, strict=True)]
+        found = [NodeWithScore(node=node, score=scores[chunk.id]) for node, chunk in zip(nodes, chunks, strict=True)]
+        numbers = {source.chunk_id: number for number, source in enumerate(answer.sources)}
+        mark_evidence(answer, {numbers[chunk.id]: node for node, chunk in zip(found, chunks, strict=True)})
+        return found
 
 
 def _response(piece: str) -> ChatResponse:
@@ -134,10 +137,5 @@ def _response(piece: str) -> ChatResponse:
 
 
 def _metadata(answer: Answer) -> dict[str, Any]:
-    """Return what was searched, and how sure the answer is."""
-    return {
-        "searched": answer.searched,
-        "confidence": answer.confidence,
-        "verdict": answer.verdict,
-        "evidence": answer.evidence.text if answer.evidence else None,
-    }
+    """Return what was searched, and how far to believe the answer."""
+    return {"searched": answer.searched, **belief(answer)}

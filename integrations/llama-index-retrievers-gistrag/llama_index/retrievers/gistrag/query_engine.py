@@ -15,7 +15,7 @@ from llama_index.core.vector_stores import MetadataFilters
 
 from gistrag import GistRAG
 from llama_index.retrievers.gistrag.base import GistRetriever
-from llama_index.retrievers.gistrag.synthesizer import GistSynthesizer
+from llama_index.retrievers.gistrag.synthesizer import GistSynthesizer, belief
 
 
 class GistQueryEngine(RetrieverQueryEngine):
@@ -68,4 +68,5 @@ class GistQueryEngine(RetrieverQueryEngine):
         if answer is None:
             return None
         nodes = retriever._nodes(retriever.rag.chunks([source.chunk_id for source in answer.sources]))
-        return Response(answer.text, source_nodes=[NodeWithScore(node=node, score=1.0) for node in nodes])
+        found = [NodeWithScore(node=node, score=1.0) for node in nodes]
+        return Response(answer.text, source_nodes=found, metadata={"gistrag": belief(answer)})
