@@ -21,6 +21,7 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         by_index = ["index"]
         self._answers = Counter("gistrag_answers", "Answers.", [*by_index, "finish_reason"], registry=registry)
+        self._verdicts = Counter("gistrag_verdicts", "Answers by verdict.", [*by_index, "verdict"], registry=registry)
         self._first_token_s = Histogram(
             "gistrag_first_token_seconds", "Time to first token.", by_index, buckets=FIRST_TOKEN_S, registry=registry
         )
@@ -33,6 +34,7 @@ class Metrics:
                 "text_tokens",
                 "text_fallbacks",
                 "text_pending",
+                "readings",
             )
         }
         self._waiting = Gauge("gistrag_waiting", "Requests that wait in the queue.", registry=registry)
@@ -40,6 +42,7 @@ class Metrics:
     def count(self, index: str, answer: Answer, finish_reason: str) -> None:
         """Count an answer."""
         self._answers.labels(index, finish_reason).inc()
+        self._verdicts.labels(index, answer.verdict or "none").inc()
         self._first_token_s.labels(index).observe(answer.timings.ttft_s)
         for name, counter in self._amounts.items():
             counter.labels(index).inc(getattr(answer.usage, name))

@@ -14,7 +14,7 @@ from gistrag.server.prometheus import Metrics
 def test_answers_are_counted() -> None:
     """Tokens, slots and seconds add up for each index, and the queue length is current."""
     metrics = Metrics()
-    usage = Usage(gist_slots=10, source_tokens=40, answer_tokens=5, text_fallbacks=1)
+    usage = Usage(gist_slots=10, source_tokens=40, answer_tokens=5, text_fallbacks=1, readings=1)
 
     for _ in range(2):
         metrics.count("manual", Answer("a", timings=Timings(ttft_s=0.3), usage=usage), "stop")
@@ -27,6 +27,8 @@ def test_answers_are_counted() -> None:
         'gistrag_text_fallbacks_total{index="manual"} 2.0',
         'gistrag_first_token_seconds_bucket{index="manual",le="0.5"} 2.0',
         'gistrag_first_token_seconds_bucket{index="manual",le="0.2"} 0.0',
+        'gistrag_verdicts_total{index="manual",verdict="none"} 2.0',
+        'gistrag_readings_total{index="manual"} 2.0',
         "gistrag_waiting 3.0",
     ):
         assert line in page
