@@ -19,7 +19,7 @@ from gistrag.model.gguf import converted
 from gistrag.model.hashing import folder_sha256
 from gistrag.settings import CpuWeights
 
-FORMAT = "2"
+FORMAT = "3"
 """Raised when a conversion of the same model becomes another."""
 
 
@@ -80,6 +80,7 @@ def write(model: Any, folder: Path, *, weights: CpuWeights, traced: Sequence[int
         "prompt": asdict(model.prompt),
         "window": model.window,
         "stop_ids": sorted(model.stop_ids),
+        "line_ends": sorted(model.line_ends),
         "end_id": model.end_id,
         "inv_freq": model.rope.inv_freq.tolist(),
         "scaling": model.rope.scaling,

@@ -54,6 +54,7 @@ class CpuRuntime(Runtime[CpuMemory]):
         self.folder = folder
         self.window = int(facts["window"])
         self.stop_ids, self.end_id = frozenset(facts["stop_ids"]), int(facts["end_id"])
+        self.line_ends = frozenset(facts["line_ends"])
         self.layers, self.kv_heads, self.head_dim = (int(facts[name]) for name in ("layers", "kv_heads", "head_dim"))
         self._fingerprint: dict[str, str] = facts["fingerprint"]
         self._inv_freq, self._scaling = np.array(facts["inv_freq"], np.float32), np.float32(facts["scaling"])
@@ -178,6 +179,8 @@ class CpuRuntime(Runtime[CpuMemory]):
             ids = prompt
             for _ in range(max_new_tokens):
                 logits = reading.feed(ids)
+                if ids is prompt and self.line_ends:
+                    logits[sorted(self.line_ends)] = -np.inf
                 token = pick(logits, temperature, randomness)
                 if trace:
                     seen = {layer: _last(reading.attention(layer), memory.ends[layer]) for layer in trace.layers}

@@ -74,7 +74,8 @@ class GistModel(Runtime[Memory]):
         super().__init__(tokenizer.backend_tokenizer, chat_prompt(render, begin=begin))
         self.network = network.eval().requires_grad_(False)
         self._trained_stop_ids, self.end_id = _end_ids(network.generation_config.eos_token_id, tokenizer.eos_token_id)
-        self.stop_ids = self._trained_stop_ids | (frozenset() if render else self._line_ends())
+        self.line_ends = frozenset() if render else self._line_ends()
+        self.stop_ids = self._trained_stop_ids | self.line_ends
         self._identity = identity
         self.weights = weights or identity
         self._quantize = quantize
@@ -127,7 +128,7 @@ class GistModel(Runtime[Memory]):
                 model.adapter = Adapter.load(network, Path(adapter), base=model.weights, prefix=model.prompt.prefix)
                 model.adapter.compute_in(model.network_dtype)
             model.adapter.merge()
-            model.stop_ids = model._trained_stop_ids
+            model._stop_as_trained()
         return model
 
     def new_adapter(self, *, rank: int, gists: int, seed: int = 0, **settings: Any) -> None:
@@ -145,7 +146,11 @@ class GistModel(Runtime[Memory]):
         vectors = vectors.to(self.device, self.dtype)
         self.adapter = Adapter.create(self.network, vectors, chosen, rank=rank, seed=seed)
         self.adapter.compute_in(self.network_dtype)
-        self.stop_ids = self._trained_stop_ids
+        self._stop_as_trained()
+
+    def _stop_as_trained(self) -> None:
+        """End answers as an adapter was trained to end them."""
+        self.stop_ids, self.line_ends = self._trained_stop_ids, frozenset()
 
     def _line_ends(self) -> frozenset[int]:
         """Return the tokens that end a line: a plain language model without an adapter goes on with a next question."""

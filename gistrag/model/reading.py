@@ -28,6 +28,7 @@ class Network(Protocol):
     network: Any
     device: torch.device
     stop_ids: frozenset[int]
+    line_ends: frozenset[int]
 
     @property
     def network_dtype(self) -> torch.dtype:
@@ -231,6 +232,8 @@ def decode_steps(
         observer = reading.watch(trace.layers, seen) if trace and trace.layers else None
         hidden = reading.feed(ids, positions=positions, mask=mask, observer=observer, role="answers")
         logits = model.logits(hidden[:, -1]).float()
+        if not step and model.line_ends:
+            logits[:, sorted(model.line_ends)] = -torch.inf
         picked = _pick(logits, temperature, randomness).cpu()
         tokens = picked.tolist()
         if trace:

@@ -75,6 +75,7 @@ class Runtime(ABC, Generic[M]):
         prompt: the words its chat template puts around passages and question.
         text_tokenizer: reads text as plain text.
         stop_ids: token ids that end an answer; end_id: the one that ends a turn of the chat template.
+        line_ends: those of them with which no answer begins.
         name: of the runtime; out_of_memory: what it raises when memory runs out.
     """
 
@@ -82,6 +83,7 @@ class Runtime(ABC, Generic[M]):
     window: int
     local_window: int | None = None
     stop_ids: frozenset[int]
+    line_ends: frozenset[int] = frozenset()
     end_id: int
     out_of_memory: type[Exception] = MemoryError
 

@@ -132,6 +132,23 @@ def test_attention_is_that_of_torch(both: tuple[GistModel, CpuRuntime]) -> None:
             np.testing.assert_allclose(other, one, atol=1e-4)
 
 
+def test_an_answer_does_not_begin_with_a_line_end(tmp_path: Path) -> None:
+    """A plain base model ends its answers at a line end, and often would say nothing else."""
+    model, runtime = runtimes(tmp_path)
+    ids = model.encode_question("Where?")
+    passages = contents(model, "gg")
+    (likeliest,) = generate(model, assemble(model, passages), ids, max_new_tokens=1)
+    stops = model.stop_ids | {likeliest}
+
+    assert model.line_ends <= model.stop_ids
+    for one in (model, runtime):
+        one.stop_ids, one.line_ends = stops, frozenset({likeliest})
+        tokens = list(generate(one, assemble(one, passages), ids, max_new_tokens=4))
+        assert tokens
+        assert likeliest not in tokens
+    assert tokens == list(generate(model, assemble(model, passages), ids, max_new_tokens=4))
+
+
 def test_a_trace_is_that_of_torch(both: tuple[GistModel, CpuRuntime]) -> None:
     """Log-probabilities of the answer and its attention to the memory, token by token."""
     traces = []
