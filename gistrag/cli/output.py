@@ -174,14 +174,20 @@ def evidence_line(answer: Answer) -> tuple[str, str, str]:
 
 
 def quote(answer: Answer) -> str:
-    """Return the evidence in one line, cut around the answer where it is long."""
+    """Return the evidence in one line; of a long one the part with the most words of the answer."""
     from gistrag.answering.wording import places, words
 
     text = _harmless(answer.evidence.text) if answer.evidence else ""
     if len(text) <= QUOTE_CHARACTERS:
         return text
     found = places(words(answer.withheld or answer.text), text)
-    begin = max(0, min((found[0][0] if found else 0) - QUOTE_CHARACTERS // 3, len(text) - QUOTE_CHARACTERS))
+    reach = QUOTE_CHARACTERS // 2
+
+    def words_from(begin: int) -> int:
+        return len({text[start:end].lower() for start, end in found if begin <= start and end <= begin + reach})
+
+    at = max((start for start, _ in found), key=words_from, default=0)
+    begin = max(0, min(at - QUOTE_CHARACTERS // 3, len(text) - QUOTE_CHARACTERS))
     end = begin + QUOTE_CHARACTERS
     return ("…" if begin else "") + text[begin:end].strip() + ("…" if end < len(text) else "")
 

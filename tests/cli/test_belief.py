@@ -107,6 +107,14 @@ def test_a_long_sentence_is_cut_around_the_answer(side: str) -> None:
         assert len(shown) <= output.QUOTE_CHARACTERS + 2
 
 
+def test_a_long_sentence_is_cut_where_most_of_the_answer_stands() -> None:
+    """A word of the answer that stands alone elsewhere does not hide the others."""
+    sentence = f"Many days pass {'so on ' * 200} the 20 days {'so on ' * 100} 20"
+    answer = replace(SURE, sources=(replace(CARRIER, evidence=replace(EVIDENCE, text=sentence)),))
+
+    assert "the 20 days" in output.quote(answer)
+
+
 def test_what_stands_in_no_passage_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """Numbers and names without a passage stand on a line of their own; markup and colours in them do nothing."""
     lines = said(replace(SURE, verdict="unsure", unsupported=("[red]Lee", "1990")), capsys)
