@@ -24,7 +24,7 @@ from gistrag.cli.options import (
     Scope,
     TopK,
 )
-from gistrag.cli.output import cost_line, loading, logger, print_answer, print_json, say, source_lines
+from gistrag.cli.output import cost_line, harmless, loading, logger, print_answer, print_json, say, source_lines
 from gistrag.errors import GistRAGError, UsageError
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class Session:
             raise UsageError("no answer yet; ask a question")
         for number, source in enumerate(self._last.sources, 1):
             read = "text" if source.as_text else "gists"
-            say(f"{number}. {source.place} (chunk {source.chunk_id}, score {source.score:.3f}, {read})")
-            say(f"   {source.snippet}")
+            say(f"{number}. {harmless(source.place)} (chunk {source.chunk_id}, score {source.score:.3f}, {read})")
+            say(f"   {harmless(source.snippet)}")
 
 
 def lines() -> Iterator[str]:

@@ -162,7 +162,7 @@ def evidence_line(answer: Answer) -> tuple[str, str, str]:
         case "unsure":
             before = f"Not sure{sure}. {said}"
         case "not found" if answer.withheld:
-            before = f"Not found. The model guessed {_harmless(answer.withheld)!r}{sure}. {said}"
+            before = f"Not found. The model guessed {harmless(answer.withheld)!r}{sure}. {said}"
         case "not found":
             return "Not found.", "", ""
         case _:
@@ -177,7 +177,7 @@ def quote(answer: Answer) -> str:
     """Return the evidence in one line; of a long one the part with the most words of the answer."""
     from gistrag.answering.wording import places, words
 
-    text = _harmless(answer.evidence.text) if answer.evidence else ""
+    text = harmless(answer.evidence.text) if answer.evidence else ""
     if len(text) <= QUOTE_CHARACTERS:
         return text
     found = places(words(answer.withheld or answer.text), text)
@@ -192,7 +192,7 @@ def quote(answer: Answer) -> str:
     return ("…" if begin else "") + text[begin:end].strip() + ("…" if end < len(text) else "")
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Return a text on one line, without characters that steer a terminal or turn the direction of what follows."""
     steering = (one for one in set(text) if unicodedata.category(one) in ("Cc", "Cs") or one in TURNS)
     return " ".join(text.translate(dict.fromkeys(map(ord, steering), " ")).split())
@@ -201,7 +201,8 @@ def _harmless(text: str) -> str:
 def source_lines(answer: Answer) -> list[str]:
     """Return one line for each source of an answer, that with the evidence marked."""
     return [
-        f"{' *'[bool(source.evidence)]} {number}. {source.place}" for number, source in enumerate(answer.sources, 1)
+        f"{' *'[bool(source.evidence)]} {number}. {harmless(source.place)}"
+        for number, source in enumerate(answer.sources, 1)
     ]
 
 

@@ -115,6 +115,13 @@ def test_a_long_sentence_is_cut_where_most_of_the_answer_stands() -> None:
     assert "the 20 days" in output.quote(answer)
 
 
+def test_a_citation_steers_no_terminal() -> None:
+    """Neither does the name of a file, nor a heading of a document."""
+    source = replace(CARRIER, path="a\x1b[31m\nb.md", evidence=replace(EVIDENCE, heading=("Le\u202eave",)))
+
+    assert output.source_lines(replace(SURE, sources=(source,))) == ["* 1. a [31m b.md, Le ave"]
+
+
 def test_what_stands_in_no_passage_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """Numbers and names without a passage stand on a line of their own; markup and colours in them do nothing."""
     lines = said(replace(SURE, verdict="unsure", unsupported=("[red]Lee", "1990")), capsys)
