@@ -325,9 +325,11 @@ def test_gains_are_of_the_same_questions(tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_the_default_model_gains_in_minutes(tmp_path: Path) -> None:
-    """A hundred seconds of training on a few facts make the default model answer as it is asked to."""
+    """Two dozen steps on a few facts make the default model answer as it is asked to, from text and from gists."""
     things = ("mill", "port", "tower", "bridge", "school", "archive", "garden", "ferry", "market", "library")
-    places = ("Alder", "Birch", "Cedar", "Dogwood", "Elm", "Fir", "Gorse", "Hazel", "Iris", "Juniper", "Kale", "Linden")
+    places = (
+        "Alder Birch Cedar Dogwood Elm Fir Gorse Hazel Iris Juniper Kale Linden Maple Nettle Oak Poplar Quince Rowan"
+    )
     records = [
         {
             "context": f"The {thing} of {place}, built in {1700 + 7 * n + 13 * m}, stands beside the {things[n - 3]}.",
@@ -335,13 +337,13 @@ def test_the_default_model_gains_in_minutes(tmp_path: Path) -> None:
             "answer": str(1700 + 7 * n + 13 * m),
             "source": place,
         }
-        for m, place in enumerate(places)
+        for m, place in enumerate(f"{places} Sorrel Teasel Umber Vetch Willow Yew".split())
         for n, thing in enumerate(things)
     ]
     (tmp_path / "qa.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     command = [
         "adapt", "smollm2-135m-instruct", "--questions", str(tmp_path / "qa.jsonl"), "-o", str(tmp_path / "run"),
-        "--minutes", "1.5", "--evaluate", "12", "--calibrate", "0",
+        "--tokens", "15000", "--evaluate", "30", "--calibrate", "0",
     ]  # fmt: skip
 
     code = run_command(command)
