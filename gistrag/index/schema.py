@@ -122,11 +122,12 @@ PUT_CHUNK = """
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
 
 HAS_SUMMARIES = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'summaries'"
-_FIRST_HEADING = "(SELECT heading FROM chunks WHERE document_id = d.id ORDER BY ordinal LIMIT 1)"
-TITLES = f"""
-    SELECT d.path, s.title, {_FIRST_HEADING}
+TITLES = """
+    SELECT d.path, s.title, (SELECT heading FROM chunks WHERE document_id = d.id ORDER BY ordinal LIMIT 1)
     FROM documents d LEFT JOIN summaries s ON s.document_id = d.id ORDER BY d.path"""
-FIRST_HEADINGS = f"SELECT d.path, '', {_FIRST_HEADING} FROM documents d ORDER BY d.path"
+FIRST_HEADINGS = """
+    SELECT d.path, '', (SELECT heading FROM chunks WHERE document_id = d.id ORDER BY ordinal LIMIT 1)
+    FROM documents d ORDER BY d.path"""
 SUMMARY = """
     SELECT d.id, d.path, d.sha256, s.made_from, s.title, s.text, s.tokens, s.end_char, s.sha256
     FROM summaries s JOIN documents d ON d.id = s.document_id WHERE d.id = ?"""
@@ -134,16 +135,17 @@ SUMMARY_VECTORS = """
     SELECT d.id, d.path, d.sha256, s.made_from, s.vectors, s.parts
     FROM summaries s JOIN documents d ON d.id = s.document_id
     WHERE d.vectors_by = :vectors_by ORDER BY d.id"""
-_IS_LONG = "EXISTS (SELECT 1 FROM chunks WHERE document_id = d.id AND ordinal = 1)"
-SUMMARIZED = f"""
+SUMMARIZED = """
     SELECT d.id, d.path, d.sha256, d.kind, s.made_from
-    FROM documents d LEFT JOIN summaries s ON s.document_id = d.id WHERE {_IS_LONG} ORDER BY d.path"""
+    FROM documents d LEFT JOIN summaries s ON s.document_id = d.id
+    WHERE EXISTS (SELECT 1 FROM chunks WHERE document_id = d.id AND ordinal = 1) ORDER BY d.path"""
 PUT_SUMMARY = """
     INSERT OR REPLACE INTO summaries
         (document_id, made_from, title, text, tokens, end_char, sha256, vectors, parts)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-DROP_SUMMARIES = f"""
-    DELETE FROM summaries WHERE document_id NOT IN (SELECT d.id FROM documents d WHERE {_IS_LONG})"""
+DROP_SUMMARIES = """
+    DELETE FROM summaries WHERE document_id NOT IN (
+        SELECT d.id FROM documents d WHERE EXISTS (SELECT 1 FROM chunks WHERE document_id = d.id AND ordinal = 1))"""
 
 
 @dataclass(frozen=True)

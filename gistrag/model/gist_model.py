@@ -128,7 +128,7 @@ class GistModel(Runtime[Memory]):
                 model.adapter = Adapter.load(network, Path(adapter), base=model.weights, prefix=model.prompt.prefix)
                 model.adapter.compute_in(model.network_dtype)
             model.adapter.merge()
-            model._stop_as_trained()
+            model.stop_ids, model.line_ends = model._trained_stop_ids, frozenset()
         return model
 
     def new_adapter(self, *, rank: int, gists: int, seed: int = 0, **settings: Any) -> None:
@@ -146,10 +146,6 @@ class GistModel(Runtime[Memory]):
         vectors = vectors.to(self.device, self.dtype)
         self.adapter = Adapter.create(self.network, vectors, chosen, rank=rank, seed=seed)
         self.adapter.compute_in(self.network_dtype)
-        self._stop_as_trained()
-
-    def _stop_as_trained(self) -> None:
-        """End answers as an adapter was trained to end them."""
         self.stop_ids, self.line_ends = self._trained_stop_ids, frozenset()
 
     def _line_ends(self) -> frozenset[int]:
