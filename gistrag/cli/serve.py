@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gistrag.cli.exit_codes import INTERRUPTED
-from gistrag.cli.options import INDEX, Debug, Device, NoGists, Quiet, RerankerName, RuntimeOption
+from gistrag.cli.options import INDEX, Debug, Device, NoGists, NoSecondReading, Quiet, RerankerName, RuntimeOption
 from gistrag.cli.output import loading, say
 from gistrag.errors import UsageError
 
@@ -60,6 +60,7 @@ def serve(
     metrics: Annotated[bool, typer.Option("--metrics", help="Serve Prometheus metrics at /metrics.")] = False,
     log_questions: Annotated[bool, typer.Option("--log-questions", help="Write questions to the log.")] = False,
     reranker: RerankerName = None,
+    no_second_reading: NoSecondReading = False,
     no_gists: NoGists = False,
     device: Device = None,
     runtime: RuntimeOption = "auto",
@@ -84,7 +85,13 @@ def serve(
             gists: When = "none" if no_gists else "background"
             opened = registry.opened(folders, gists=gists, device=device, runtime=runtime, reranker=reranker)
             rags = stack.enter_context(opened)
-        config = app.ServerConfig(together=together, footnotes=footnotes, log_questions=log_questions, metrics=metrics)
+        config = app.ServerConfig(
+            together=together,
+            footnotes=footnotes,
+            second_reading=not no_second_reading,
+            log_questions=log_questions,
+            metrics=metrics,
+        )
         say(f"serving {', '.join(rags)} at {http.address(listening)}; Ctrl-C stops")
         until_stopped(http.server(app.application(rags, access=access, config=config)), listening)
 

@@ -66,12 +66,14 @@ class ServerConfig:
     Attributes:
         together: number of interleaved answers; further requests wait.
         footnotes: answers end with their sources, unless a request says otherwise.
+        second_reading: passages are read again where an answer is unsure, unless a request says otherwise.
         log_questions: write questions to the log.
         metrics: serve ``/metrics``.
     """
 
     together: int = 8
     footnotes: bool = False
+    second_reading: bool = True
     log_questions: bool = False
     metrics: bool = False
 
@@ -185,11 +187,13 @@ class Service:
         with api_errors(rag, name):
             text = "".join([piece async for piece in reply])
         answer, reason = self._answer(reply, name, body)
-        return JSONResponse(Completion(name).whole(text + self._notes(answer, body), answer, reason))
+        return JSONResponse(
+            Completion(name, ignored=body.ignored).whole(text + self._notes(answer, body), answer, reason)
+        )
 
     async def _events(self, reply: Reply, name: str, body: ChatRequest) -> AsyncIterator[str]:
         """Yield an answer as server-sent events; an error on the way is the last of them."""
-        completion = Completion(name)
+        completion = Completion(name, ignored=body.ignored)
         try:
             yield completion.first(reply.answer())
             async for piece in reply:
@@ -206,7 +210,7 @@ class Service:
 
     def _reply(self, name: str, rag: GistRAG, body: ChatRequest) -> Reply:
         """Queue the question of a request and return its reply."""
-        question, options = body.questions[-1], body.options
+        question, options = body.questions[-1], body.options(second_reading=self._config.second_reading)
         if self._config.log_questions:
             logger.info("%s: question %r", name, question)
         stream = rag.stream(question, **vars(options))
@@ -251,7 +255,7 @@ class Service:
     def _answer(self, reply: Reply, name: str, body: ChatRequest) -> tuple[Answer, str]:
         """Return a finished answer with its finish reason; log and count it."""
         answer = reply.answer()
-        is_cut = reply.is_cut() or answer.usage.answer_tokens >= body.options.max_new_tokens
+        is_cut = reply.is_cut() or answer.usage.answer_tokens >= body.options().max_new_tokens
         reason = "length" if is_cut else "stop" if reply.is_wanted else "gone"
         used, timings = answer.usage, answer.timings
         seconds = (timings.ttft_s, timings.total_s)

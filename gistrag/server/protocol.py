@@ -1,13 +1,15 @@
 """The wire format of OpenAI's API: requests, answers and errors.
 
 The extensions of gistrag are in one field, ``gistrag``: in a request it chooses the passages and their mode, in an
-answer it holds sources, timings and usage. Settings that do not apply, such as ``top_p``, are ignored; settings that
-promise an answer gistrag cannot give, such as ``response_format``, are refused.
+answer it holds sources, evidence, confidence, timings and usage. Settings that do not apply, such as ``top_p``, are
+ignored, and named in the answer; settings that promise an answer gistrag cannot give, such as ``response_format``, are
+refused.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,13 +17,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from gistrag.answering.answer import Answer, Options
+from gistrag.answering.answer import Answer, Options, Source
+from gistrag.answering.wording import excerpt
 from gistrag.server.registry import Record, source_record
 from gistrag.settings import Mode
 
 MAX_TOKENS = 4096
 TOP_K_MAX = 64
 SHORT_CHARACTERS, PATH_CHARACTERS, STOPS_MAX = 200, 4096, 16
+QUOTE_CHARACTERS = 320
+IGNORED_MAX = 32
+IGNORED_ROLES = ("system", "developer", "tool", "function")
+"""Roles of messages that change no answer."""
 
 
 class APIError(Exception):
@@ -91,10 +98,11 @@ class Search(BaseModel):
 
 
 class Extension(Search):
-    """The field ``gistrag`` of a chat request: the choice of chunks, the mode, and whether to append footnotes."""
+    """The field ``gistrag`` of a chat request: the choice of chunks, the mode, and what the server decides if None."""
 
     mode: Mode = Options.mode
     footnotes: bool | None = None
+    second_reading: bool | None = None
 
 
 class StreamOptions(BaseModel):
@@ -111,6 +119,8 @@ class ResponseFormat(BaseModel):
 
 class ChatRequest(BaseModel):
     """``POST /v1/chat/completions``."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: Short
     messages: list[Message] = Field(min_length=1)
@@ -139,8 +149,19 @@ class ChatRequest(BaseModel):
         return [stop for stop in given if stop]
 
     @property
-    def options(self) -> Options:
-        """The options of the answer."""
+    def ignored(self) -> list[str]:
+        """The settings that change nothing, such as ``top_p`` and ``messages.system``."""
+        extra = self.model_extra or {}
+        names = [name[:SHORT_CHARACTERS] for name, value in extra.items() if value not in (None, [], {})]
+        roles = {message.role for message in self.messages}
+        return [*names[:IGNORED_MAX], *(f"messages.{role}" for role in IGNORED_ROLES if role in roles)]
+
+    def options(self, *, second_reading: bool = Options.second_reading) -> Options:
+        """Return the options of the answer.
+
+        Args:
+            second_reading: where the request does not say.
+        """
         extension = self.gistrag
         return Options(
             top_k=extension.top_k,
@@ -150,6 +171,7 @@ class ChatRequest(BaseModel):
             max_new_tokens=self.max_completion_tokens or self.max_tokens or Options.max_new_tokens,
             temperature=self.temperature or 0.0,
             seed=self.seed or 0,
+            second_reading=second_reading if extension.second_reading is None else extension.second_reading,
             history=tuple(self.questions[:-1]),
         )
 
@@ -162,9 +184,14 @@ class RetrieveRequest(Search):
 
 
 class Completion:
-    """Formats one answer, whole or as the events of a stream."""
+    """Formats one answer, whole or as the events of a stream.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        ignored: settings of the request that change nothing.
+    """
+
+    def __init__(self, model: str, *, ignored: Sequence[str] = ()) -> None:
+        self._ignored = list(ignored)
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, text: str, answer: Answer, finish_reason: str) -> Record:
@@ -175,7 +202,7 @@ class Completion:
             "logprobs": None,
             "finish_reason": finish_reason,
         }
-        extra = {"usage": usage(answer), "gistrag": details(answer)}
+        extra = {"usage": usage(answer), "gistrag": self._details(answer)}
         return {**self._head, "object": "chat.completion", "choices": [choice], **extra}
 
     def first(self, answer: Answer) -> str:
@@ -190,10 +217,13 @@ class Completion:
 
     def last(self, answer: Answer, finish_reason: str, *, with_usage: bool) -> Iterator[str]:
         """Yield the events that end a stream."""
-        yield self._chunk({}, finish_reason, gistrag=details(answer))
+        yield self._chunk({}, finish_reason, gistrag=self._details(answer))
         if with_usage:
             yield event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(answer)})
         yield "data: [DONE]\n\n"
+
+    def _details(self, answer: Answer) -> Record:
+        return {**details(answer), "ignored": self._ignored}
 
     def _chunk(self, delta: Record, finish_reason: str | None = None, **extra: Record) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -220,9 +250,14 @@ def usage(answer: Answer) -> Record:
 
 
 def details(answer: Answer) -> Record:
-    """Return the field ``gistrag`` of an answer: what was searched, sources, timings in seconds, and usage."""
+    """Return the field ``gistrag`` of an answer: what is thought of it, sources, timings in seconds, and usage."""
     return {
         "searched": answer.searched,
+        "confidence": answer.confidence,
+        "verdict": answer.verdict,
+        "unsupported": list(answer.unsupported),
+        "withheld": answer.withheld,
+        "quote": quote(answer),
         "sources": [source_record(source) for source in answer.sources],
         "timings": {**vars(answer.timings), "decode_s": answer.timings.decode_s},
         "usage": vars(answer.usage),
@@ -230,9 +265,27 @@ def details(answer: Answer) -> Record:
 
 
 def footnotes(answer: Answer) -> str:
-    """Return the numbered sources as lines to append to an answer."""
-    lines = [f"[{number}] {source.place}" for number, source in enumerate(answer.sources, 1)]
-    return "\n\n" + "\n".join(lines) if lines else ""
+    """Return what to append to an answer: the mark of the source that carries it, doubts, and the numbered sources."""
+    mark = answer.marked.removeprefix(answer.text)
+    doubts = ["Not sure: compare it with the passage."] if answer.verdict == "unsure" else []
+    if answer.unsupported:
+        doubts.append(f"In no passage: {', '.join(answer.unsupported)}.")
+    quoted = "" if answer.verdict == "not found" else quote(answer)
+    lines = [_footnote(number, source, quoted) for number, source in enumerate(answer.sources, 1)]
+    return mark + "".join("\n\n" + block for block in (" ".join(doubts), "\n".join(lines)) if block)
+
+
+def quote(answer: Answer) -> str:
+    """Return the evidence in one line, cut around the answer where it is long; a refusal quotes nothing."""
+    if not answer.evidence or (answer.verdict == "not found" and not answer.withheld):
+        return ""
+    return excerpt(answer.evidence.text, answer.withheld or answer.text, most=QUOTE_CHARACTERS)
+
+
+def _footnote(number: int, source: Source, quoted: str) -> str:
+    """Return the line of a source; in a front-end that shows Markdown it can load no image and has no tag or link."""
+    line = f"[{number}] {source.place}" + (f": “{quoted}”" if source.evidence and quoted else "")
+    return re.sub(r"\](?=[(\[])|<(?=\S)", r"\g<0> ", line)
 
 
 def cut(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:

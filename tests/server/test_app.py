@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ import pytest
 from support.live_server import CHAT, HONEY, STREAMED, connect, error, request, serving
 
 from gistrag.answering import judge
+from gistrag.answering.confidence import Again, Calibration
 from gistrag.engine import Engine
 from gistrag.model.gist_model import GistModel, Reading
 from gistrag.rag import GistRAG
@@ -64,7 +66,7 @@ def test_an_answer_in_one_piece(client: Any, index: Path, engine: Engine) -> Non
 
 
 def test_a_streamed_answer_is_the_same(client: Any) -> None:
-    """The pieces add up to the whole answer; the sources come first, the usage last."""
+    """The pieces add up to the whole answer; the sources come first, the evidence in them and the usage last."""
     whole = client.post(CHAT, json=HONEY).json()
 
     response = client.post(CHAT, json={**STREAMED, "stream_options": {"include_usage": True}})
@@ -79,6 +81,7 @@ def test_a_streamed_answer_is_the_same(client: Any) -> None:
     assert last["gistrag"]["sources"] == whole["gistrag"]["sources"]
     ids = [source["chunk_id"] for source in last["gistrag"]["sources"]]
     assert [source["chunk_id"] for source in first["gistrag"]["sources"]] == ids  # the evidence is not known yet
+    assert any(source["evidence"] for source in last["gistrag"]["sources"])
     assert last["choices"][0]["delta"] == {}
     assert last["choices"][0]["finish_reason"] == "length"
     assert usage["choices"] == []
@@ -146,13 +149,49 @@ def test_a_long_or_empty_history_is_no_error(client: Any) -> None:
 
 
 def test_footnotes_stops_and_scope(client: Any) -> None:
-    """Footnotes name the sources, an answer ends before a stop, and a scope restricts the search to one document."""
+    """Footnotes quote the sources, an answer ends before a stop, and a scope restricts the search to one document."""
     whole = client.post(CHAT, json=HONEY).json()["choices"][0]["message"]["content"]
     noted = client.post(CHAT, json={**HONEY, "gistrag": {"footnotes": True, "scope": "mills.md"}}).json()
     cut = client.post(CHAT, json={**HONEY, "stop": [whole[3]]}).json()["choices"][0]["message"]["content"]
 
-    assert noted["choices"][0]["message"]["content"].endswith("\n\n[1] mills.md, Mills")
+    assert noted["choices"][0]["message"]["content"].endswith("\n\n[1] mills.md, Mills: “# Mills”")
     assert cut == whole[: whole.index(whole[3])].strip()
+
+
+def test_what_changes_nothing_is_named(client: Any) -> None:
+    """A reply, whole or streamed, lists the settings and messages that were ignored; a name of half a letter is 400."""
+    asked = {**STREAMED, "top_p": 0.9, "messages": [{"role": "system", "content": "In French."}, *HONEY["messages"]]}
+
+    *_, last = events(client.post(CHAT, json=asked).text)
+
+    assert last["gistrag"]["ignored"] == ["top_p", "messages.system"]
+    assert client.post(CHAT, json={**asked, "stream": False}).json()["gistrag"]["ignored"] == [
+        "top_p",
+        "messages.system",
+    ]
+    half = json.dumps({**HONEY, "half \ud83d": 1})
+    refused = client.post(CHAT, content=half, headers={"content-type": "application/json"})
+    assert error(refused) == (400, "invalid_value")
+
+
+def test_an_unsure_answer_is_read_again_unless_told_otherwise(
+    index: Path, engine: Engine, model: GistModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The confidence, the verdict and the number of readings come with the answer, and a request decides about them."""
+    monkeypatch.setattr(judge, "generate", lambda *_, **__: iter(model.encode("Wax")))
+    doubtful = Calibration("a", (), {}, 0.0, Again(), sure=0.9, found=0.2, doubtful=0.7, measured={})
+    with serving({"manual": index}, dataclasses.replace(engine, calibration=doubtful)) as url:
+        replies = [
+            httpx.post(url + CHAT, json={**HONEY, "gistrag": {"second_reading": wanted}}, timeout=60).json()["gistrag"]
+            for wanted in (None, False)
+        ]
+
+    assert [reply["usage"]["readings"] for reply in replies] == [3, 1]
+    assert [reply["verdict"] for reply in replies] == ["unsure", "unsure"]
+    assert replies[1]["confidence"] == 0.5
+    assert [source["evidence"]["text"] for source in replies[1]["sources"] if source["evidence"]] == [
+        "Honey is kept in combs of wax for winter."
+    ]
 
 
 def test_an_empty_index_says_so(client: Any) -> None:
