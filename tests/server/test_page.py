@@ -5,6 +5,8 @@ Needs playwright (from the extra `dev`) and a Chromium, looked for under its usu
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 import time
@@ -17,6 +19,7 @@ import pytest
 from support.live_server import build, serving
 
 from gistrag.answering import judge
+from gistrag.answering.confidence import Again, Calibration, logit
 from gistrag.engine import Engine
 from gistrag.index.gist_worker import GistWorker
 from gistrag.model.gist_model import GistModel
@@ -51,12 +54,16 @@ CONTRAST = """() => {
     const [a, b] = [light(getComputedStyle(one).color), light(ground(one))].sort((x, y) => y - x);
     return (a + 0.05) / (b + 0.05);
   };
-  return [...document.querySelectorAll("h1, h2, p, span, b, small, button, select")]
+  return [...document.querySelectorAll("h1, h2, p, span, b, u, a, mark, small, button, select, blockquote, summary")]
     .filter((one) => one.checkVisibility() && one.textContent.trim() && !one.children.length && contrast(one) < 4.5)
     .map((one) => `${one.tagName} ${one.className} ${one.textContent}`);
 }"""
 """Finds text with a contrast below 4.5 (WCAG AA)."""
 
+LONG = "The mill " + "stands by the river and " * 90 + "has 2 stones."
+ARABIC = "تستهلك المضخة 80 لترا."
+FOCUSED = """() => [document.activeElement]
+  .map((one) => one.id || one.value || one.hash || one.textContent)[0]"""
 Say = Callable[..., None]
 
 
@@ -149,28 +156,198 @@ def ready(page: Any) -> Any:
 
 
 def test_ask(page: Any, say: Say) -> None:
-    """An answer shows its sources and costs, and a click shows a passage."""
+    """An answer shows its evidence, sources and costs, and a click shows a passage; without confidence, no verdict."""
     say("In combs of wax.")
 
     entry = ask(ready(page), "Where is the honey?")
-    entry.locator(".sources").wait_for()
+    entry.locator(".cost").wait_for()
 
     assert entry.locator("h2").inner_text() == "Where is the honey?"
     assert entry.locator(".answer").inner_text() == "In combs of wax."
     assert entry.get_attribute("aria-busy") == "false"
-    assert entry.locator(".place").all_inner_texts() == ["bees.md, Bees", "mills.md, Mills"]
-    assert entry.locator(".how").all_inner_texts() == ["gists", "gists"]
+    assert entry.locator("blockquote").inner_text() == "Honey is kept in combs of wax for winter."
+    assert entry.locator(".evidence a").inner_text() == "bees.md, Bees > Honey"
+    assert entry.locator(".verdict, .searched, .note").count() == 0
     assert "of text" in entry.locator(".cost").inner_text()
     assert "to the first word" in entry.locator(".cost").inner_text()
 
-    entry.locator(".sources a").first.click()
-    passage = page.get_by_role("dialog", name="bees.md")
+    entry.get_by_text("1 more passage").click()
+    assert entry.locator(".place").all_inner_texts() == ["mills.md, Mills"]
+    assert entry.locator(".how").all_inner_texts() == ["gists", "gists"]
+    entry.locator(".sources a").click()
+    passage = page.get_by_role("dialog", name="mills.md")
     passage.wait_for()
-    assert "combs of wax for winter" in passage.inner_text()
+    assert "stands by the river" in passage.inner_text()
+    assert passage.locator("mark").count() == 0
     assert "#passage/manual/" in page.url
     page.keyboard.press("Escape")
     passage.wait_for(state="hidden")
     page.wait_for_url(lambda url: "#" not in url)  # other ways to wait use eval, which the page forbids
+
+
+def calibrated(engine: Engine, confidence: float) -> Engine:
+    """Return an engine that gives every answer this confidence: sure from 0.8, not found below 0.3."""
+    bias = logit(confidence)
+    calibration = Calibration("a", (), {}, bias, Again(), sure=0.8, found=0.3, doubtful=0.0, measured={})
+    return dataclasses.replace(engine, calibration=calibration)
+
+
+def replied(page: Any, text: str, sources: list[dict[str, Any]], **details: Any) -> None:
+    """Let the server answer the next question with a text, its sources and what is thought of it."""
+    known = {"chunk_id": 1, "as_text": False, "place": "bees.md, Bees", "snippet": "# Bees", "evidence": None}
+    judged = {"searched": "", "confidence": None, "verdict": None, "unsupported": [], "withheld": "", **details}
+    timings, usage = {"ttft_s": 0.1, "total_s": 0.2}, {"gist_slots": 8, "source_tokens": 32, "text_tokens": 0}
+    last = {**judged, "sources": [known | one for one in sources], "timings": timings, "usage": usage}
+    lines = [
+        {"choices": [{"delta": {"content": text}}]},
+        {"choices": [{"delta": {}}], "gistrag": last},
+    ]
+    body = "".join(f"data: {json.dumps(line)}\n\n" for line in lines) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda one: one.fulfill(content_type="text/event-stream", body=body))
+
+
+def carried(sentence: str, *, start: int = 0) -> dict[str, Any]:
+    """Return what is special about a source that carries an answer."""
+    return {"evidence": {"start": start, "end": start + len(sentence), "text": sentence, "heading": [], "page": None}}
+
+
+@pytest.mark.parametrize(
+    ("confidence", "answer", "verdict"),
+    [
+        (0.9, "In combs of wax.", "Sure. 90 % likely to be right."),
+        (0.5, "In combs of wax.", "Not sure. The passage says: 50 % likely to be right."),
+        (
+            0.1,
+            "In combs.",
+            "Not found. The model guessed “In combs.”, which is probably wrong, from: 10 % likely to be right.",
+        ),
+        (0.9, "The passages do not say.", "Not found."),
+    ],
+)
+def test_how_sure_an_answer_is(
+    browser: Any, tmp_path: Path, engine: Engine, say: Say, confidence: float, answer: str, verdict: str
+) -> None:
+    """A line under the answer says it, for screen readers with the percentage; unsure, the evidence comes first."""
+    say(answer)
+
+    with (
+        serving({"manual": build(tmp_path, engine)}, calibrated(engine, confidence)) as url,
+        opened(browser, url) as page,
+    ):
+        entry = ask(ready(page), "Where is the honey?")
+        entry.locator(".cost").wait_for()
+
+        order = entry.evaluate("(all) => [...all.children].map((one) => one.className).filter(Boolean)")
+        assert entry.locator(".verdict").text_content() == verdict
+        assert verdict in page.locator("[role=status]").inner_text()
+        assert (order.index("verdict") < order.index("answer")) == ("Not sure" in verdict)
+        assert entry.locator("blockquote").count() == (verdict != "Not found.")
+        assert entry.locator(".others summary").inner_text() == (
+            "2 passages" if verdict == "Not found." else "1 more passage"
+        )
+
+
+def test_the_evidence_opens_highlighted(page: Any, say: Say) -> None:
+    """Its link opens the passage at that sentence, which has the focus; the next passage has no highlight."""
+    say("combs of wax")
+    entry = ask(ready(page), "Where is the honey?")
+    entry.locator(".evidence a").click()
+    highlighted = page.locator("#passage mark")
+    highlighted.wait_for()
+
+    assert entry.locator("blockquote b").all_inner_texts() == ["combs of wax"]
+    assert highlighted.inner_text() == "Honey is kept in combs of wax for winter."
+    assert page.locator("#passage p").inner_text().startswith("# Bees")
+    assert page.evaluate("() => document.activeElement.tagName") == "MARK"
+    assert page.url.partition("#passage/")[2] == "manual/1/49-90"
+    page.reload()
+    highlighted.wait_for()
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [("0-6", ["# Bees"]), ("0-9999", [None]), ("500-900", []), ("7-7", []), ("9-7", []), ("x-7", None)],
+)
+def test_a_highlight_at_the_edges_of_a_passage(page: Any, span: str, expected: list[str | None] | None) -> None:
+    """A span is cut at the edges of the passage; one outside of it, or one that is none, highlights nothing."""
+    ready(page).evaluate("(hash) => { location.hash = hash; }", f"#passage/manual/1/{span}")
+    passage = page.locator("#passage p")
+    if expected is None:
+        page.wait_for_timeout(200)
+        assert page.locator("#passage[open]").count() == 0
+        return
+    passage.filter(has_text="Honey").wait_for()
+
+    whole = passage.inner_text()
+    assert whole.startswith("# Bees")
+    assert page.locator("#passage mark").all_inner_texts() == [one or whole for one in expected]
+
+
+def test_positions_count_characters(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
+    """Characters beyond 16 bits before the evidence do not shift what is highlighted."""
+    say("In wax.")
+    index = build(tmp_path, engine, {"bees.md": "Bees 🐝🐝🐝 hum.\n\nHoney is kept in wax 🍯 for winter.\n"})
+
+    with serving({"manual": index}, engine) as url, opened(browser, url) as page:
+        ask(ready(page), "Where is the honey?").locator(".evidence a").click()
+        page.locator("#passage mark").wait_for()
+        assert page.locator("#passage mark").inner_text() == "Honey is kept in wax 🍯 for winter."
+
+
+def test_what_stands_in_no_passage_is_underlined(page: Any) -> None:
+    """Names and numbers are underlined where they are whole words, and named in a line that is announced."""
+    details = {"unsupported": ["90", "Lee", "a.*b"], "verdict": "unsure", "confidence": 0.4}
+    replied(ready(page), "Lee took 90km to Leeds, not 190 or 900.", [carried("A sentence.")], **details)
+
+    entry = ask(page, "Who?")
+    entry.locator(".cost").wait_for()
+
+    assert entry.locator(".answer u").all_inner_texts() == ["Lee", "90"]
+    assert entry.locator(".answer").inner_text() == "Lee took 90km to Leeds, not 190 or 900."
+    assert entry.locator(".note").all_inner_texts() == ["The model answers:", "In no passage: 90, Lee, a.*b."]
+    assert "In no passage: 90, Lee" in page.locator("[role=status]").inner_text()
+
+
+@pytest.mark.parametrize("sentence", [EVIL, LONG, ARABIC, "", "| a | *b* | (c) [d] \\ |"])
+def test_any_sentence_can_be_quoted(page: Any, sentence: str) -> None:
+    """Markup stays text, a long sentence keeps the page short, and text from right to left stands on the right."""
+    replied(ready(page), sentence or "80", [{}, carried(sentence)], verdict="answered", confidence=0.9)
+
+    entry = ask(page, "What?")
+    entry.locator(".cost").wait_for()
+
+    quoted = entry.locator("blockquote")
+    assert quoted.text_content() == sentence
+    assert quoted.evaluate("(one) => getComputedStyle(one).direction") == ("rtl" if sentence == ARABIC else "ltr")
+    assert quoted.evaluate("(one) => one.clientHeight") < 200
+    assert page.locator("main img, main script").count() == 0
+    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_an_answer_without_evidence_lists_its_sources(page: Any) -> None:
+    """They are open, and nothing is quoted."""
+    replied(ready(page), "Bees.", [{}], verdict="unsure", confidence=0.4)
+
+    entry = ask(page, "What?")
+    entry.locator(".cost").wait_for()
+
+    assert entry.locator(".verdict").text_content() == "Not sure. 40 % likely to be right."
+    assert entry.locator(".evidence").count() == 0
+    assert entry.locator(".others").get_attribute("open") is not None
+    assert entry.locator(".place").inner_text() == "bees.md, Bees"
+
+
+def test_what_was_searched_is_shown(page: Any, say: Say) -> None:
+    """A follow-up shows the question it was joined with; a question in full shows nothing of the kind."""
+    say("By the river.")
+    first = ask(ready(page), "Where is the mill?")
+    first.locator(".cost").wait_for()
+    second = ask(page, "And what does it do?")
+    second.locator(".cost").wait_for()
+
+    assert page.locator(".searched").count() == 1
+    assert second.locator(".searched").inner_text() == "Searched: Where is the mill? And what does it do?"
+    assert "Searched: Where is the mill?" in page.locator("[role=status]").inner_text()
 
 
 def test_gists_that_are_still_to_be_made(
@@ -184,7 +361,7 @@ def test_gists_that_are_still_to_be_made(
     with serving({"manual": index}, engine) as url, opened(browser, url) as page:
         page.get_by_text("Gists made of 0 of 2 passages.").wait_for()
         entry = ask(page, "Where is the honey?")
-        entry.locator(".sources").wait_for()
+        entry.locator(".cost").wait_for()
         assert "2 passages read as text: the gists are still to be made" in entry.locator(".cost").inner_text()
         GistRAG.from_folder(tmp_path / "docs", index=index, engine=engine, gists="now").close()
         page.get_by_text("Gists made").wait_for(state="detached")
@@ -199,9 +376,9 @@ def test_modes_and_documents(page: Any, say: Say) -> None:
     page.get_by_role("button", name="mills.md").click()
 
     entry = ask(page, "What does it do?")
-    entry.locator(".sources").wait_for()
+    entry.locator(".cost").wait_for()
 
-    assert entry.locator(".place").all_inner_texts() == ["mills.md, Mills"]
+    assert entry.locator(".evidence a").inner_text() == "mills.md, Mills"
     assert entry.locator(".how").all_inner_texts() == ["text"]
     assert "only in mills.md" in entry.locator("h2").inner_text()
     assert "read as text" in entry.locator(".cost").inner_text()
@@ -280,7 +457,7 @@ def test_no_text_becomes_markup(page: Any, say: Say) -> None:
     page.locator("#facts", has_text="1 document in").wait_for()
 
     entry = ask(page, EVIL)
-    entry.locator(".sources a").click()
+    entry.locator(".evidence a").click()
     page.get_by_role("dialog").wait_for()
 
     assert EVIL == entry.locator(".answer").inner_text() == entry.locator("h2").inner_text()
@@ -313,15 +490,18 @@ def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: S
 def test_with_the_keyboard_alone(page: Any, say: Say) -> None:
     """Tab reaches every control in page order, and each has a name for screen readers."""
     say("Yes.")
-    ask(ready(page), "Can it?").locator(".sources").wait_for()
+    ask(ready(page), "Can it?").locator(".cost").wait_for()
 
     page.get_by_role("link", name="Skip to the question").focus()
     names = []
-    for _ in range(7):
+    for place in range(8):
         page.keyboard.press("Tab")
-        names.append(page.evaluate("() => [document.activeElement].map((one) => one.id || one.value || one.hash)[0]"))
+        names.append(page.evaluate(FOCUSED))
+        if place == 3:
+            page.keyboard.press("Enter")  # opens the list of the other passages
 
-    passages = ["#passage/manual/1", "#passage/manual/2"]
+    passages = ["#passage/manual/2", "1 more passage", "#passage/manual/1"]
+    names[2] = names[2].rpartition("/")[0]
     assert names == ["index", "show-documents", *passages, "question", "gist", "act"]
     unnamed = page.locator("button, input, select, textarea, a").evaluate_all(
         "(all) => all.filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels?.length)).length"
@@ -333,9 +513,16 @@ def test_with_the_keyboard_alone(page: Any, say: Say) -> None:
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (1280, "dark")])
 def test_it_fits(browser: Any, address: str, say: Say, width: int, scheme: str) -> None:
     """Nothing is wider than the screen, on a phone or a desktop, and text has enough contrast in light and dark."""
-    say("a" * 200 + " and words")
     with opened(browser, address, viewport={"width": width, "height": 700}, color_scheme=scheme) as page:
-        ask(ready(page), "b" * 100).locator(".sources").wait_for()
+        doubtful = {"verdict": "unsure", "confidence": 0.4, "unsupported": ["words"], "searched": "c" * 100}
+        sources = [carried("d" * 300), {"place": "e" * 200, "snippet": "f" * 200}]
+        replied(ready(page), "a" * 200 + " and words", sources, **doubtful)
+        entry = ask(page, "b" * 100)
+        entry.locator(".others summary").click()
+        entry.locator(".evidence a").click()
+        page.locator("#passage mark").wait_for()
+        assert page.evaluate(CONTRAST) == []
+        page.keyboard.press("Escape")
 
         assert page.evaluate("() => document.documentElement.scrollWidth") == width
         low = page.evaluate(CONTRAST)
