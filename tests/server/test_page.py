@@ -196,7 +196,8 @@ def replied(page: Any, text: str, sources: list[dict[str, Any]], **details: Any)
     """Let the server answer the next question with a text, its sources and what is thought of it."""
     known = {"chunk_id": 1, "as_text": False, "place": "bees.md, Bees", "snippet": "# Bees", "evidence": None}
     judged = {"searched": "", "confidence": None, "verdict": None, "unsupported": [], "withheld": "", **details}
-    timings, usage = {"ttft_s": 0.1, "total_s": 0.2}, {"gist_slots": 8, "source_tokens": 32, "text_tokens": 0}
+    timings = {"ttft_s": 0.1, "total_s": 0.2}
+    usage = {"gist_slots": 8, "source_tokens": 32, "text_tokens": 1000, "readings": 3, "dropped_chunks": 20}
     last = {**judged, "sources": [known | one for one in sources], "timings": timings, "usage": usage}
     lines = [
         {"choices": [{"delta": {"content": text}}]},
@@ -215,11 +216,11 @@ def carried(sentence: str, *, start: int = 0) -> dict[str, Any]:
     ("confidence", "answer", "verdict"),
     [
         (0.9, "In combs of wax.", "Sure. 90 % likely to be right."),
-        (0.5, "In combs of wax.", "Not sure. The passage says: 50 % likely to be right."),
+        (0.5, "In combs of wax.", "Not sure. 50 % likely to be right. The passage says:"),
         (
             0.1,
             "In combs.",
-            "Not found. The model guessed “In combs.”, which is probably wrong, from: 10 % likely to be right.",
+            "Not found. 10 % likely to be right. The model guessed “In combs.”, which is probably wrong, from:",
         ),
         (0.9, "The passages do not say.", "Not found."),
     ],
@@ -348,6 +349,19 @@ def test_what_was_searched_is_shown(page: Any, say: Say) -> None:
     assert page.locator(".searched").count() == 1
     assert second.locator(".searched").inner_text() == "Searched: Where is the mill? And what does it do?"
     assert "Searched: Where is the mill?" in page.locator("[role=status]").inner_text()
+
+
+def test_a_document_in_short_opens_like_a_passage(page: Any) -> None:
+    """What answers a question about a whole document is no passage of it, and opens all the same."""
+    ready(page).get_by_role("button", name="2 documents").click()
+    page.get_by_role("button", name="mills.md").click()
+    entry = ask(page, "What is this document about?")
+    entry.locator(".sources a").click()
+    page.get_by_role("dialog", name="mills.md").wait_for()
+
+    assert entry.locator(".verdict, .evidence").count() == 0
+    assert "#passage/manual/-" in page.url
+    assert "stands by the river" in page.locator("#passage p").inner_text()
 
 
 def test_gists_that_are_still_to_be_made(
@@ -524,6 +538,7 @@ def test_it_fits(browser: Any, address: str, say: Say, width: int, scheme: str) 
         assert page.evaluate(CONTRAST) == []
         page.keyboard.press("Escape")
 
+        assert entry.locator(".cost").evaluate("(one) => one.scrollWidth <= one.clientWidth")
         assert page.evaluate("() => document.documentElement.scrollWidth") == width
         low = page.evaluate(CONTRAST)
         assert low == []
