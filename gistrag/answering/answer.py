@@ -115,7 +115,7 @@ class Source:
         """The citation: path with page or heading; the heading above the evidence, where there is some."""
         heading = self.evidence.heading if self.evidence else self.heading
         where = f"page {self.page}" if self.page else " > ".join(heading)
-        return f"{self.path}, {where}" if where else self.path
+        return ", ".join(filter(None, (self.path, where)))
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,7 @@ from gistrag.answering.passages import Passage, snippet
 from gistrag.answering.stream import Found, Stream
 from gistrag.compression.making import is_compressible
 from gistrag.errors import CorruptGistError, GistNotFoundError, UsageError
-from gistrag.index.store import Store
+from gistrag.index.store import Store, chunks_of_gist
 from gistrag.kv.packed import Gists, PackedGists
 from gistrag.model.runtime import AnyRuntime
 
@@ -87,10 +87,19 @@ class GivenTexts:
             wants_text = options.mode == "text" or (options.mode == "hybrid" and rank == 0)
             ids = self._runtime.encode_passage(text)
             gists = None if wants_text else self._gists(ids, usage)
-            source = Source("", None, (), 0, len(text), 0.0, snippet(text), 0, as_text=gists is None)
-            passages.append(Passage(source, gists or ids, text))
+            heading, begin = self._heading(text, ids)
+            source = Source("", None, heading, begin, len(text), 0.0, snippet(text), 0, as_text=gists is None)
+            passages.append(Passage(source, gists or ids, text[begin:]))
         usage.bytes_read = self._store.gists.bytes_read - bytes_before
         return passages
+
+    def _heading(self, text: str, ids: Sequence[int]) -> tuple[tuple[str, ...], int]:
+        """Return the heading path of the chunk that a text equals, and where the chunk begins below it."""
+        for chunk in chunks_of_gist(self._store, self._store.gists.key(ids)):
+            line = " > ".join(chunk.heading)
+            if line and text.lstrip().startswith(f"{line}\n"):
+                return chunk.heading, text.index(line) + len(line) + 1
+        return (), 0
 
     def _gists(self, ids: Sequence[int], usage: Usage) -> Gists | None:
         """Return the gists of a passage from disk, from memory or made now; None where its text has to be read.

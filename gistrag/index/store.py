@@ -359,6 +359,11 @@ def pending_chunks(store: Store, ids: Iterable[int] | None = None, *, most: int)
     return _chunk_rows(store.database, schema.PENDING_CHUNKS, asked)
 
 
+def chunks_of_gist(store: Store, key: str) -> list[StoredChunk]:
+    """Return the chunks that a gist is of: equal ones, each below the same heading path."""
+    return _chunk_rows(store.database, schema.CHUNKS_BY_GIST, (key,))
+
+
 def leave_as_text(store: Store, key: str) -> int:
     """Let the chunks of a gist that cannot be made be read as text for good, and return how many they are."""
     rows = store.database.execute(schema.CHUNKS_BY_GIST, (key,))

@@ -386,6 +386,21 @@ def test_given_texts_are_judged_too(rag: GistRAG, monkeypatch: pytest.MonkeyPatc
     assert answer.verdict == "answered"
 
 
+def test_a_text_that_equals_a_chunk_has_its_heading(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line above the chunk is its heading and no sentence, and characters are still those of the given text."""
+    script(monkeypatch, rag, {1: ("Leave", -0.1)})
+    (chunk,) = [hit.chunk for hit in rag.retrieve("leave") if hit.chunk.path == "leave.md"]
+    text = f"\n{' > '.join(chunk.heading)}\n{chunk.text.strip()}"
+
+    answer = rag.stream_from("Leave", [text]).result()
+
+    assert answer.evidence is not None
+    assert (answer.evidence.text, answer.evidence.heading) == ("# Leave", ("Leave",))
+    assert text[answer.evidence.start : answer.evidence.end] == "# Leave"
+    assert answer.sources[0].place == "Leave"
+    assert answer.usage.gists_made == 0
+
+
 # The file
 
 
