@@ -19,8 +19,6 @@ _NAME = re.compile(r"[A-Z][\w'’-]*")
 _PHRASE = 5
 """Words of an answer that is no sentence yet, at most: its first word has a capital only where it is a name."""
 _MARKS = (".", "!", "?")
-_HALF_WORD = 30
-"""Characters at the edge of an excerpt that may be a part of a word, at most."""
 _STEM = 4
 """Letters of a word that count, at least; a text has the word if it has a word that begins with all but the last 2."""
 
@@ -74,23 +72,6 @@ def unsupported(answer: str, texts: Iterable[str]) -> tuple[str, ...]:
     present = {word for text in texts for word in _tokens(text)}
     found = [match[0] for match in _WORD.finditer(answer) if match[0][0].isdigit() or _is_name(answer, match)]
     return tuple(dict.fromkeys(word for word in found if not _has(present, _plain(_folded(word)))))
-
-
-def excerpt(text: str, answer: str, *, most: int) -> str:
-    """Return a text in one line, at most about *most* characters of it: those around the first words of an answer.
-
-    >>> excerpt("The small one takes 80, the large pump 1,200 litres of water a day.", "1200 litres", most=30)
-    '… large pump 1,200 litres …'
-    """
-    line = " ".join(text.split())
-    if len(line) <= most:
-        return line
-    at = next((start for start, _ in places(words(answer), line)), 0)
-    begin = max(0, min(at - most // 2, len(line) - most))
-    cut = line[begin : begin + most]
-    if begin:
-        cut = "… " + re.sub(rf"^\S{{0,{_HALF_WORD}}}\s", "", cut)
-    return cut if begin + most == len(line) else re.sub(rf"\s\S{{0,{_HALF_WORD}}}$", "", cut) + " …"
 
 
 def _is_name(answer: str, match: re.Match[str]) -> bool:

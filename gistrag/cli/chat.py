@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from gistrag.answering.quoting import harmless
 from gistrag.cli.options import (
     INDEX,
     AnswerMode,
@@ -24,7 +25,7 @@ from gistrag.cli.options import (
     Scope,
     TopK,
 )
-from gistrag.cli.output import cost_line, harmless, loading, logger, print_answer, print_json, say, source_lines
+from gistrag.cli.output import cost_line, loading, logger, print_answer, print_json, say, source_lines
 from gistrag.errors import GistRAGError, UsageError
 
 if TYPE_CHECKING:

@@ -8,13 +8,14 @@ import logging
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gistrag.answering.quoting import harmless, quote
+from gistrag.answering.wording import places, words
 from gistrag.errors import UsageError
 from gistrag.progress import NoProgress, Progress, TerminalProgress
 
@@ -112,10 +113,6 @@ def print_pieces(pieces: Iterator[str]) -> None:
     print(flush=True)
 
 
-QUOTE_CHARACTERS = 320
-TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-
-
 def print_answer(stream: Stream) -> None:
     """Print an answer while it is generated; how sure it is, its sources and its costs follow on standard error.
 
@@ -135,8 +132,6 @@ def say_evidence(answer: Answer) -> None:
     """Print how sure an answer is and the sentence that carries it, the words of the answer bold on a terminal."""
     from rich.console import Console
     from rich.text import Text
-
-    from gistrag.answering.wording import places, words
 
     before, quoted, after = evidence_line(answer)
     shown = Text(quoted)
@@ -171,31 +166,6 @@ def evidence_line(answer: Answer) -> tuple[str, str, str]:
         return before.removesuffix(said).rstrip(), "", ""
     mark = "" if answer.verdict == "not found" else answer.marked.removeprefix(answer.text)
     return before, quote(answer), f'"{mark}'
-
-
-def quote(answer: Answer) -> str:
-    """Return the evidence in one line; of a long one the part with the most words of the answer."""
-    from gistrag.answering.wording import places, words
-
-    text = harmless(answer.evidence.text) if answer.evidence else ""
-    if len(text) <= QUOTE_CHARACTERS:
-        return text
-    found = places(words(answer.withheld or answer.text), text)
-    reach = QUOTE_CHARACTERS // 2
-
-    def words_from(begin: int) -> int:
-        return len({text[start:end].lower() for start, end in found if begin <= start and end <= begin + reach})
-
-    at = max((start for start, _ in found), key=words_from, default=0)
-    begin = max(0, min(at - QUOTE_CHARACTERS // 3, len(text) - QUOTE_CHARACTERS))
-    end = begin + QUOTE_CHARACTERS
-    return ("…" if begin else "") + text[begin:end].strip() + ("…" if end < len(text) else "")
-
-
-def harmless(text: str) -> str:
-    """Return a text on one line, without characters that steer a terminal or turn the direction of what follows."""
-    steering = (one for one in set(text) if unicodedata.category(one) in ("Cc", "Cs") or one in TURNS)
-    return " ".join(text.translate(dict.fromkeys(map(ord, steering), " ")).split())
 
 
 def source_lines(answer: Answer) -> list[str]:

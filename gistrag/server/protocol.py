@@ -18,14 +18,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gistrag.answering.answer import Answer, Options, Source
-from gistrag.answering.wording import excerpt
+from gistrag.answering.quoting import harmless, quote
 from gistrag.server.registry import Record, source_record
 from gistrag.settings import Mode
 
 MAX_TOKENS = 4096
 TOP_K_MAX = 64
 SHORT_CHARACTERS, PATH_CHARACTERS, STOPS_MAX = 200, 4096, 16
-QUOTE_CHARACTERS = 320
 IGNORED_MAX = 32
 IGNORED_ROLES = ("system", "developer", "tool", "function")
 """Roles of messages that change no answer."""
@@ -275,16 +274,9 @@ def footnotes(answer: Answer) -> str:
     return mark + "".join("\n\n" + block for block in (" ".join(doubts), "\n".join(lines)) if block)
 
 
-def quote(answer: Answer) -> str:
-    """Return the evidence in one line, cut around the answer where it is long; a refusal quotes nothing."""
-    if not answer.evidence or (answer.verdict == "not found" and not answer.withheld):
-        return ""
-    return excerpt(answer.evidence.text, answer.withheld or answer.text, most=QUOTE_CHARACTERS)
-
-
 def _footnote(number: int, source: Source, quoted: str) -> str:
     """Return the line of a source; in a front-end that shows Markdown it can load no image and has no tag or link."""
-    line = f"[{number}] {source.place}" + (f": “{quoted}”" if source.evidence and quoted else "")
+    line = f"[{number}] {harmless(source.place)}" + (f": “{quoted}”" if source.evidence and quoted else "")
     return re.sub(r"\](?=[(\[])|<(?=\S)", r"\g<0> ", line)
 
 

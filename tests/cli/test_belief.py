@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gistrag.answering import quoting
 from gistrag.answering.answer import Answer, Evidence, Source
 from gistrag.cli import output
 
@@ -102,9 +103,9 @@ def test_a_long_sentence_is_cut_around_the_answer(side: str) -> None:
         sentence = f"{side * before} the 20 days {side * after}"
         answer = replace(SURE, sources=(replace(CARRIER, evidence=replace(EVIDENCE, text=sentence)),))
 
-        shown = output.quote(answer)
+        shown = quoting.quote(answer)
         assert "20 days" in shown
-        assert len(shown) <= output.QUOTE_CHARACTERS + 2
+        assert len(shown) <= quoting.QUOTE_CHARACTERS + 2
 
 
 def test_a_long_sentence_is_cut_where_most_of_the_answer_stands() -> None:
@@ -112,7 +113,7 @@ def test_a_long_sentence_is_cut_where_most_of_the_answer_stands() -> None:
     sentence = f"Many days pass {'so on ' * 200} the 20 days {'so on ' * 100} 20"
     answer = replace(SURE, sources=(replace(CARRIER, evidence=replace(EVIDENCE, text=sentence)),))
 
-    assert "the 20 days" in output.quote(answer)
+    assert "the 20 days" in quoting.quote(answer)
 
 
 def test_a_citation_steers_no_terminal() -> None:

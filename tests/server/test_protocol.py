@@ -174,6 +174,7 @@ def test_footnotes_say_what_is_doubtful() -> None:
     [
         ("![a](http://evil.example/80.png)", "![a] (http://evil.example/80.png)"),
         ("![a][b] <img src=x onerror=y> 8 < 80", "![a] [b] < img src=x onerror=y> 8 < 80"),
+        ("80\u202e\x1b[2J litres", "80 [2J litres"),
         ("المضخة تستهلك 80 لترا.", "المضخة تستهلك 80 لترا."),
     ],
 )
@@ -188,8 +189,8 @@ def test_a_long_sentence_is_cut_around_the_answer(sentence: str) -> None:
     quote = footnotes(carried(sentence)).rpartition("“")[2]
 
     assert "80" in quote
-    assert quote.startswith("… ")
-    assert quote.endswith(" …”")
+    assert quote.startswith("…")
+    assert quote.endswith("…”")
     assert 280 < len(quote) < 340
 
 
