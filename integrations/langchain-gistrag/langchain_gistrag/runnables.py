@@ -34,8 +34,8 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
     sentence that carries the answer, and lies in the metadata of its document too; see `gistrag.Answer`.
 
     A stream begins with question, context and the first piece of the answer, and ends with how far to believe it; its
-    chunks add up to the whole. One model
-    answers, so the questions of a batch take turns unless ``max_concurrency`` says otherwise.
+    chunks add up to the whole. One model answers, so the questions of a batch take turns unless ``max_concurrency``
+    says otherwise.
 
     >>> answers = GistRAGRunnable(rag=GistRAG.open("index/"))               # doctest: +SKIP
     >>> answers.invoke("How many bytes does a slot take?")["answer"]        # doctest: +SKIP
@@ -106,7 +106,7 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
             yield AddableDict(question=question, context=list(context.values()), answer=first)
             for piece in stream:
                 yield AddableDict(answer=piece)
-            yield _belief(stream.answer, context)
+            yield _belief(stream.answer, context, were_found=found is not None)
 
     async def _achunks(
         self,
@@ -124,7 +124,7 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
             yield AddableDict(question=question, context=list(context.values()), answer=first)
             async for piece in pieces:
                 yield AddableDict(answer=piece)
-            yield _belief(stream.answer, context)
+            yield _belief(stream.answer, context, were_found=found is not None)
 
     def _stream(self, question: str, found: Sequence[Document] | None, changes: dict[str, Any]) -> Stream:
         if not isinstance(question, str):
@@ -151,7 +151,7 @@ class GistRAGRunnable(RunnableSerializable[str, Reply]):
         """Return documents by the number of their source: of those that were found as many as fit, or its chunks."""
         if found is not None:
             fitting = [one for one in found if passage(one)][: len(answer.sources)]
-            return {at: one.model_copy(update={"metadata": {**one.metadata}}) for at, one in enumerate(fitting)}
+            return {at: _without_evidence(one) for at, one in enumerate(fitting)}
         numbers = {source.chunk_id: at for at, source in enumerate(answer.sources)}
         chunks = self.rag.chunks(list(numbers))
         return {numbers[one.id]: document(self.rag, one, answer.sources[numbers[one.id]].score) for one in chunks}
@@ -161,18 +161,50 @@ async def _only(question: str) -> AsyncIterator[str]:
     yield question
 
 
-def _belief(answer: Answer, context: dict[int, Document]) -> AddableDict:
-    """Return how far to believe an answer, and put its evidence into the metadata of the document that has it."""
+def _belief(answer: Answer, context: dict[int, Document], *, were_found: bool) -> AddableDict:
+    """Return how far to believe an answer, and put its evidence into the metadata of the document that has it.
+
+    Args:
+        were_found: whether the documents were given to the index, which then counts characters of what it was given.
+    """
+    evidence = asdict(answer.evidence) if answer.evidence else None
     for number, source in enumerate(answer.sources):
-        if source.evidence and number in context:
-            context[number].metadata["evidence"] = asdict(source.evidence)
+        if evidence and source.evidence and number in context:
+            one = context[number]
+            if were_found:
+                evidence |= _span(one, evidence["start"], evidence["end"])
+            one.metadata.setdefault("evidence", evidence)
     return AddableDict(
         answer="",
         confidence=answer.confidence,
         verdict=answer.verdict,
         unsupported=list(answer.unsupported),
-        evidence=asdict(answer.evidence) if answer.evidence else None,
+        evidence=evidence,
     )
+
+
+def _span(document: Document, start: int, end: int) -> dict[str, int | None]:
+    """Return where a sentence stands, from the start of the file if the document knows its own place in it.
+
+    Args:
+        start, end: characters of what a model is shown; those of the heading stand in no content.
+    """
+    content, begin = document.page_content, document.metadata.get("start_index", 0)
+    above = len(passage(document)) - len(content.strip())
+    if start < above:
+        return {"start": None, "end": None}
+    shift = (begin if isinstance(begin, int) else 0) + len(content) - len(content.lstrip()) - above
+    return {"start": start + shift, "end": end + shift}
+
+
+def _without_evidence(document: Document) -> Document:
+    """Return a copy of a document without the evidence of an earlier reply; what else is called so stays."""
+    metadata = {
+        name: value
+        for name, value in document.metadata.items()
+        if not (name == "evidence" and isinstance(value, dict) and "is_supported" in value)
+    }
+    return document.model_copy(update={"metadata": metadata})
 
 
 def _joined(chunks: Sequence[AddableDict]) -> Reply:

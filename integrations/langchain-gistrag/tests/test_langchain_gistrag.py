@@ -37,6 +37,7 @@ BOOK = {
 }
 TEA = "Tea came by ship, and honey was stirred into it."
 BREAD = "Bread was baked on Saturdays, in the oven behind the mill."
+RYE = "Rye was sown late, in a field by the road."
 QUESTION = "Where is the honey?"
 
 __all__ = ["one_thread"]  # a fixture that is used by being here
@@ -230,6 +231,33 @@ def test_how_far_to_believe_a_reply(rag: GistRAG, retriever: str | None) -> None
     assert 0.43 == pytest.approx(once["confidence"])
     assert {"answer", "confidence", "verdict", "unsupported", "evidence"} == set(chunks[-1])
     assert [{}, {}, {}] == [one.metadata for one in given]
+
+
+def test_evidence_is_counted_as_its_document_is(rag: GistRAG) -> None:
+    """From the start of the document where that is known, else in the content; the heading above it counts nowhere."""
+    (path,) = (row.path for row in rag.documents() if row.path == "book.md")
+    text = "".join(("# The book\n\n", "\n\n".join(f"## {title}\n\n{text}" for title, text in BOOK.items())))
+    foreign = Document(page_content=f"\n {RYE}", metadata={"heading": "Chapter seven"})
+    for found in (GistRAGRetriever(rag=rag, scope=path).invoke(QUESTION), [foreign]):
+        answers = GistRAGRunnable(rag=rag, retriever=Given(documents=found), options=Options(max_new_tokens=4))
+
+        evidence = answers.invoke("Was rye or honey sown?")["evidence"]
+        whole = text if "source" in found[0].metadata else foreign.page_content
+        assert whole[evidence["start"] : evidence["end"]] == evidence["text"]
+    above = answers.invoke("Chapter seven?")["evidence"]
+    assert (above["text"], above["start"]) == ("Chapter seven", None)
+
+
+def test_metadata_of_a_user_stay_theirs(rag: GistRAG) -> None:
+    """A field that is called evidence is not ours to overwrite; ours from an earlier reply is."""
+    given = [Document(page_content=RYE, metadata={"evidence": "exhibit A"})]
+    theirs = GistRAGRunnable(rag=rag, retriever=Given(documents=given)).invoke(QUESTION)
+    first = GistRAGRunnable(rag=rag).invoke(QUESTION)
+    again = GistRAGRunnable(rag=rag, retriever=Given(documents=first["context"])).invoke("Who paid in silver coins?")
+
+    assert [one.metadata["evidence"] for one in theirs["context"]] == ["exhibit A"]
+    assert theirs["evidence"]["text"] == RYE
+    assert [one.metadata["evidence"] for one in again["context"] if "evidence" in one.metadata] == [again["evidence"]]
 
 
 def test_without_a_calibration_a_reply_has_evidence_alone(short: GistRAGRunnable) -> None:

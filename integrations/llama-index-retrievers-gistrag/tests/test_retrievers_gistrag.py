@@ -69,6 +69,7 @@ BOOK = {
 }
 TEA = "Tea came by ship, and honey was stirred into it."
 BREAD = "Bread was baked on Saturdays, in the oven behind the mill."
+RYE = "Rye was sown late, in a field by the road."
 QUESTION = "Where is the honey?"
 
 __all__ = ["one_thread"]  # a fixture that is used by being here
@@ -566,6 +567,32 @@ def test_how_far_to_believe_a_response(rag: GistRAG) -> None:
     assert str(again) == str(whole)
     told = (once.metadata or {})["gistrag"]
     assert (pytest.approx(0.43), 1) == (told["confidence"], told["readings"])
+
+
+def test_evidence_is_counted_as_its_node_is(rag: GistRAG, docs: Path) -> None:
+    """From the start of the document where that is known, else in the text; metadata above it count nowhere."""
+    found = GistRetriever(rag, similarity_top_k=3, scope="book.md").retrieve(QUESTION)
+    foreign = TextNode(text=f"\n {RYE}", metadata={"title": "Chapter seven"})
+    for given in (found, [NodeWithScore(node=foreign, score=1.0)]):
+        response = GistSynthesizer(rag, max_new_tokens=4).synthesize("Was rye or honey sown?", given)
+
+        evidence = (response.metadata or {})["gistrag"]["evidence"]
+        whole = (docs / "book.md").read_text("utf-8") if given is found else foreign.text
+        assert whole[evidence["start"] : evidence["end"]] == evidence["text"]
+    response = GistSynthesizer(rag, max_new_tokens=4).synthesize("Chapter seven?", given)
+    above = (response.metadata or {})["gistrag"]["evidence"]
+    assert (above["text"], above["start"]) == ("title: Chapter seven", None)
+
+
+def test_metadata_of_a_user_stay_theirs(rag: GistRAG) -> None:
+    """A field that is called evidence is read by the model, and not ours to overwrite."""
+    node = TextNode(text=RYE, metadata={"evidence": "exhibit A"})
+    response = GistSynthesizer(rag, max_new_tokens=4).synthesize(QUESTION, [NodeWithScore(node=node, score=1.0)])
+
+    (source,) = [one.node for one in response.source_nodes]
+    assert source.metadata == {"evidence": "exhibit A"}
+    assert "exhibit A" in source.get_content(MetadataMode.LLM)
+    assert (response.metadata or {})["gistrag"]["evidence"]["text"]
 
 
 def test_a_stream_says_at_its_end_how_far_to_believe_it(rag: GistRAG) -> None:

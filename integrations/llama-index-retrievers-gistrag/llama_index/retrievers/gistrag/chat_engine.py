@@ -128,7 +128,8 @@ class GistChatEngine(BaseChatEngine):
         nodes = self._retriever._nodes(chunks)
         found = [NodeWithScore(node=node, score=scores[chunk.id]) for node, chunk in zip(nodes, chunks, strict=True)]
         numbers = {source.chunk_id: number for number, source in enumerate(answer.sources)}
-        mark_evidence(answer, {numbers[chunk.id]: node for node, chunk in zip(found, chunks, strict=True)})
+        by_number = {numbers[chunk.id]: node for node, chunk in zip(found, chunks, strict=True)}
+        mark_evidence(answer, by_number, belief(answer)["evidence"])
         return found
 
 

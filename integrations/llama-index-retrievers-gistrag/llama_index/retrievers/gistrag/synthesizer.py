@@ -57,7 +57,11 @@ class Told:
     def end(self, answer: Answer) -> None:
         """Fill in what is thought of an answer, and the evidence of the node that has it."""
         self.metadata.update(belief(answer))
-        mark_evidence(answer, dict(enumerate(self.nodes)))
+        nodes = dict(enumerate(self.nodes))
+        for number, source in enumerate(answer.sources):
+            if source.evidence and number in nodes:
+                self.metadata["evidence"] |= _span(nodes[number].node, source.evidence.start, source.evidence.end)
+        mark_evidence(answer, nodes, self.metadata["evidence"])
 
 
 class GistSynthesizer(BaseSynthesizer):
@@ -186,18 +190,33 @@ def belief(answer: Answer) -> dict[str, Any]:
     }
 
 
-def mark_evidence(answer: Answer, nodes: Mapping[int, NodeWithScore]) -> None:
+def mark_evidence(answer: Answer, nodes: Mapping[int, NodeWithScore], evidence: dict[str, Any] | None) -> None:
     """Put the evidence of an answer into the metadata of the node that has it; a model is not shown it.
 
     Args:
-        nodes: by the number of their source.
+        nodes: by the number of their source; one that has metadata of this name keeps them.
+        evidence: as in `belief`.
     """
     for number, source in enumerate(answer.sources):
-        if source.evidence and number in nodes:
+        if source.evidence and number in nodes and "evidence" not in nodes[number].node.metadata:
             node = nodes[number].node
-            node.metadata["evidence"] = asdict(source.evidence)
+            node.metadata["evidence"] = evidence
             node.excluded_llm_metadata_keys = [*node.excluded_llm_metadata_keys, "evidence"]
             node.excluded_embed_metadata_keys = [*node.excluded_embed_metadata_keys, "evidence"]
+
+
+def _span(node: BaseNode, start: int, end: int) -> dict[str, int | None]:
+    """Return where a sentence stands, from the start of the document if the node knows its own place in it.
+
+    Args:
+        start, end: characters of what a model is shown; those of metadata stand in no text.
+    """
+    text = node.get_content(MetadataMode.NONE)
+    above = node.get_content(MetadataMode.LLM).rfind(text.strip())
+    if start < above or above < 0:
+        return {"start": None, "end": None}
+    shift = (getattr(node, "start_char_idx", None) or 0) + len(text) - len(text.lstrip()) - above
+    return {"start": start + shift, "end": end + shift}
 
 
 def _told(nodes: Sequence[NodeWithScore]) -> tuple[Told, list[NodeWithScore]]:
@@ -207,8 +226,12 @@ def _told(nodes: Sequence[NodeWithScore]) -> tuple[Told, list[NodeWithScore]]:
 
 
 def _without_evidence(node: BaseNode) -> BaseNode:
-    """Return a copy of a node without the evidence of an earlier answer."""
-    metadata = {name: value for name, value in node.metadata.items() if name != "evidence"}
+    """Return a copy of a node without the evidence of an earlier answer; what else is called so stays."""
+    metadata = {
+        name: value
+        for name, value in node.metadata.items()
+        if not (name == "evidence" and isinstance(value, dict) and "is_supported" in value)
+    }
     return node.model_copy(update={"metadata": metadata})
 
 
