@@ -207,9 +207,7 @@ def versions_in(state: State) -> dict[str, int]:
 
 def is_right(passage: Passage, engine: Engine, *, tokens_per_gist: int = TOKENS_PER_GIST) -> bool:
     """Return whether what would reach the model is what the chunk was made of, in every bit."""
-    chunk = passage.chunk
-    assert chunk is not None
-    ids = engine.model.encode_passage(chunk.text, chunk.heading)
+    ids = engine.model.encode_passage(passage.text, passage.source.heading)
     if not isinstance(passage.content, PackedGists):
         return passage.content == ids
     expected, found = stored_gist_of(ids, tokens_per_gist), GistCache.unpacked(passage.content)
