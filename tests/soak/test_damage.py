@@ -74,10 +74,8 @@ class Indexes:
         except GistRAGError:
             return "refused"
         for passage in passages:
-            chunk = passage.chunk
-            assert is_right(passage, self.engine), chunk
-            assert chunk
-            assert chunk.text in self.texts, chunk
+            assert is_right(passage, self.engine), passage.source
+            assert passage.text in self.texts, passage.source
         if usage.text_fallbacks:
             return "text"
         return "whole" if len(passages) == self.chunks else "fewer"

@@ -46,7 +46,7 @@ def foreign(tenants: list[GistRAG], number: int, question: str) -> int:
     assert passages
     assert all(is_right(passage, rag.engine) for passage in passages)
     own = {chunk.text for row in rag.store.documents() for chunk in rag.store.chunks_of(row.path)}
-    told = [passage.chunk.text for passage in passages if passage.chunk]
+    told = [passage.text for passage in passages]
     return sum(text not in own or ("canary" in text and f"canary{number}." not in text) for text in told)
 
 
