@@ -63,7 +63,7 @@ def summarize(text: str, path: str, *, has_headings: bool = True) -> Summary:
         has_headings: whether lines that look like Markdown headings are some.
 
     >>> summarize("# Bees\nThey fly.\n## Honey\nIt is sweet. It keeps.\n## Wax\n- combs\n- candles", "b.md").text
-    'Bees\n\nThey fly.\n\n- Honey: It is sweet.\n- Wax: combs; candles'
+    'Bees\n\nThey fly.\n\n- Honey: It is sweet. It keeps.\n- Wax: combs; candles'
     """
     titles = titles_in(text) if has_headings else []
     if not titles:

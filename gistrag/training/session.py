@@ -81,7 +81,7 @@ def fitting_share(contexts: Sequence[Context], share: float) -> float:
 
     >>> fitting_share([Context("…", f"article {n}") for n in range(100)], 0.1)
     0.1
-    >>> fitting_share([Context("…", f"article {n}") for n in range(3)], 0.1), fitting_share([Context("…", "a")], 0.1)
+    >>> fitting_share([Context("…", f"article {n}") for n in (3, 4, 5)], 0.1), fitting_share([Context("…", "a")], 0.1)
     (0.4, 0.0)
     """
     while share < 1:
