@@ -169,9 +169,10 @@ def evidence_line(answer: Answer) -> tuple[str, str, str]:
 
 
 def source_lines(answer: Answer) -> list[str]:
-    """Return one line for each source of an answer, that with the evidence marked."""
+    """Return one line for each source of an answer, that of the quoted evidence marked."""
+    is_quoted = bool(quote(answer))
     return [
-        f"{' *'[bool(source.evidence)]} {number}. {harmless(source.place)}"
+        f"{'*' if is_quoted and source.evidence else ' '} {number}. {harmless(source.place)}"
         for number, source in enumerate(answer.sources, 1)
     ]
 

@@ -74,7 +74,7 @@ def test_a_refusal_quotes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     refusal = replace(SURE, text="No.", confidence=0.0, verdict="not found", unsupported=("5",))
     guess = replace(refusal, confidence=0.1, withheld="20 days\x1b[31m")
 
-    assert said(refusal, capsys)[0] == "  Not found."
+    assert said(refusal, capsys)[:2] == ["  Not found.", "  1. leave.md, Staff > Leave"]
     expected = "  Not found. The model guessed '20 days [31m' (10%). The passage says: \"Trainees get 20 days.\""
     assert said(guess, capsys)[:2] == [expected, "* 1. leave.md, Staff > Leave"]
 
