@@ -323,6 +323,7 @@ def test_gains_are_of_the_same_questions(tmp_path: Path) -> None:
     assert [one.value for one in (found.base, found.adapter, found.gained)] == pytest.approx([0.1, 0.85, 0.75])
 
 
+@pytest.mark.soak  # a minute and a half of both cores
 @pytest.mark.model
 def test_the_default_model_gains_in_minutes(tmp_path: Path) -> None:
     """Two dozen steps on a few facts make the default model answer as it is asked to, from text and from gists."""
