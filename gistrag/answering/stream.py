@@ -177,8 +177,10 @@ class Stream(Iterator[str]):
                 yield held
                 held = ""
         self._judgement = judge.of(self._reading)
-        if is_shown:
+        if is_shown or len(self._reading.tokens) > SHORT_TOKENS:  # the last tokens may have no text
             self._judgement = self._judgement.as_shown
+            if held:
+                yield held
             return
         if self._options.second_reading and judge.is_doubtful(self._judgement):
             self._judgement = judge.best([self._judgement, *self._read_again(judge)])
