@@ -1,7 +1,7 @@
 """One reading of a question behind passages, and what is thought of the answer it gave.
 
-A `Reading` generates; a `Judgement` says which sentence carries the answer, how sure it is and what is shown of it.
-Which of several judgements counts is decided in `gistrag.answering.stream`.
+A `Reading` generates. A `Judgement` says which sentence carries the answer, how sure it is and what is shown of it; a
+`Judge` makes it, and says which of several counts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Reading:
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             seed=options.seed,
-            trace=self.trace,
+            trace=self.trace if self.trace.layers else None,  # only a calibration reads it, and that has heads
         ):
             self.tokens.append(token)
             yield token
@@ -89,7 +89,7 @@ class Judgement:
 
     Attributes:
         text: the answer as the model gave it; tokens: how many it has.
-        passage, evidence: the sentence that carries it, and the passage with that; None where none does.
+        evidence: the sentence that carries it; passage: the one with that sentence; None where none does.
         confidence: how likely it is right, 0 to 1, None without a calibration.
         verdict: what it is shown as.
         unsupported: its numbers and names that stand in no passage.
@@ -156,9 +156,17 @@ class Judge:
         best = max(judgements, key=lambda one: one.confidence or 0.0)
         if not best.confidence or len(judgements) < 2 or self.calibration is None:
             return best
-        others = [one for one in judgements if one is not best]
-        agreement = sum(words(one.text) == words(best.text) for one in others) / len(others)
+        agreement = agreeing(best.text, [one.text for one in judgements if one is not best])
         return with_confidence(best, self.calibration.combined(best.confidence, agreement), self.calibration)
+
+
+def agreeing(answer: str, others: Sequence[str]) -> float:
+    """Return the share of other answers that have the same words.
+
+    >>> agreeing("20 days", ["the 20 days", "25 days"])
+    0.5
+    """
+    return sum(words(one) == words(answer) for one in others) / len(others)
 
 
 def is_refusal(text: str) -> bool:

@@ -1,6 +1,6 @@
 """Calibrating an adapter: the heads that find evidence, and the weights that make a confidence of signals.
 
-Questions about articles that the adapter was trained on are answered as the product answers them: from the best
+Questions about articles that the adapter was not trained on are answered as the product answers them: from the best
 passages together, then from each of them alone, and once more without those that hold the answer. What the fit sees is
 what the product sees, by the same code.
 """
@@ -17,14 +17,14 @@ import numpy.typing as npt
 from gistrag.answering.answer import Options, Usage
 from gistrag.answering.confidence import Again, Calibration, Similarity, logit
 from gistrag.answering.evidence import Head
-from gistrag.answering.judge import Reading, is_refusal
-from gistrag.answering.passages import Passage, in_prompt_order, select
+from gistrag.answering.judge import Reading, agreeing, is_refusal
+from gistrag.answering.passages import Passage, fit, in_prompt_order, select
 from gistrag.answering.stream import AGAIN_PASSAGES
-from gistrag.answering.wording import words
 from gistrag.errors import UsageError
 from gistrag.model.runtime import Trace
 from gistrag.qa.metrics import contains, f1
 from gistrag.rag import GistRAG
+from gistrag.settings import Layout
 
 TOP_K = 3
 DEPTH = 10
@@ -80,7 +80,7 @@ def calibrate(
     """Return the calibration of the adapter that an index was made with.
 
     Args:
-        rag: an index of articles that the adapter was trained on, its gists made.
+        rag: an index of articles that the adapter was not trained on, its gists made.
         questions: about these articles; 400 suffice.
         adapter: sha256 of the adapter.
         progress: called with the number of questions done, and of all.
@@ -103,8 +103,9 @@ def choose_heads(rag: GistRAG, questions: Sequence[Question]) -> tuple[Head, ...
     layers = range(_layers(rag))
     hits: dict[Head, list[bool]] = {}
     for question in questions:
-        passages = in_prompt_order(_passages(rag, question.text)[:TOP_K], is_whole_document=False)
-        reading = _read(rag, question.text, passages, layers)
+        passages = _passages(rag, question.text)[:TOP_K]
+        group = in_prompt_order(passages, is_whole_document=False)
+        reading = _read(rag, question.text, group, layers, _layout(rag, question.text, passages))
         if not is_right(reading.text, question.answers):
             continue
         heads = len(reading.trace.attention[0][0])
@@ -150,10 +151,10 @@ def _outcomes(
     rag: GistRAG, question: Question, passages: Sequence[Passage], heads: Sequence[Head], *, can_be_right: bool = True
 ) -> Iterator[Outcome]:
     """Yield the reading of the passages together, then of each alone."""
-    layers = sorted({layer for layer, _ in heads})
+    layers, layout = sorted({layer for layer, _ in heads}), _layout(rag, question.text, passages)
     similarity = Similarity(rag.engine.embedder, question.text)
     for group in ([in_prompt_order(passages, is_whole_document=False)] if passages else []) + [[p] for p in passages]:
-        reading = _read(rag, question.text, group, layers)
+        reading = _read(rag, question.text, group, layers, layout)
         text = reading.text
         answers = question.answers if can_be_right else ()
         signals = reading.signals(reading.candidates(heads), similarity)
@@ -166,9 +167,16 @@ def _passages(rag: GistRAG, question: str) -> list[Passage]:
         return select(rag.retrieve(question, top_k=DEPTH), rag.store, rag.runtime, Options(), Usage())
 
 
-def _read(rag: GistRAG, question: str, passages: Sequence[Passage], layers: Sequence[int]) -> Reading:
+def _layout(rag: GistRAG, question: str, passages: Sequence[Passage]) -> Layout:
+    """Return how the product lays out the gists of these passages; of each alone too, where it reads again."""
+    usage, tokens = Usage(), len(rag.runtime.encode_question(question))
+    fit(list(passages), rag.runtime, question_tokens=tokens, max_new_tokens=Options.max_new_tokens, usage=usage)
+    return usage.layout
+
+
+def _read(rag: GistRAG, question: str, passages: Sequence[Passage], layers: Sequence[int], layout: Layout) -> Reading:
     """Return a reading of the question to the end of its answer."""
-    reading = Reading(rag.runtime, question, passages, "spread", Trace(tuple(layers)))
+    reading = Reading(rag.runtime, question, passages, layout, Trace(tuple(layers)))
     for _ in reading.generate(Options(max_new_tokens=48)):
         pass
     return reading
@@ -230,8 +238,7 @@ def shown(calibration: Calibration, outcomes: Sequence[Outcome]) -> Shown:
     if confidences[0] >= calibration.doubtful or len(outcomes) < 3:
         return Shown(outcomes[0], confidences[0], 0.0, 1)
     best = int(np.argmax(confidences))
-    others = [one for at, one in enumerate(outcomes) if at != best]
-    agreement = sum(words(one.text) == words(outcomes[best].text) for one in others) / len(others)
+    agreement = agreeing(outcomes[best].text, [one.text for at, one in enumerate(outcomes) if at != best])
     return Shown(outcomes[best], confidences[best], agreement, len(outcomes))
 
 
