@@ -1,8 +1,8 @@
 """How likely an answer is right: a few signals, weighed as an adapter's calibration says.
 
-The weights are a logistic regression on answers to questions about the articles the adapter was trained on
-(`gistrag.training.calibration`). They lie in ``calibration.json`` beside the adapter and name it; for another adapter,
-or none, an answer has no confidence.
+The weights are a logistic regression on answers to questions about articles that the adapter was not trained on
+(`gistrag.evaluation.calibration`). They lie in ``calibration.json`` beside the adapter and name it; for another
+adapter, or none, an answer has no confidence.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from gistrag.model.runtime import Trace
 logger = logging.getLogger("gistrag")
 
 FILE = "calibration.json"
+SIGNALS = frozenset(
+    ("least", "total", "refusal", "question", "attention", "answer", "verbatim", "meaning", "topic", "alone")
+)
+"""Names of the signals, see `signals`."""
 MOST_LOG_ODDS = 20.0
 LEAST_LOGPROB = -10.0
 """Below it a log-probability says nothing more."""
@@ -96,7 +100,7 @@ class Calibration:
             values = json.loads((folder / FILE).read_text("utf-8"))
             heads = tuple((int(layer), int(head)) for layer, head in values["heads"])
             found = cls(**{**values, "heads": heads, "again": Again(**values["again"])})
-            _ = found.confidence(dict.fromkeys(found.weights, 0.0))
+            _ = found.confidence(dict.fromkeys(SIGNALS, 0.0))
         except FileNotFoundError:
             logger.info("the adapter in %s has no calibration, so answers have no confidence", folder)
             return None

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.tiny_models import HashEmbedder
 
 from gistrag.answering import judge as judging
 from gistrag.answering.answer import Answer, Evidence, Source
-from gistrag.answering.confidence import FILE, Again, Calibration, Similarity, logit, sigmoid
+from gistrag.answering.confidence import FILE, SIGNALS, Again, Calibration, Similarity, logit, sigmoid, signals
 from gistrag.answering.evidence import SentenceMap, candidates
 from gistrag.answering.passages import Passage, select
 from gistrag.answering.stream import SHORT_TOKENS
@@ -110,7 +111,7 @@ def test_numbers_and_names_that_stand_nowhere(answer: str, expected: tuple[str, 
 def test_a_look_at_a_slot_is_a_look_at_a_sentence(rag: GistRAG, mode: str) -> None:
     """Whatever mixture of gists and text the memory holds, attention to one token counts for its sentence."""
     passages = found(rag, "How many days do trainees get?", mode)
-    maps = [SentenceMap(rag.runtime, one) for one in passages]
+    maps, seen = [SentenceMap(rag.runtime, one) for one in passages], 0
     for number, sentence_map in enumerate(maps):
         for sentence in range(len(sentence_map.spans)):
             looks = looking_at(
@@ -124,6 +125,8 @@ def test_a_look_at_a_slot_is_a_look_at_a_sentence(rag: GistRAG, mode: str) -> No
 
             assert (best.passage, best.span) == (number, sentence_map.spans[sentence])
             assert best.attention == pytest.approx(1.0)
+            seen += 1
+    assert seen >= 3
 
 
 def looking_at(rag: GistRAG, passages: Sequence[Passage], wanted: Callable[[int, int], bool]) -> dict[int, list[Any]]:
@@ -213,8 +216,9 @@ def script(monkeypatch: pytest.MonkeyPatch, rag: GistRAG, answers: dict[Any, tup
     def assemble(runtime: Any, contents: Sequence[Any], **_: Any) -> None:
         asked.append([str(len(contents))])
 
-    def generate(*_: Any, trace: Trace, **options: Any) -> Iterator[int]:
+    def generate(*_: Any, trace: Trace | None, **options: Any) -> Iterator[int]:
         reading = readings[-1]
+        trace = trace or Trace()  # of nobody, where there is no calibration
         paths.append([one.source.path for one in reading.passages])
         key: Any = len(reading.passages)
         text, total = answers[paths[-1][0] if key == 1 and paths[-1][0] in answers else key]
@@ -436,6 +440,7 @@ def test_an_adapter_of_before_has_none(tmp_path: Path, caplog: pytest.LogCapture
         lambda values: {**values, "adapter": "0" * 64},
         lambda values: {name: value for name, value in values.items() if name != "weights"},
         lambda values: {**values, "weights": {"total": "much"}},
+        lambda values: {**values, "weights": {"luck": 1.0}},
         lambda values: {**values, "heads": [[1]]},
         lambda values: [values],
     ],
@@ -451,6 +456,13 @@ def test_a_damaged_or_foreign_calibration_is_not_used(
     assert Calibration.read(folder) is None
     assert len(caplog.records) == 1
     assert "answers have no confidence" in caplog.text
+
+
+def test_a_calibration_may_weigh_every_signal_there_is() -> None:
+    """One that weighs another signal is refused when it is read, rather than at a question."""
+    similarity = Similarity(HashEmbedder(), "honey?")
+
+    assert signals(Trace(), [], [], similarity, refusal=0).keys() == SIGNALS
 
 
 def test_a_text_is_embedded_once() -> None:
