@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gistrag.answering.answer import Answer, Options
-from gistrag.answering.finding import NO_DOCUMENTS, NO_PASSAGES, Finder
+from gistrag.answering.finding import Finder
 from gistrag.answering.stream import Stream
 from gistrag.answering.texts import GivenTexts
 from gistrag.configure import (
@@ -42,7 +42,6 @@ from gistrag.settings import IndexSettings, KvCacheDtype, Mode, Placement, Runti
 if TYPE_CHECKING:
     from gistrag.model.gist_model import GistModel
 
-__all__ = ["NO_DOCUMENTS", "NO_PASSAGES", "GistRAG"]
 OTHER_INDEX = "name another index folder"
 
 

@@ -14,6 +14,7 @@ import torch
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag import progress
+from gistrag.answering.finding import NO_DOCUMENTS
 from gistrag.compression import making, placements
 from gistrag.compression.placements import TextPass
 from gistrag.engine import Engine
@@ -27,7 +28,7 @@ from gistrag.errors import (
 from gistrag.index.builder import SyncReport
 from gistrag.index.store import Store
 from gistrag.model.gist_model import GistModel
-from gistrag.rag import NO_DOCUMENTS, GistRAG
+from gistrag.rag import GistRAG
 from gistrag.settings import AdapterSettings, IndexSettings
 
 TEXTS = {

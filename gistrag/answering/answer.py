@@ -55,6 +55,16 @@ class Options:
             raise UsageError(f"temperature must be at least 0 and finite, got {self.temperature}")
 
 
+def require_history(history: object) -> None:
+    """Return if this is a list of texts.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(history, list | tuple) or not all(isinstance(turn, str) for turn in history):
+        raise UsageError('history must be a list of earlier questions, such as ["What is a gist?"]')
+
+
 Verdict = Literal["answered", "unsure", "not found"]
 """What an answer is shown as: as sure, as doubtful, or as a refusal."""
 
@@ -75,16 +85,6 @@ class Evidence:
     heading: tuple[str, ...]
     page: int | None
     is_supported: bool
-
-
-def require_history(history: object) -> None:
-    """Return if this is a list of texts.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if not isinstance(history, list | tuple) or not all(isinstance(turn, str) for turn in history):
-        raise UsageError('history must be a list of earlier questions, such as ["What is a gist?"]')
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,10 @@ class SentenceMap:
     @cached_property
     def of_token(self) -> Integers:
         """The number of the sentence of each token, ``(n,)``; that of no sentence is the number of sentences."""
-        passage = self._passage
-        begin = passage_text(passage.text, passage.source.heading).index(passage.text.strip())
-        shift = len(passage.text) - len(passage.text.lstrip()) - begin
-        encoding = self._runtime.text_tokenizer.encode(
-            passage_text(passage.text, passage.source.heading), add_special_tokens=False
-        )
+        text = self._passage.text
+        read = passage_text(text, self._passage.source.heading)
+        shift = len(text) - len(text.lstrip()) - read.index(text.strip())
+        encoding = self._runtime.text_tokenizer.encode(read, add_special_tokens=False)
         middles = np.array([(start + end) // 2 + shift for start, end in encoding.offsets])
         numbers = np.searchsorted([start for start, _ in self.spans], middles, side="right") - 1
         return np.where((numbers < 0) | (middles < 0), len(self.spans), numbers)
@@ -85,24 +83,14 @@ def candidates(
     """
     maps = [SentenceMap(runtime, passage) for passage in passages]
     shares = attention_shares(passages, maps, trace, heads)
-    found = [
-        _candidate(number, span, passages[number].text[slice(*span)], share, question, answer)
-        for number, (sentence_map, shares_of) in enumerate(zip(maps, shares, strict=True))
-        for span, share in zip(sentence_map.spans, shares_of, strict=True)
-    ]
+    asked, said = words(question), words(answer)
+    found = []
+    for number, (passage, sentence_map, shares_of) in enumerate(zip(passages, maps, shares, strict=True)):
+        for span, share in zip(sentence_map.spans, shares_of, strict=True):
+            text = passage.text[slice(*span)]
+            by_words = (share_of_words(said, text), share_of_words(asked, text), stands_in(answer, text))
+            found.append(Candidate(number, span, text, share, *by_words))
     return sorted(found, key=lambda one: -one.score)
-
-
-def _candidate(passage: int, span: Span, text: str, attention: float, question: str, answer: str) -> Candidate:
-    return Candidate(
-        passage,
-        span,
-        text,
-        attention,
-        share_of_words(words(answer), text),
-        share_of_words(words(question), text),
-        stands_in(answer, text),
-    )
 
 
 def attention_shares(
@@ -113,17 +101,17 @@ def attention_shares(
     steps = trace.attention[:-1] or trace.attention  # the last one looked for the end of the answer
     for layer, head in heads if steps else ():
         looks = np.mean([step[layer][head] for step in steps], axis=0)
-        for number, seen in _by_passage(passages, looks, layer, head, len(steps[0][layer])):
-            of_token = maps[number].of_token
-            totals[number] += np.bincount(of_token[seen[0]], weights=seen[1], minlength=len(totals[number]))
+        for number, tokens, of_slots in _by_passage(passages, looks, layer, head, len(steps[0][layer])):
+            numbers = maps[number].of_token[tokens]
+            totals[number] += np.bincount(numbers, weights=of_slots, minlength=len(totals[number]))
     whole = float(sum(total[:-1].sum() for total in totals)) or 1.0
     return [[float(share) / whole for share in total[:-1]] for total in totals]
 
 
 def _by_passage(
     passages: Sequence[Passage], looks: Floats, layer: int, head: int, heads: int
-) -> Iterator[tuple[int, tuple[Integers, Floats]]]:
-    """Yield for each passage the tokens that a head keeps of it, and how much it looked at each.
+) -> Iterator[tuple[int, Integers, Floats]]:
+    """Yield the number of each passage, the tokens that a head keeps of it, and how much it looked at each.
 
     Args:
         looks: ``(slots,)``, all of the memory; heads: query heads of a layer.
@@ -133,7 +121,7 @@ def _by_passage(
     kept += [(at, np.arange(len(one))) for at, one in enumerate(contents) if not isinstance(one, Gists)]
     begin = len(looks) - sum(len(tokens) for _, tokens in kept)  # behind the shared prefix
     for number, tokens in kept:
-        yield number, (tokens, looks[begin : begin + len(tokens)])
+        yield number, tokens, looks[begin : begin + len(tokens)]
         begin += len(tokens)
 
 

@@ -18,6 +18,7 @@ from support.tiny_models import HashEmbedder
 from gistrag.answering import judge
 from gistrag.answering import texts as given_texts
 from gistrag.answering.answer import Answer, Options, Source, Timings, Usage
+from gistrag.answering.finding import NO_PASSAGES
 from gistrag.answering.stream import Stream
 from gistrag.answering.texts import GivenTexts
 from gistrag.cli.output import cost_line
@@ -30,7 +31,7 @@ from gistrag.index.schema import StoredChunk
 from gistrag.kv.cache import GistCache, Memory
 from gistrag.kv.packed import PackedGists
 from gistrag.model import gist_model
-from gistrag.rag import NO_PASSAGES, GistRAG
+from gistrag.rag import GistRAG
 from gistrag.settings import GistSettings
 
 BOOK = {

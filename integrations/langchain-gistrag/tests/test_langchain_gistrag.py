@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from gistrag import Engine, GistRAG, Options
+from gistrag.answering.finding import NO_DOCUMENTS, NO_PASSAGES
 from gistrag.answering.stream import Stream
 from gistrag.compression import compress as making_gists
 from gistrag.errors import UsageError
-from gistrag.rag import NO_DOCUMENTS, NO_PASSAGES
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
