@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gistrag.documents.patterns import names_one_file, only
 from gistrag.engine import Engine
 from gistrag.errors import IndexFolderError, UsageError
+from gistrag.index.embedder import Embedder
 from gistrag.index.store import Store
 from gistrag.model.hub import adapter_name, find, find_adapter
 from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings
@@ -89,7 +91,55 @@ def require_engine(store: Store, engine: Engine, *, remedy: str = REBUILD) -> No
         name: value for name, value in store.config.gist_fingerprint.items() if name != "min_quality"
     }  # version 0.1
     require_same(stored, engine.gist_fingerprint(store.settings, made_with=stored), where=where, remedy=remedy)
-    require_same(store.config.embedder_fingerprint, engine.embedder.fingerprint, where=where, remedy=remedy)
+    require_embedder(store, engine.embedder, remedy=remedy)
+
+
+def require_embedder(store: Store, embedder: Embedder, *, remedy: str = REBUILD) -> None:
+    """Return if the embedder is the one the index was made with.
+
+    Raises:
+        FingerprintMismatchError: names what differs.
+    """
+    where = f"the index in {store.folder}"
+    require_same(store.config.embedder_fingerprint, embedder.fingerprint, where=where, remedy=remedy)
+
+
+def require_models(index: Path, given: Mapping[str, Any], engine: Engine | None) -> None:
+    """Return if the models of a new index are on this machine, before anything of it is made.
+
+    Raises:
+        ModelNotFoundError: with the command that brings the model.
+    """
+    if engine is None and not (index / "index.db").exists():
+        find(fresh(given, None).embedder)
+
+
+def folder_of(documents: Path, include: Sequence[str] | None) -> Path:
+    """Return the folder that is indexed: *documents*, or the one that this single file lies in.
+
+    Raises:
+        UsageError: patterns beside a single file.
+    """
+    if not documents.is_file():
+        return documents
+    if include:
+        raise UsageError(f"include patterns choose from a folder, and {documents} is a file; leave them out")
+    return documents.absolute().parent
+
+
+def with_file(store: Store | None, file: Path) -> list[str]:
+    """Return the patterns that a single file and those indexed before match; only ever files that were named.
+
+    Raises:
+        IndexFolderError: the index is of a whole folder, whose other documents would all be removed.
+    """
+    before = [] if store is None or store.is_new else store.patterns["include"]
+    if store and not store.is_new and not (before and all(map(names_one_file, before))):
+        raise IndexFolderError(
+            f"{store.folder} is the index of the folder {source_folder(store)}; run `gistrag build "
+            f"{source_folder(store)}`, or give {file.name} an --index of its own"
+        )
+    return [*before, *({only(file.name)} - {*before})]
 
 
 def require_folder(folder: Path, index: Path) -> None:

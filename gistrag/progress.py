@@ -129,7 +129,7 @@ class TerminalProgress:
         done, total = (self._done_tokens, self._tokens) if self._tokens else (self._done_chunks, self._chunks)
         rates = [f"{self._done_chunks / elapsed_s:,.1f} {self._unit}/s"]
         rates += [f"{self._done_tokens / elapsed_s:,.0f} tokens/s"] if self._tokens else []
-        left = [f"{_duration(elapsed_s / done * (total - done))} left"] if done else []
+        left = [f"{duration(elapsed_s / done * (total - done))} left"] if done else []
         return ", ".join([*rates, *left])
 
     def _start_bar(self, doing: str, total: int) -> None:
@@ -174,10 +174,10 @@ def megabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a duration for people.
 
-    >>> _duration(90), _duration(600), _duration(9000)
+    >>> duration(90), duration(600), duration(9000)
     ('90 s', '10 min', '2.5 h')
     """
     if seconds < 120:

@@ -21,11 +21,14 @@ from gistrag.answering.stream import Stream
 from gistrag.answering.texts import GivenTexts
 from gistrag.configure import (
     configure,
+    folder_of,
     inherited,
     require_engine,
     require_folder,
+    require_models,
     require_source,
     source_folder,
+    with_file,
 )
 from gistrag.contents import Contents
 from gistrag.documents.patterns import require_patterns
@@ -79,6 +82,7 @@ class GistRAG(Contents, LlamaIndex):
         exclude: Sequence[str] | None = None,
         rebuild: bool = False,
         verify: bool = False,
+        delete: bool = True,
         gists: When = "background",
         engine: Engine | None = None,
         device: str | None = None,
@@ -99,12 +103,13 @@ class GistRAG(Contents, LlamaIndex):
         It answers once all documents are searchable, from the text of a chunk until the gists of that chunk are made.
 
         Args:
-            folder: of documents; one that moved away keeps its index.
+            folder: of documents, or a single one; a folder that moved away keeps its index.
             index: folder of the index; made where it is missing.
             include: gitignore-style patterns; only files that match one of them count. None: as last time.
             exclude: gitignore-style patterns of files to leave out. None: as last time.
             rebuild: rebuild an index that has other settings, instead of refusing.
             verify: hash every gist file before it is trusted, and try skipped files again.
+            delete: whether documents whose file is gone leave the index.
             gists: ``"background"`` has them made by a process of low priority, those of the chunks that questions
                 retrieved first; ``"on demand"`` makes no others; ``"now"`` returns when all are made.
             engine: models already loaded.
@@ -139,15 +144,18 @@ class GistRAG(Contents, LlamaIndex):
             kv_cache_dtype=kv_cache_dtype,
         )
         IndexSettings(**given)  # raises before anything is made
-        require_folder(Path(folder), Path(index))
+        documents, folder = Path(folder), folder_of(Path(folder), include)
+        require_folder(folder, Path(index))
         require_patterns(include, exclude)
+        require_models(Path(index), given, engine)
         with shown_or(progress) as shown, Store.build(index, command="gistrag build") as store:
             wanted = inherited(store, given, rebuild=rebuild, engine=engine)
-            require_source(store, Path(folder))
+            require_source(store, folder)
+            include = with_file(store, documents) if documents.is_file() else include
             engine = engine or Engine.load(wanted, device=device, reranker=reranker, runtime=runtime)
-            configure(store, wanted, engine, Path(folder), rebuild=rebuild)
+            configure(store, wanted, engine, folder, rebuild=rebuild)
             builder = Builder(store, runtime=engine.runtime, embedder=engine.embedder, progress=shown, verify=verify)
-            report = builder.sync(folder, include=include, exclude=exclude)
+            report = builder.sync(folder, include=include, exclude=exclude, delete=delete)
             if gists == "now" and report.gists_pending:
                 make_gists(store, engine.model, report, progress=shown)
         rag = cls(Store.open(index), engine)
@@ -251,10 +259,14 @@ class GistRAG(Contents, LlamaIndex):
         """How far the gists of the index are, and whether a worker of this object makes them."""
         return self._worker.progress
 
-    def sync(self, *, progress: Progress | None = None) -> SyncReport:
+    def sync(self, *, delete: bool = True, progress: Progress | None = None) -> SyncReport:
         """Bring the index into step with its folder, by the patterns of its last build, and return what was done.
 
         Gists are made before it returns, unless a worker makes those of this index.
+
+        Args:
+            delete: whether documents whose file is gone leave the index; kept ones count as stale.
+            progress: receives the progress.
 
         Raises:
             FingerprintMismatchError: another builder rebuilt the index with other settings or models.
@@ -262,7 +274,7 @@ class GistRAG(Contents, LlamaIndex):
         with Store.build(self.folder, command="GistRAG.sync") as store:
             require_engine(store, self.engine)
             builder = Builder(store, runtime=self.runtime, embedder=self.engine.embedder, progress=progress)
-            self.report = builder.sync(source_folder(store))
+            self.report = builder.sync(source_folder(store), delete=delete)
             if self.report.gists_pending and not self._worker.is_wanted:
                 make_gists(store, self.model, self.report, progress=progress)
         self._worker.start()

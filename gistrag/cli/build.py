@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gistrag.cli.dry_run import dry_run_of
 from gistrag.cli.exit_codes import PARTIAL
 from gistrag.cli.options import EMBEDDER, INDEX, MODEL, QUANTIZE, Debug, Device, Index, Json, Quiet
-from gistrag.cli.output import print_json, progress_of, say
+from gistrag.cli.output import logger, print_json, progress_of, say
+from gistrag.documents.discovery import has_documents
+from gistrag.documents.readers import READERS
+from gistrag.documents.watching import changes_of
+from gistrag.errors import IndexLockedError, ResourceError, UsageError
 from gistrag.progress import megabytes
 from gistrag.settings import Placement
 
@@ -23,15 +29,16 @@ EXAMPLES = (
     "gistrag build docs/",
     "gistrag build notes/ --index notes-index/ --include '*.md' --exclude drafts/",
     "gistrag build docs/ --tokens-per-gist 4 --rebuild",
+    "gistrag build report.pdf --index report-index/",
+    "gistrag build docs/ --dry-run",
+    "gistrag build docs/ --watch",
     "gistrag build docs/ --no-gists",
     "gistrag build docs/ --strict --quiet || mail -s 'build failed' me",
 )
 
 
 def build(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of documents.", exists=True, file_okay=False)
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="DOCUMENTS", help="Folder of documents, or one file.", exists=True)],
     index: Index = INDEX,
     include: Annotated[
         list[str] | None, typer.Option("--include", metavar="GLOB", help="Read only the files that match; repeatable.")
@@ -72,6 +79,15 @@ def build(
         bool,
         typer.Option("--no-gists", help="Stop when all documents are searchable; answers come from text meanwhile."),
     ] = False,
+    no_delete: Annotated[
+        bool, typer.Option("--no-delete", help="Keep documents in the index whose file is gone.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, how long it takes and how much disk; do nothing.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay, and bring the index up to date whenever files change.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if a file was skipped.")] = False,
     device: Device = None,
     as_json: Json = False,
@@ -84,6 +100,21 @@ def build(
     another terminal. The defaults are those of a new index; an existing one keeps its settings. The last line on
     standard output is JSON.
     """
+    settings = {
+        "model": model,
+        "embedder": embedder,
+        "adapter": adapter,
+        "placement": placement,
+        "tokens_per_gist": tokens_per_gist,
+        "chunk_tokens": chunk_tokens,
+        "quantize": quantize,
+        "kv_cache_dtype": kv_cache_dtype,
+    }
+    if not watch and not (index / "index.db").exists():
+        require_documents(folder, include or (), exclude or ())
+    if dry_run:
+        files = {"include": include, "exclude": exclude, "delete": not no_delete}
+        return dry_run_of(folder, index, settings, files, rebuild=rebuild, as_json=as_json)
     from gistrag.rag import GistRAG
 
     with progress_of() as progress:
@@ -94,24 +125,60 @@ def build(
             exclude=exclude,
             rebuild=rebuild,
             verify=verify,
+            delete=not no_delete,
             gists="none" if no_gists else "now",
             device=device,
             progress=progress,
-            model=model,
-            embedder=embedder,
-            adapter=adapter,
-            placement=placement,
-            tokens_per_gist=tokens_per_gist,
-            chunk_tokens=chunk_tokens,
-            quantize=quantize,
-            kv_cache_dtype=kv_cache_dtype,
+            **settings,  # type: ignore[arg-type]  # each of the type that its option has
         )
     with rag:
         done = summary(rag)
-    if not as_json:
-        say(*_lines(done))
-    print_json(done)
+        if not as_json:
+            say(*_lines(done))
+        print_json(done)
+        if watch:
+            keep_up(rag, delete=not no_delete, as_json=as_json)
     return PARTIAL if strict and done["skipped"] else 0
+
+
+def require_documents(documents: Path, include: Sequence[str], exclude: Sequence[str]) -> None:
+    """Return if there is something to read, before any model is loaded.
+
+    Raises:
+        UsageError: there is nothing; says what could be read.
+    """
+    if documents.is_dir() and not has_documents(documents, include=include, exclude=exclude):
+        chosen = " of what --include and --exclude leave" if include or exclude else ""
+        raise UsageError(
+            f"nothing to read in {documents}{chosen}; these suffixes are read: {' '.join(sorted(READERS))}"
+        )
+
+
+def keep_up(rag: GistRAG, *, delete: bool, as_json: bool) -> None:
+    """Bring an index up to date whenever files of its folder change, until the user ends it."""
+    from gistrag.configure import source_folder
+
+    folder, patterns = source_folder(rag.store), rag.store.patterns
+    say(f"watching {folder}; Ctrl-C ends")
+    try:
+        for _ in changes_of(folder, include=patterns["include"], exclude=patterns["exclude"]):
+            _sync(rag, delete=delete, as_json=as_json)
+    except KeyboardInterrupt:
+        say("", "stopped watching")
+
+
+def _sync(rag: GistRAG, *, delete: bool, as_json: bool) -> None:
+    try:
+        with progress_of() as progress:
+            rag.sync(delete=delete, progress=progress)
+    except (IndexLockedError, ResourceError) as error:
+        logger.error("%s; the next change is tried again", error)
+        return
+    done = summary(rag)
+    if as_json:
+        print_json(done)
+    else:
+        say(*_lines(done)[:-1])
 
 
 def summary(rag: GistRAG) -> dict[str, Any]:

@@ -106,6 +106,18 @@ def find(
     return sorted(search.found, key=lambda one: one.path), sorted(search.skipped, key=lambda one: one.path)
 
 
+def has_documents(folder: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> bool:
+    """Return whether `find` would list any file, without reading one.
+
+    Raises:
+        UsageError: as for `find`.
+    """
+    _require_folder(Path(folder))
+    search = _Listing(root=Path(folder), include=tuple(include), exclude=tuple(exclude), known={})
+    search.walk()
+    return bool(search.found)
+
+
 def load(folder: str | Path, file: FoundFile) -> Document:
     """Return the document *file* of *folder* as it is now, which may be newer than at the time of `find`.
 
@@ -239,6 +251,14 @@ class _Search:
                 reason=reason,
             )
         )
+
+
+class _Listing(_Search):
+    """A walk that reads no file."""
+
+    def hash(self, folder: int, path: str, name: str) -> FoundFile:
+        """Return the file without its hash."""
+        return FoundFile(path=path, size=0, mtime_ns=0, sha256="")
 
 
 def _is_utf8(name: str) -> bool:

@@ -38,6 +38,24 @@ def require_patterns(include: Sequence[str] | None, exclude: Sequence[str] | Non
         compiled(option, [patterns] if isinstance(patterns, str) else patterns or ())
 
 
+def only(name: str) -> str:
+    r"""Return the pattern that the file *name* at the top of a folder matches, and no other file.
+
+    >>> only("notes [1].md")
+    '/notes \\[1\\].md'
+    """
+    return "/" + re.sub(r"([\\*?\[\]]| $)", r"\\\1", name)
+
+
+def names_one_file(pattern: str) -> bool:
+    """Return whether a pattern is one that `only` makes.
+
+    >>> names_one_file("/notes.md"), names_one_file("/*.md"), names_one_file("notes.md")
+    (True, False, False)
+    """
+    return re.fullmatch(r"/([^*?\[\]\\/]|\\.)+", pattern) is not None
+
+
 def compiled(option: str, patterns: Sequence[str]) -> GitIgnoreSpec:
     """Return the patterns of *option* ready to match.
 

@@ -20,13 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from gistrag.compression.making import is_compressible
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
 from gistrag.index import manifest
+from gistrag.index.changes import Changes, changes
 from gistrag.index.embedder import Embedder
 from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
@@ -114,7 +115,12 @@ class Builder:
         self._settings = store.settings
 
     def sync(
-        self, folder: str | Path, *, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+        self,
+        folder: str | Path,
+        *,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        delete: bool = True,
     ) -> SyncReport:
         """Bring the documents of *folder* into the index, and return what was done; gists are left pending.
 
@@ -122,6 +128,7 @@ class Builder:
             folder: of documents.
             include: gitignore-style patterns; where there are any, only files they match. None: as last time.
             exclude: gitignore-style patterns of files to leave out. None: as last time.
+            delete: whether documents whose file is gone are removed, or kept and marked stale.
 
         Raises:
             UsageError: no such folder.
@@ -134,9 +141,10 @@ class Builder:
         stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
         found, skipped = find(folder, **patterns, known=stamps)
         self._store.set_patterns(**patterns)
-        pending = self._apply_unread(known, found, skipped)
+        differing = changes(known, found, skipped, is_current=self._is_current)
+        self._apply(differing, keep_gone=not delete)
         self.report.skipped.extend(skipped)
-        self._index(folder, pending, known)
+        self._index(folder, differing.to_read, known)
         self._summarize()
         self.report.skipped.sort(key=lambda row: row.path)
         self._finish()
@@ -144,44 +152,20 @@ class Builder:
         self.report.seconds = time.monotonic() - started_s
         return self.report
 
-    def _apply_unread(
-        self, known: Mapping[str, DocumentRow], found: Sequence[FoundFile], skipped: Sequence[Skipped]
-    ) -> list[FoundFile]:
-        """Record what is clear without reading a file: gone, renamed, unchanged. Return the files to read."""
-        unreadable = {row.path for row in skipped}
-        hidden = {path for path in known if not unreadable.isdisjoint(_with_folders(path))}
-        for path in sorted(hidden):
+    def _apply(self, differing: Changes, *, keep_gone: bool) -> None:
+        """Record what is clear without reading a file: unchanged, renamed, hidden, gone."""
+        for path in [*differing.hidden, *(differing.gone if keep_gone else ())]:
             self._store.mark_stale(path)
-        seen = hidden.union(file.path for file in found)
-        gone = {path: row for path, row in known.items() if path not in seen}
-        pending = [file for file in found if not self._is_unchanged(file, known, gone)]
-        for path in sorted(gone):
-            self._store.remove_document(path)
-            self.report.removed.append(path)
-        return pending
-
-    def _is_unchanged(self, file: FoundFile, known: Mapping[str, DocumentRow], gone: dict[str, DocumentRow]) -> bool:
-        """Return whether the content of *file* is indexed already, under its path or under one that is gone."""
-        row = known.get(file.path) or self._renamed(file, gone)
-        if row is None or row.sha256 != file.sha256 or not self._is_current(row):
-            return False
-        self._store.mark_seen(file.path, size=file.size, mtime_ns=file.mtime_ns)
-        self.report.unchanged += row.path == file.path
-        return True
-
-    def _renamed(self, file: FoundFile, gone: dict[str, DocumentRow]) -> DocumentRow | None:
-        """Return the document that *file* was under another path, None where it is new.
-
-        The suffix must be the same: it decides how the content is read.
-        """
-        suffix = PurePosixPath(file.path).suffix
-        for row in gone.values():
-            if row.sha256 == file.sha256 and PurePosixPath(row.path).suffix == suffix and self._is_current(row):
-                del gone[row.path]
-                self._store.rename_document(row.path, file.path)
-                self.report.renamed.append(f"{row.path} → {file.path}")
-                return row
-        return None
+        for before, file in differing.renamed:
+            self._store.rename_document(before, file.path)
+            self.report.renamed.append(f"{before} → {file.path}")
+        for file in [*differing.unchanged, *(file for _, file in differing.renamed)]:
+            self._store.mark_seen(file.path, size=file.size, mtime_ns=file.mtime_ns)
+        self.report.unchanged += len(differing.unchanged)
+        if not keep_gone:
+            for path in differing.gone:
+                self._store.remove_document(path)
+            self.report.removed.extend(differing.gone)
 
     def _is_current(self, row: DocumentRow) -> bool:
         """Return whether no part of a document has to be computed again."""
@@ -305,11 +289,6 @@ class Builder:
 def _patterns(given: Sequence[str]) -> list[str]:
     """Return patterns as a list; one string is one pattern."""
     return [given] if isinstance(given, str) else list(given)
-
-
-def _with_folders(path: str) -> list[str]:
-    """Return a path and all folders it lies in."""
-    return [path, *map(str, PurePosixPath(path).parents)]
 
 
 def _batches(works: Iterator[_Work]) -> Iterator[list[_Work]]:

@@ -71,6 +71,7 @@ class Runtime(ABC, Generic[M]):
 
     Attributes:
         window: positions of its context window.
+        layers, kv_heads, head_dim: of its cache.
         local_window: how far back those of its layers look that do not look at everything; None where all do.
         prompt: the words its chat template puts around passages and question.
         text_tokenizer: reads text as plain text.
@@ -81,6 +82,9 @@ class Runtime(ABC, Generic[M]):
 
     name: str
     window: int
+    layers: int
+    kv_heads: int
+    head_dim: int
     local_window: int | None = None
     stop_ids: frozenset[int]
     line_ends: frozenset[int] = frozenset()

@@ -570,3 +570,18 @@ def test_nothing_deleted_is_left_anywhere(docs: Path, engine: Engine) -> None:
 
     left = [path for path in (docs.parent / "index").rglob("*") if path.is_file()]
     assert [] == [path.name for path in left if b"xylophonequark" in path.read_bytes()]
+
+
+def test_a_deleted_file_can_stay(docs: Path, engine: Engine) -> None:
+    """Without deletion the document of a file that is gone stays, is stale, and leaves with the next full build."""
+    build(docs, engine)
+    (docs / "bees.md").unlink()
+
+    kept = build(docs, engine, delete=False)
+    with Store.open(docs.parent / "index") as store:
+        rows = {row.path: row.stale for row in store.documents()}
+    gone = build(docs, engine)
+
+    assert kept.removed == []
+    assert rows == {"bees.md": True, "mills.md": False}
+    assert gone.removed == ["bees.md"]

@@ -1,0 +1,77 @@
+"""What differs between an index and its folder, told from names, times and hashes; nothing is read or written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from gistrag.documents.discovery import FoundFile, Skipped
+from gistrag.index.schema import DocumentRow
+
+
+@dataclass(kw_only=True)
+class Changes:
+    """What a sync has to do.
+
+    Attributes:
+        to_read: files that are new, or have other content than the index.
+        unchanged: files whose content the index has under their path.
+        renamed: files whose content the index has under a path that is gone, each with that path.
+        gone: paths of documents whose file is gone.
+        hidden: paths of documents that cannot be looked at, as they or a folder above them cannot be read.
+    """
+
+    to_read: list[FoundFile] = field(default_factory=list)
+    unchanged: list[FoundFile] = field(default_factory=list)
+    renamed: list[tuple[str, FoundFile]] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+
+
+def changes(
+    known: Mapping[str, DocumentRow],
+    found: Sequence[FoundFile],
+    skipped: Sequence[Skipped],
+    *,
+    is_current: Callable[[DocumentRow], bool],
+) -> Changes:
+    """Return how the files of a folder differ from the documents of its index.
+
+    Args:
+        known: the documents, by path.
+        found: the files that can be read; skipped: those that cannot, and folders.
+        is_current: whether no part of a document has to be computed again.
+    """
+    unreadable = {row.path for row in skipped}
+    done = Changes(hidden=sorted(path for path in known if not unreadable.isdisjoint(_with_folders(path))))
+    seen = {*done.hidden, *(file.path for file in found)}
+    gone = {path: row for path, row in known.items() if path not in seen}
+    for file in found:
+        row = known.get(file.path)
+        if row and row.sha256 == file.sha256 and is_current(row):
+            done.unchanged.append(file)
+        elif row is None and (before := _before(file, gone, is_current)):
+            del gone[before]
+            done.renamed.append((before, file))
+        else:
+            done.to_read.append(file)
+    done.gone = sorted(gone)
+    return done
+
+
+def _before(file: FoundFile, gone: Mapping[str, DocumentRow], is_current: Callable[[DocumentRow], bool]) -> str | None:
+    """Return the path that *file* had before, None where it is new.
+
+    The suffix must be the same: it decides how the content is read.
+    """
+    suffix = PurePosixPath(file.path).suffix
+    for path, row in gone.items():
+        if row.sha256 == file.sha256 and PurePosixPath(path).suffix == suffix and is_current(row):
+            return path
+    return None
+
+
+def _with_folders(path: str) -> list[str]:
+    """Return a path and all folders it lies in."""
+    return [path, *map(str, PurePosixPath(path).parents)]
