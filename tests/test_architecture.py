@@ -21,7 +21,7 @@ FLOORS = (  # folders and the modules beside them, from the ground up
     {"answering"},
     {"engine"},
     {"configure", "contents", "export", "frameworks", "training"},
-    {"rag"},
+    {"planning", "rag", "searching"},
     {"evaluation", "server"},
     {"cli"},
     {"build", "__main__"},

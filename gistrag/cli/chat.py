@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from gistrag.answering.quoting import harmless
 from gistrag.cli.options import (
@@ -27,12 +30,16 @@ from gistrag.cli.options import (
 )
 from gistrag.cli.output import cost_line, loading, logger, print_answer, print_json, say, source_lines
 from gistrag.errors import GistRAGError, UsageError
+from gistrag.model.hashing import cache_folder
+from gistrag.storage import files
 
 if TYPE_CHECKING:
     from gistrag.answering.answer import Answer, Options
     from gistrag.index.gist_worker import When
     from gistrag.rag import GistRAG
 
+KEPT = 50
+"""Questions of a conversation that are kept."""
 HELP = """\
 /mode gist|text|hybrid   answer from gists, from text, or from both
 /top-k N                 number of chunks to answer from
@@ -47,12 +54,16 @@ Ctrl-C stops an answer."""
 EXAMPLES = (
     "gistrag chat",
     "gistrag chat --index notes-index/ --mode hybrid",
+    "gistrag chat --continue",
     "gistrag chat < questions.txt",
 )
 
 
 def chat(
     index: Index = INDEX,
+    resume: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the last conversation about this index.")
+    ] = False,
     top_k: TopK = 3,
     mode: AnswerMode = "gist",
     scope: Scope = None,
@@ -70,7 +81,7 @@ def chat(
 
     Questions come from the terminal, or from standard input, one per line. A question that leans on the ones before,
     such as "And in Zurich?", is searched together with them. Type /help for the commands of the prompt. Gists that are
-    missing are made meanwhile.
+    missing are made meanwhile. Questions typed at a terminal are kept for --continue, in a file that only you can read.
     """
     with loading():
         from gistrag.answering.answer import Options
@@ -82,24 +93,32 @@ def chat(
         options = Options(
             top_k=top_k, mode=mode, scope=scope, max_new_tokens=max_new_tokens, second_reading=not no_second_reading
         )
-        session = Session(rag, options, as_json=as_json)
-        if sys.stdin.isatty():
+        kept = Asked(rag.index_id)
+        session = Session(rag, options, as_json=as_json, asked=kept.read() if resume else [])
+        is_typed = sys.stdin.isatty()
+        if is_typed:
             say(f"{rag!r}{_gists(rag)}; /help lists the commands, Ctrl-D ends")
         for line in lines():
             if line == "/quit":
                 break
             session.take(line)
+            if resume or is_typed:
+                kept.write(session.asked)
 
 
 class Session:
-    """A conversation with an index: its options, the questions so far and the last answer."""
+    """A conversation with an index: its options, the questions so far and the last answer.
 
-    def __init__(self, rag: GistRAG, options: Options, *, as_json: bool = False) -> None:
+    Attributes:
+        options: of the next answer; asked: the questions so far, oldest first.
+    """
+
+    def __init__(self, rag: GistRAG, options: Options, *, as_json: bool = False, asked: Sequence[str] = ()) -> None:
         self.options = options
+        self.asked = list(asked)
         self._rag = rag
         self._as_json = as_json
         self._last: Answer | None = None
-        self._asked: list[str] = []
         self._commands: dict[str, Callable[[str], None]] = {
             "/mode": lambda value: self._set(mode=value),
             "/top-k": lambda value: self._set(top_k=_whole_number(value)),
@@ -126,8 +145,8 @@ class Session:
         self._commands[name](value.strip())
 
     def _answer(self, question: str) -> None:
-        stream = self._rag.stream(question, **asdict(replace(self.options, history=tuple(self._asked))))
-        self._asked.append(question)
+        stream = self._rag.stream(question, **asdict(replace(self.options, history=tuple(self.asked))))
+        self.asked.append(question)
         try:
             if self._as_json:
                 for _ in stream:
@@ -155,7 +174,7 @@ class Session:
         self._set(scope=scope)
 
     def _forget(self, _: str) -> None:
-        self._asked.clear()
+        self.asked.clear()
         say("the next question stands alone")
 
     def _show_sources(self, _: str) -> None:
@@ -165,6 +184,26 @@ class Session:
             read = "text" if source.as_text else "gists"
             say(f"{number}. {harmless(source.place)} (chunk {source.chunk_id}, score {source.score:.3f}, {read})")
             say(f"   {harmless(source.snippet)}")
+
+
+class Asked:
+    """The questions of the last conversation about an index, kept in the user's cache; without one, none are."""
+
+    def __init__(self, index_id: str) -> None:
+        self._path = cache_folder() / "chats" / f"{index_id}.json"
+
+    def read(self) -> list[str]:
+        """Return the questions, oldest first."""
+        with contextlib.suppress(OSError, ValueError):
+            kept = json.loads(self._path.read_text("utf-8"))
+            return [str(question) for question in kept]
+        return []
+
+    def write(self, asked: Sequence[str]) -> None:
+        """Keep the questions; a disk that refuses loses them and nothing else."""
+        with contextlib.suppress(GistRAGError):
+            files.make_folder(self._path.parent)
+            files.write_atomic(self._path, json.dumps(list(asked)[-KEPT:], ensure_ascii=False).encode(errors="replace"))
 
 
 def lines() -> Iterator[str]:

@@ -27,6 +27,7 @@ from gistrag.cli import (
     mcp,
     models,
     query,
+    search,
     serve,
     synthesize,
     train,
@@ -36,7 +37,7 @@ from gistrag.cli.exit_codes import completed, examples
 
 PROGRAM = "gistrag"
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
-    "Use": (build, query, chat, serve),
+    "Use": (build, query, search, chat, serve),
     "Look after": (inspect, verify, gc, backup, models),
     "Agents and research": (mcp, adapt, synthesize, train, evaluate, export, bench),
 }

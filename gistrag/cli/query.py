@@ -15,6 +15,7 @@ from gistrag.cli.options import (
     AnswerMode,
     Debug,
     Device,
+    Filters,
     Index,
     Json,
     MaxNewTokens,
@@ -45,10 +46,7 @@ def query(
     top_k: TopK = 3,
     mode: AnswerMode = "gist",
     scope: Scope = None,
-    filters: Annotated[
-        list[str] | None,
-        typer.Option("--filter", metavar="KEY=VALUE", help="Search only this path, kind or heading; repeatable."),
-    ] = None,
+    filters: Filters = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Annotated[
         float, typer.Option(min=0, metavar="X", help="0 picks the likeliest token; higher values sample.")

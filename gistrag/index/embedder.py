@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gistrag.errors import UnsupportedModelError
-from gistrag.index.encoders import Encoder, SentenceEncoder, Vectors, graph_encoder
+from gistrag.index.encoders import Encoder, Kind, SentenceEncoder, Vectors, graph_encoder
 from gistrag.model.hashing import folder_sha256
 from gistrag.model.hub import quiet
 
@@ -71,6 +71,19 @@ class Embedder:
             return []
         ends = np.cumsum([len(group) for group in windows])
         return np.split(self._encoder.encode(flat, "document"), ends[:-1])
+
+    def embed(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return one normalized vector for each text, ``(n, dim)``: of a longer text the mean of its windows."""
+        windows = [self.windows(text) for text in texts]
+        flat = self._encoder.encode([window for group in windows for window in group], kind)
+        ends = np.cumsum([len(group) for group in windows])
+        means = np.stack([part.mean(0) for part in np.split(flat, ends[:-1])])
+        normalized: Vectors = means / np.linalg.norm(means, axis=1, keepdims=True)
+        return normalized
+
+    def count_tokens(self, text: str) -> int:
+        """Return the tokens of a text, without the special ones."""
+        return len(self._encoder.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def windows(self, text: str) -> list[str]:
         """Return *text* cut into pieces that the model reads whole, overlapping by `OVERLAP_TOKENS`."""

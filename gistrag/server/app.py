@@ -5,7 +5,7 @@
     GET  /                    the web page                    POST /v1/chat/completions   an answer, streamed or whole
     GET  /v1/models           the indexes, one model each     POST /v1/retrieve           passages, nothing is generated
     GET  /v1/documents        the documents of an index       GET  /v1/passages/{id}      one chunk
-    GET  /healthz, /metrics   for monitoring
+    GET  /healthz, /metrics   for monitoring              POST /v1/embeddings         vectors of texts
 
 This is the only module that imports FastAPI. `gistrag.server.auth` checks a request before it arrives here. All work on
 a model or an index runs in the one thread of `gistrag.server.scheduler`, which interleaves answers: each gets its next
@@ -21,7 +21,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Full
@@ -35,12 +35,22 @@ from starlette.exceptions import HTTPException
 
 from gistrag import __version__
 from gistrag.answering.answer import Answer
-from gistrag.errors import ContextOverflowError, GistRAGError, ResourceError, UsageError
+from gistrag.index.encoders import Vectors
 from gistrag.model.generation import require_room
 from gistrag.rag import GistRAG
 from gistrag.server.auth import Access, Guard
 from gistrag.server.deadline import Timed
-from gistrag.server.protocol import APIError, ChatRequest, Completion, RetrieveRequest, cut, event, footnotes
+from gistrag.server.protocol import (
+    APIError,
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    RetrieveRequest,
+    cut,
+    event,
+    footnotes,
+)
+from gistrag.server.refusals import api_error, api_errors, internal_error
 from gistrag.server.registry import Record, chunk_record, document_records, hit_record, status_record
 from gistrag.server.scheduler import Job, Scheduler
 
@@ -51,12 +61,18 @@ ChunkId = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 """Negative for the summary of a document."""
 
 QUEUE_MAX = 16
+EMBEDDED_TOGETHER = 8
+"""Texts that are embedded before another request has its turn."""
 GENERATION_S = 120.0
 RETRY_AFTER_S = 2
 PAGE = Path(__file__).with_name("page.html")
 UNBUFFERED = {"x-accel-buffering": "no"}
 """Asks a proxy to pass on each event at once."""
 CODES = {404: "not_found", 405: "method_not_allowed"}
+NO_ROUTE = (
+    "no such address; there are POST /v1/chat/completions, /v1/embeddings and /v1/retrieve, "
+    "GET /v1/models, /v1/documents, /v1/passages/{id} and /healthz"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +132,7 @@ class Service:
         yield "/v1/documents", "GET", self.documents
         yield "/v1/passages/{chunk_id}", "GET", self.passage
         yield "/v1/retrieve", "POST", self.retrieve
+        yield "/v1/embeddings", "POST", self.embeddings
         yield "/v1/chat/completions", "POST", self.chat
         if self._config.metrics:
             from gistrag.server.prometheus import Metrics
@@ -170,6 +187,24 @@ class Service:
             return [hit_record(hit) for hit in hits]
 
         return {"object": "list", "model": name, "data": await self._run(rag, name, search)}
+
+    async def embeddings(self, body: EmbeddingRequest, request: Request) -> Record:
+        """Return the vectors of texts, by the embedder of an index."""
+        name, rag = self._named(body.model, request)
+        if not all(text.strip() for text in body.texts):
+            raise APIError(400, "invalid_value", "expected texts with some words", param="input")
+        embedder = rag.engine.embedder
+
+        def work() -> Generator[tuple[Vectors, int]]:
+            for start in range(0, len(body.texts), EMBEDDED_TOGETHER):
+                texts = body.texts[start : start + EMBEDDED_TOGETHER]
+                yield embedder.embed(texts, body.input_type), sum(map(embedder.count_tokens, texts))
+
+        with api_errors(rag, name):
+            made = [one async for one in self._submit(work())]
+        return body.record(
+            [vector for vectors, _ in made for vector in vectors], tokens=sum(count for _, count in made)
+        )
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Return an answer, whole or as a stream."""
@@ -355,39 +390,6 @@ def _inline_hash(page: str, tag: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-@contextmanager
-def api_errors(rag: GistRAG, name: str) -> Iterator[None]:
-    """Raise errors of an index as errors that a client may read."""
-    try:
-        yield
-    except GistRAGError as error:
-        raise api_error(error, rag, name) from error
-
-
-def api_error(error: Exception, rag: GistRAG, name: str) -> APIError:
-    """Return the error for the client: without the path of a folder, and without internals."""
-    match error:
-        case APIError():
-            return error
-        case ContextOverflowError():
-            return APIError(400, "context_length_exceeded", str(error))
-        case UsageError():
-            return APIError(400, "invalid_value", str(error).replace(str(rag.folder), name))
-        case ResourceError():
-            logger.error("%s: %s", name, error)
-            return APIError(503, "out_of_resources", "not enough memory to answer; ask for fewer or shorter passages")
-        case GistRAGError():
-            logger.error("%s: %s", name, error)
-            return APIError(503, "index_unavailable", f"index {name} cannot be read now; see the server log")
-    logger.error("%s: internal error", name, exc_info=error)
-    return internal_error()
-
-
-def internal_error() -> APIError:
-    """Return the error for everything unexpected."""
-    return APIError(500, "internal_error", "internal server error; see the server log")
-
-
 async def error_response(_: Request, error: Exception) -> JSONResponse:
     """Return an error in the form of OpenAI's API."""
     headers = {}
@@ -398,7 +400,8 @@ async def error_response(_: Request, error: Exception) -> JSONResponse:
         case RequestValidationError():
             shown = validation_error(error)
         case HTTPException(status_code=status):
-            shown = APIError(status, CODES.get(status, "invalid_request"), str(error.detail))
+            detail = NO_ROUTE if status == 404 else str(error.detail)
+            shown = APIError(status, CODES.get(status, "invalid_request"), detail)
         case _:
             shown = internal_error()
             headers = {"connection": "close"}  # uvicorn closes the connection after such an answer

@@ -8,6 +8,7 @@ refused.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
@@ -15,6 +16,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gistrag.answering.answer import Answer, Options, Source
@@ -26,6 +29,8 @@ MAX_TOKENS = 4096
 TOP_K_MAX = 64
 SHORT_CHARACTERS, PATH_CHARACTERS, STOPS_MAX = 200, 4096, 16
 IGNORED_MAX = 32
+INPUTS_MAX = 256
+"""Texts that are embedded in one request."""
 IGNORED_ROLES = ("system", "developer", "tool", "function")
 """Roles of messages that change no answer."""
 
@@ -180,6 +185,43 @@ class RetrieveRequest(Search):
 
     model: Short
     query: Text
+
+
+class EmbeddingRequest(BaseModel):
+    """``POST /v1/embeddings``: texts, as queries or, by default, as passages."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Short
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=INPUTS_MAX)]
+    encoding_format: Literal["float", "base64"] | None = None
+    input_type: Literal["query", "document"] = "document"
+    dimensions: None = None
+    user: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts to embed."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+    def record(self, vectors: Sequence[npt.NDArray[np.float32]], *, tokens: int) -> Record:
+        """Return the response: a vector for each text, of length 1."""
+        data = [
+            {"object": "embedding", "index": number, "embedding": self._encoded(vector)}
+            for number, vector in enumerate(vectors)
+        ]
+        return {
+            "object": "list",
+            "model": self.model,
+            "data": data,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+
+    def _encoded(self, vector: npt.NDArray[np.float32]) -> str | list[float]:
+        if self.encoding_format == "base64":
+            return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        numbers: list[float] = vector.tolist()
+        return numbers
 
 
 class Completion:

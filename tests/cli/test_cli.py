@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,7 +128,7 @@ def test_build_is_also_a_module() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["build"], "Missing argument 'FOLDER'"),
+        (["build"], "Missing argument 'DOCUMENTS'"),
         (["build", "no/such/folder"], "does not exist"),
         (["build", ".", "--tokens-per-gist", "0"], "--tokens-per-gist"),
         (["build", ".", "--placement", "random"], "selected"),
@@ -154,6 +156,34 @@ def test_a_missing_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
+def test_a_folder_with_nothing_to_read_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing to read is said before a model is loaded, with the suffixes that are read."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"png")
+    monkeypatch.setattr("gistrag.engine.Engine.load", lambda *_, **__: pytest.fail("a model was loaded"))
+
+    code = run_command(["build", str(tmp_path / "photos"), "--index", str(tmp_path / "index")])
+
+    told = capsys.readouterr().err
+    assert (code, told.count("\n"), ".pdf" in told, "nothing to read" in told) == (2, 1, True, True)
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_missing_model_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A build looks for its models before it makes the folder of an index."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("Text.")
+
+    code = run_command(
+        ["build", str(tmp_path / "docs"), "--index", str(tmp_path / "index"), "--model", "no/such/model"]
+    )
+
+    assert (code, "no/such/model" in capsys.readouterr().err) == (2, True)
+    assert not (tmp_path / "index").exists()
+
+
 def test_no_verb_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     """`gistrag` alone shows the commands and ends with code 2."""
     code = main.main([])
@@ -168,7 +198,7 @@ def test_the_help_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> Non
     main.main(["--help"])
 
     sections = capsys.readouterr().out.partition("\nUse:\n")[2].split("\n\n")
-    assert re.findall(r"^  (\w+)", sections[0], re.MULTILINE) == ["build", "query", "chat", "serve"]
+    assert re.findall(r"^  (\w+)", sections[0], re.MULTILINE) == ["build", "query", "search", "chat", "serve"]
     assert [section.splitlines()[0] for section in sections[1:3]] == ["Look after:", "Agents and research:"]
 
 
@@ -572,6 +602,23 @@ def test_a_chat_remembers_until_it_is_told_to_forget(
     assert capsys.readouterr().err.count("searched: ") == 1
 
 
+def test_a_conversation_goes_on(private_cache: Path) -> None:
+    """What was asked is kept for the next chat in a file of this user; another index has its own."""
+    chat.Asked("one").write(["What?", "Why? \ud800"])
+
+    assert chat.Asked("one").read() == ["What?", "Why? ?"]
+    assert chat.Asked("two").read() == []
+    assert stat.S_IMODE((private_cache / "chats" / "one.json").stat().st_mode) == 0o600
+
+
+def test_a_damaged_conversation_is_forgotten(private_cache: Path) -> None:
+    """A file that holds no list of questions begins a new conversation."""
+    (private_cache / "chats").mkdir(parents=True)
+    (private_cache / "chats" / "one.json").write_bytes(b"\xff[")
+
+    assert chat.Asked("one").read() == []
+
+
 def test_piped_lines_end_with_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty lines are passed over, and the end of the input ends the conversation."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n\n /quit\n"))
@@ -629,6 +676,55 @@ def test_query_answers(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.model
+def test_search_shows_passages(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Passages come best first with their place; as JSON, a line each with the whole text."""
+    assert run_command(["search", "How many cranes?", "--index", str(built / "index")]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert run_command(["search", "How many cranes?", "--index", str(built / "index"), "--json", "--top-k", "2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert first == "1. port.md, Port"
+    assert [line["rank"] for line in lines] == [1, 2]
+    assert "three cranes" in lines[0]["text"]
+
+
+def test_a_dry_run_says_what_a_build_would_do(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """New, changed and removed documents are named with what they cost; the index stays as it was."""
+    docs, index = tmp_path / "docs", tmp_path / "index"
+    shutil.copytree(built / "docs", docs)
+    shutil.copytree(built / "index", index)
+    (docs / "mill.txt").unlink()
+    (docs / "new.md").write_text("# Ferry\n\nThe ferry leaves at nine and takes an hour.\n")
+    (docs / "port.md").write_text("# Port\n\nThe harbour of Lund has four cranes. The oldest is green.\n")
+    before = (index / "index.db").read_bytes()
+
+    assert run_command(["build", str(docs), "--index", str(index), "--dry-run"]) == 0
+
+    printed = capsys.readouterr()
+    plan = json.loads(printed.out)
+    assert (plan["added"], plan["changed"], plan["removed"]) == (["new.md"], ["port.md"], ["mill.txt"])
+    assert 0 < plan["tokens"] < 100
+    assert plan["gist_bytes"] > 0
+    assert plan["seconds"] > 0
+    assert "dry run: nothing was done" in printed.err
+    assert (index / "index.db").read_bytes() == before
+
+
+def test_single_files_share_an_index(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file is indexed without its neighbours; a second one joins it; the index of a folder takes no single file."""
+    docs, index = tmp_path / "docs", tmp_path / "index"
+    shutil.copytree(built / "docs", docs)
+
+    for name in ("port.md", "mill.txt"):
+        assert run_command(["build", str(docs / name), "--index", str(index), "--no-gists"]) == 0
+
+    with Store.open(index) as store:
+        assert [row.path for row in store.documents()] == ["mill.txt", "port.md"]
+    capsys.readouterr()
+    assert run_command(["build", str(built / "docs" / "port.md"), "--index", str(built / "index")]) == 4
+    assert "--index of its own" in capsys.readouterr().err
+
+
 def test_chat_answers_what_is_piped_in(
     built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,3 +111,16 @@ def test_what_cannot_be_exported_runs_with_torch(
     assert [record.message for record in caplog.records if record.name == "gistrag"] == [
         f"embedding with torch, which takes seconds to load: {error}"
     ]
+
+
+def test_a_long_text_has_one_vector(embedder: Embedder) -> None:
+    """A short text has its own vector, as a query or as a document; a longer one the mean of its windows."""
+    long = " ".join(["The mill grinds rye."] * 200)
+
+    vectors = embedder.embed(["Where?", long], "document")
+
+    windows = np.mean(embedder.embed_documents([long])[0], axis=0)
+    np.testing.assert_allclose(vectors[0], embedder.embed_documents(["Where?"])[0][0], atol=1e-4)
+    np.testing.assert_allclose(vectors[1], windows / np.linalg.norm(windows), atol=1e-4)
+    np.testing.assert_allclose(embedder.embed(["Where?"], "query")[0], embedder.embed_query("Where?"), atol=1e-4)
+    assert embedder.count_tokens("Where?") == 2

@@ -497,3 +497,39 @@ def test_questions_are_logged_only_when_asked(
 
     assert "manual: 6 tokens, first after" in caplog.text
     assert ("Where is the honey?" in caplog.text) == wanted
+
+
+# Vectors
+
+
+def test_openai_client_embeds(ai: Any) -> None:
+    """OpenAI's own client, which asks for base64, gets a vector of length 1 for each text."""
+    made = ai.embeddings.create(model="manual", input=["honey", "salt"])
+    (plain,) = ai.embeddings.create(model="manual", input="honey", encoding_format="float").data
+
+    vectors = [one.embedding for one in made.data]
+    assert [one.index for one in made.data] == [0, 1]
+    assert vectors[0] == pytest.approx(plain.embedding)
+    assert vectors[0] != pytest.approx(vectors[1])
+    assert sum(number**2 for number in vectors[1]) == pytest.approx(1)
+    assert made.usage.total_tokens > 0
+
+
+@pytest.mark.parametrize("given", ["", "  ", [], ["honey", ""], [[1, 2]], ["x"] * 257, None])
+def test_what_cannot_be_embedded_is_refused(client: Any, given: Any) -> None:
+    """Texts without words, token ids, and too many texts are refused."""
+    answer = client.post("/v1/embeddings", json={"model": "manual", "input": given})
+
+    assert error(answer) == (400, "invalid_value")
+
+
+def test_vectors_of_another_size_are_refused(client: Any) -> None:
+    """The embedder has one size."""
+    answer = client.post("/v1/embeddings", json={"model": "manual", "input": "honey", "dimensions": 3})
+
+    assert error(answer) == (400, "invalid_value")
+
+
+def test_an_unknown_address_names_those_there_are(client: Any) -> None:
+    """Whoever looks for another route of OpenAI's API learns what there is."""
+    assert "/v1/embeddings" in client.post("/v1/responses", json={}).json()["error"]["message"]

@@ -116,6 +116,14 @@ class HashEmbedder:
         """Return one vector for every `WINDOW_WORDS` words of each text, ``(parts, dim)``."""
         return [np.stack([self.embed_query(window) for window in self._windows(text)]) for text in texts]
 
+    def embed(self, texts: Sequence[str], kind: str) -> npt.NDArray[np.float32]:
+        """Return one vector for each text, ``(n, dim)``."""
+        return np.stack([self.embed_query(text) for text in texts])
+
+    def count_tokens(self, text: str) -> int:
+        """Return the words of a text."""
+        return len(text.split())
+
     def _windows(self, text: str) -> list[str]:
         words = text.split()
         return [" ".join(words[i : i + self.WINDOW_WORDS]) for i in range(0, max(len(words), 1), self.WINDOW_WORDS)]
