@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gistrag"
 FLOORS = (  # folders and the modules beside them, from the ground up
     {"errors"},
-    {"settings", "progress", "storage"},
+    {"settings", "progress", "storage", "terminal"},
     {"documents", "kv", "qa"},
     {"model"},
     {"compression"},

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING
 
 from gistrag.answering.wording import places, words
+from gistrag.terminal import steers
 
 if TYPE_CHECKING:
     from gistrag.answering.answer import Answer
 
 QUOTE_CHARACTERS = 320
-TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def quote(answer: Answer) -> str:
@@ -42,5 +41,5 @@ def harmless(text: str) -> str:
     >>> harmless("one\x1b[31m\n two")
     'one [31m two'
     """
-    steering = (one for one in set(text) if unicodedata.category(one) in ("Cc", "Cs") or one in TURNS)
+    steering = (one for one in set(text) if steers(one))
     return " ".join(text.translate(dict.fromkeys(map(ord, steering), " ")).split())

@@ -10,7 +10,7 @@ import typer
 
 from gistrag.cli.exit_codes import DAMAGED
 from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
-from gistrag.cli.output import print_json
+from gistrag.cli.output import print_json, tell
 from gistrag.progress import megabytes
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def backup(
     if as_json:
         print_json({"index": str(index), "destination": str(destination), **asdict(done)})
     else:
-        print("\n".join([*(f"damaged: {line}" for line in done.damaged), _line(done, destination)]))
+        tell(*(f"damaged: {line}" for line in done.damaged), _line(done, destination))
     return DAMAGED if done.damaged else 0
 
 

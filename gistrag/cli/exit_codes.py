@@ -24,6 +24,7 @@ import typer
 import typer.main
 
 from gistrag.errors import GistRAGError
+from gistrag.terminal import visible
 
 logger = logging.getLogger("gistrag")
 
@@ -129,11 +130,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+class _Line(logging.Formatter):
+    """Formats a message as one line, whatever a document, a file or a client put into it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # the name in the standard library
+        return visible(super().formatMessage(record))
+
+
 @contextmanager
 def _messages() -> Iterator[None]:
     """Print the log messages of the library to standard error, one line each."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("gistrag: %(message)s"))
+    handler.setFormatter(_Line("gistrag: %(message)s"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

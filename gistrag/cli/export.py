@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet
-from gistrag.cli.output import loading, print_json
+from gistrag.cli.output import loading, print_json, tell
 from gistrag.errors import UsageError
 
 EXAMPLES = (
@@ -48,7 +48,7 @@ def export(
     if as_json:
         print_json({"output": str(output), **facts})
     else:
-        print(_line(facts, output))
+        tell(_line(facts, output))
 
 
 def _line(facts: dict[str, Any], output: Path) -> str:

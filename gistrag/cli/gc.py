@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from gistrag.cli.exit_codes import LOCKED
 from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
-from gistrag.cli.output import print_json
+from gistrag.cli.output import print_json, tell
 from gistrag.progress import megabytes
 
 EXAMPLES = (
@@ -39,5 +39,5 @@ def gc(
     if as_json:
         print_json({"index": str(index), **asdict(done)})
     else:
-        print(f"{done.files:,} files removed, {megabytes(done.bytes)} freed")
+        tell(f"{done.files:,} files removed, {megabytes(done.bytes)} freed")
     return 0 if done.is_gone else LOCKED

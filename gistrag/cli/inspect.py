@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
-from gistrag.cli.output import print_json, print_table, say
+from gistrag.cli.output import print_json, print_table, say, tell, tell_text
 from gistrag.errors import ModelNotFoundError, UsageError
 from gistrag.model.prompt import passage_text
 from gistrag.progress import megabytes
+from gistrag.terminal import visible
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -96,7 +97,7 @@ def _show_index(store: Store, *, as_json: bool) -> None:
     if as_json:
         print_json(held)
         return
-    print("\n".join(f"{name:<12}{value}" for name, value in _facts(held)))
+    tell(*(f"{name:<12}{value}" for name, value in _facts(held)))
     if held["document_rows"]:
         print()
         rows = [(row["path"], row["kind"], row["chunks"], row["tokens"], _state(row)) for row in held["document_rows"]]
@@ -181,11 +182,11 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
     if as_json:
         print_json({**asdict(chunk), "gist": gist, "kept": [asdict(piece) for piece in pieces]})
         return
-    print(f"chunk {chunk.id} of {chunk.path}, {_place(chunk)}".rstrip(", "))
-    print(f"characters {chunk.start} to {chunk.end}, {chunk.tokens:,} tokens\n")
+    tell(f"chunk {chunk.id} of {chunk.path}, {_place(chunk)}".rstrip(", "))
+    tell(f"characters {chunk.start} to {chunk.end}, {chunk.tokens:,} tokens", "")
     told = "gists still to be made: read as text" if is_pending else "no gist: read as text"
-    _print_pieces(pieces, cache.gists) if pieces and cache else print(chunk.text.strip())
-    print("\n" + ("\n".join(f"{name:<15}{value}" for name, value in gist.items()) if gist else told))
+    _print_pieces(pieces, cache.gists) if pieces and cache else tell_text(chunk.text.strip())
+    tell("", *([f"{name:<15}{value}" for name, value in gist.items()] if gist else [told]))
 
 
 def gist_facts(store: Store, chunk: StoredChunk, cache: PackedGists) -> dict[str, Any]:
@@ -262,11 +263,11 @@ def _print_pieces(shown: Sequence[Piece], gists: int) -> None:
 
     console = Console()
     if not console.is_terminal:
-        print(bracketed(shown, gists).strip())
+        tell_text(bracketed(shown, gists).strip())
         return
     text = Text()
     for piece in shown:
-        text.append(piece.text, style=_shade(piece.kept))
+        text.append(visible(piece.text, keep="\n\t"), style=_shade(piece.kept))
     text.rstrip()
     console.print(text, soft_wrap=True)
     console.print("\nThe stronger a token is shaded, the more heads keep it.", style="dim")

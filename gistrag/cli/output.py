@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from gistrag.answering.quoting import harmless, quote
 from gistrag.answering.wording import places, words
 from gistrag.errors import UsageError
 from gistrag.progress import NoProgress, Progress, TerminalProgress
+from gistrag.terminal import json_line, visible
 
 if TYPE_CHECKING:
     from gistrag.answering.answer import Answer
@@ -29,8 +29,18 @@ logger = logging.getLogger("gistrag")
 def say(*lines: str) -> None:
     """Print lines to standard error, unless ``--quiet`` was given."""
     if logger.isEnabledFor(logging.INFO):
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.write("".join(f"{visible(line)}\n" for line in lines))
         sys.stderr.flush()
+
+
+def tell(*lines: str) -> None:
+    """Print lines to standard output; what would break a line or steer a terminal is spelled out."""
+    print("\n".join(visible(line) for line in lines), flush=True)
+
+
+def tell_text(text: str) -> None:
+    """Print a text of several lines to standard output."""
+    print(visible(text, keep="\n\t"), flush=True)
 
 
 @contextmanager
@@ -78,7 +88,7 @@ def require_output(path: Path) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print *value* as one line of JSON."""
-    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+    print(json_line(value), flush=True)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, to_stderr: bool = False) -> None:
@@ -100,14 +110,14 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, to_
 def _plain(cell: object) -> str:
     from rich.markup import escape
 
-    return escape(f"{cell:,}" if isinstance(cell, int) else str(cell))
+    return escape(f"{cell:,}" if isinstance(cell, int) else visible(str(cell)))
 
 
 def print_pieces(pieces: Iterator[str]) -> None:
     """Print an answer while it is generated, and end its line."""
     has_begun = False
     for piece in pieces:
-        sys.stdout.write(piece if has_begun else piece.lstrip())
+        sys.stdout.write(visible(piece if has_begun else piece.lstrip(), keep="\n\t"))
         sys.stdout.flush()
         has_begun = has_begun or bool(piece.strip())
     print(flush=True)

@@ -9,7 +9,7 @@ import typer
 
 from gistrag.answering.quoting import harmless
 from gistrag.cli.options import INDEX, Debug, Device, Filters, Index, Json, Quiet, RerankerName, Scope, TopK
-from gistrag.cli.output import loading, print_json
+from gistrag.cli.output import loading, print_json, tell
 from gistrag.cli.query import parsed, question_from
 
 if TYPE_CHECKING:
@@ -59,4 +59,4 @@ def _show(number: int, hit: Hit, *, as_json: bool) -> None:
         print_json({"rank": number, **asdict(hit.chunk), **scores})
     else:
         source = source_of(hit, as_text=True)
-        print(f"{number}. {harmless(source.place)}\n   {harmless(source.snippet)}")
+        tell(f"{number}. {harmless(source.place)}", f"   {harmless(source.snippet)}")

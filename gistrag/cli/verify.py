@@ -14,7 +14,7 @@ import typer
 
 from gistrag.cli.exit_codes import DAMAGED
 from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
-from gistrag.cli.output import print_json
+from gistrag.cli.output import print_json, tell
 
 if TYPE_CHECKING:
     from gistrag.index.integrity import Findings
@@ -50,7 +50,7 @@ def verify(
     if as_json:
         print_json({"index": str(index), "sound": findings.is_sound, **asdict(findings)})
     else:
-        print("\n".join(_lines(findings, build, full=full)))
+        tell(*_lines(findings, build, full=full))
     return 0 if findings.is_sound else DAMAGED
 
 
