@@ -141,7 +141,7 @@ def test_folder_that_becomes_empty(docs: Path, engine: Engine) -> None:
     ("folder", "options", "message"),
     [
         ("missing", {}, "expected a folder of documents at .*missing, found nothing; check the path"),
-        ("docs/bees.md", {}, "expected a folder of documents at .*bees.md, found a file; check the path"),
+        ("docs/bees.md", {"include": ["*.md"]}, "include patterns choose from a folder, and .*bees.md is a file"),
         ("docs", {"tokens_per_gist": 0}, "tokens_per_gist must be at least 1, got 0"),
         ("docs", {"placement": "middle"}, "placement must be one of "),
         ("docs", {"include": ["!"]}, "include .*'!'"),
