@@ -151,6 +151,10 @@ def require_folder(folder: Path, index: Path) -> None:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise UsageError(f"expected a folder of documents at {folder}, found {found}; check the path")
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the name of {str(folder)!a} is not UTF-8, so no index can record it; rename it") from None
     with files.explained("look at", index):
         is_same = index.exists() and index.samefile(folder)
     if is_same:

@@ -32,6 +32,27 @@ DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 ADAPTER_FILE = "gist_settings.json"
 
 
+TOP_K_MAX = 10_000
+"""Most chunks that a search returns."""
+NEW_TOKENS_MAX = 2**31 - 1
+SEED_MAX = 2**63 - 1
+
+
+def require_between(name: str, value: float, low: float, high: float) -> None:
+    """Return if a number lies in its range.
+
+    Raises:
+        UsageError: it does not, or it is no number.
+
+    >>> require_between("top_k", 3, 1, TOP_K_MAX)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name} must be a number, got {type(value).__name__}")
+    if not low <= value <= high:
+        bound = f"at least {low}" if value < low else f"at most {high:,}"
+        raise UsageError(f"{name} must be {bound}, got {value}")
+
+
 HELD_OUT = 0.1
 """Share of the articles of a question file that is kept out of training."""
 

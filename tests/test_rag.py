@@ -608,3 +608,15 @@ def test_an_index_of_an_older_making_goes_on_as_it_was_made(
     assert [3, 4] == list(dict.fromkeys(versions))
     with Store.open(index) as store:
         assert store.config.gist_fingerprint["making"] == "4"
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_first(tmp_path: Path, engine: Engine) -> None:
+    """A folder that no index can record is refused before any work."""
+    folder = tmp_path / "do\udce9cs"
+    folder.mkdir()
+    (folder / "a.md").write_text("words")
+
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        GistRAG.from_folder(folder, index=tmp_path / "index", engine=engine)
+
+    assert not (tmp_path / "index").exists()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from gistrag.errors import UsageError
-from gistrag.settings import Layout, Mode
+from gistrag.settings import NEW_TOKENS_MAX, SEED_MAX, TOP_K_MAX, Layout, Mode, require_between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,9 @@ class Options:
         require_history(self.history)
         if self.mode not in get_args(Mode):
             raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
-        if self.top_k < 1:
-            raise UsageError(f"top_k must be at least 1, got {self.top_k}")
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        require_between("top_k", self.top_k, 1, TOP_K_MAX)
+        require_between("max_new_tokens", self.max_new_tokens, 1, NEW_TOKENS_MAX)
+        require_between("seed", self.seed, -SEED_MAX, SEED_MAX)
         if not 0 <= self.temperature < math.inf:
             raise UsageError(f"temperature must be at least 0 and finite, got {self.temperature}")
 

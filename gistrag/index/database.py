@@ -21,7 +21,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gistrag.errors import IncompleteIndexError, IndexFolderError, ResourceError
+from gistrag.errors import IncompleteIndexError, IndexFolderError, ResourceError, UsageError
 from gistrag.index import schema
 from gistrag.storage import files
 from gistrag.storage.fingerprint import digest
@@ -340,6 +340,10 @@ class Database:
             raise self.damaged("its schema is no text") from error
         except OSError as error:
             raise IndexFolderError(f"could not use {self.path}: {error.strerror}; check the folder") from error
+        except UnicodeEncodeError as error:
+            raise UsageError(f"half a character, which no index holds: {error.object[:80]!a}") from error
+        except OverflowError as error:
+            raise UsageError("a number beyond 64 bits; give a smaller one") from error
 
     def damaged(self, what: str) -> IndexFolderError:
         """Return the error for damage in index.db."""

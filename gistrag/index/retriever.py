@@ -23,6 +23,7 @@ from gistrag.index.store import Store
 from gistrag.index.vector_index import VectorIndex
 from gistrag.index.vector_store import VectorFile
 from gistrag.qa.stop_words import STOP_WORDS
+from gistrag.settings import TOP_K_MAX, require_between
 
 RANK_OFFSET = 60
 DEPTH_MIN = 50
@@ -99,8 +100,7 @@ class Retriever:
         """
         if not question.strip():
             raise UsageError("the question is empty; ask something")
-        if top_k < 1:
-            raise UsageError(f"top_k must be at least 1, got {top_k}")
+        require_between("top_k", top_k, 1, TOP_K_MAX)
         if vector is None:
             vector = self._embedder.embed_query(question)
         depth = max(4 * top_k, DEPTH_MIN)

@@ -25,7 +25,7 @@ from gistrag.kv import gist_file
 from gistrag.kv.packed import Array, Floats, Gists, Integers, PackedGists, Rows
 from gistrag.model.cpu_memory import Buffer, CpuMemory
 from gistrag.model.prompt import Prompt
-from gistrag.model.runtime import Runtime, Trace, require_single
+from gistrag.model.runtime import TEMPERATURE_MIN, Runtime, Trace, require_single
 from gistrag.settings import Layout
 
 ROOM = 512
@@ -146,7 +146,7 @@ class CpuRuntime(Runtime[CpuMemory]):
     ) -> Iterator[dict[int, int]]:
         """Yield the next token of every unfinished row; rows take turns."""
         require_single(memories, trace)
-        randomness = np.random.default_rng(seed)
+        randomness = np.random.default_rng(seed % 2**64)
         rows = {
             row: self._tokens(memory, prompt, max_new_tokens, temperature, randomness, trace)
             for row, (memory, prompt) in enumerate(zip(memories, prompts, strict=True))
@@ -359,12 +359,12 @@ def _packed(gists: Gists) -> PackedGists:
 
 
 def pick(logits: Floats, temperature: float, randomness: np.random.Generator) -> int:
-    """Return the next token: the most likely one at temperature 0, else one drawn.
+    """Return the next token: the most likely one below `TEMPERATURE_MIN`, else one drawn.
 
     >>> pick(np.array([0.0, 2.0, 1.0], np.float32), 0.0, np.random.default_rng(0))
     1
     """
-    if temperature == 0:
+    if temperature < TEMPERATURE_MIN:
         return int(logits.argmax())
     with np.errstate(over="ignore", under="ignore"):
         likely = np.exp((logits.astype(np.float64) - logits.max()) / temperature).cumsum()

@@ -19,7 +19,7 @@ from torch import Tensor
 from gistrag.kv.cache import Memories, Memory, side_by_side
 from gistrag.model.adapter import Role
 from gistrag.model.attention import Near, Observer, without_cudnn
-from gistrag.model.runtime import Floats, Trace
+from gistrag.model.runtime import TEMPERATURE_MIN, Floats, Trace
 
 
 class Network(Protocol):
@@ -268,7 +268,7 @@ def _padded_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 def _pick(logits: Tensor, temperature: float, randomness: torch.Generator | None) -> Tensor:
     """Return the next token of each row, ``(batch,)``."""
-    if temperature == 0:
+    if temperature < TEMPERATURE_MIN:
         return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits / temperature, dim=-1)
     return torch.multinomial(probabilities, 1, generator=randomness)[:, 0]

@@ -27,6 +27,9 @@ from gistrag.settings import Layout
 
 Floats = npt.NDArray[np.float32]
 
+TEMPERATURE_MIN = 1e-4
+"""Below it the likeliest token is taken, as dividing by it would leave no other a chance, or overflow."""
+
 
 class AnyMemory(Protocol):
     """What a runtime answers from: keys and values of passages, in their places."""
@@ -184,7 +187,7 @@ class Runtime(ABC, Generic[M]):
         Row *n* is prompt *n*, read behind memory *n*. A row is finished by one of `stop_ids`, which is not yielded.
 
         Args:
-            temperature: 0 takes the most likely token; above 0, tokens are sampled with *seed*.
+            temperature: below `TEMPERATURE_MIN` the most likely token is taken; above, tokens are sampled with *seed*.
             trace: records every step; only of a single row.
         """
 

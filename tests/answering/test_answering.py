@@ -242,6 +242,10 @@ def test_nothing_passes_the_filters(rag: GistRAG) -> None:
     ("options", "message"),
     [
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_k": 10**19}, "top_k must be at most 10,000, got 10"),
+        ({"top_k": True}, "top_k must be a number, got bool"),
+        ({"seed": 10**30}, "seed must be at most 9,223,372,036,854,775,807"),
+        ({"max_new_tokens": 10**20}, "max_new_tokens must be at most 2,147,483,647"),
         ({"mode": "fast"}, "mode must be one of gist, text, hybrid, got 'fast'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be at least 0 and finite, got -1.0"),
@@ -252,6 +256,12 @@ def test_options_out_of_range(rag: GistRAG, options: dict[str, Any], message: st
     """An option that makes no sense is refused when the stream is made, before any work."""
     with pytest.raises(UsageError, match=message):
         rag.stream("honey", **options)
+
+
+def test_half_a_character_is_no_document(rag: GistRAG) -> None:
+    """A scope with half a character, as a Latin-1 terminal gives it, is refused in one line."""
+    with pytest.raises(UsageError, match="half a character"):
+        rag.query("honey", scope="caf\udce9")
 
 
 @pytest.mark.parametrize("question", ["", " \n\t"])

@@ -170,3 +170,12 @@ def test_half_a_character_is_never_shown(model: GistModel) -> None:
     pieces = list(decode_stream(model, ids))
 
     assert "".join(pieces) == "ok "
+
+
+def test_tiny_temperatures_take_the_likeliest(model: GistModel) -> None:
+    """A temperature that no division stands gives what 0 gives, and a negative seed is a seed."""
+    memory = model.concatenate([])
+    expected = list(generate(model, memory, QUESTION, max_new_tokens=5))
+
+    assert list(generate(model, memory, QUESTION, temperature=1e-40, max_new_tokens=5)) == expected
+    assert len(list(generate(model, memory, QUESTION, temperature=1.0, seed=-5, max_new_tokens=5))) > 0
