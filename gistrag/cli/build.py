@@ -11,7 +11,7 @@ import typer
 from gistrag.cli.dry_run import dry_run_of
 from gistrag.cli.exit_codes import PARTIAL
 from gistrag.cli.options import EMBEDDER, INDEX, MODEL, QUANTIZE, Debug, Device, Index, Json, Quiet
-from gistrag.cli.output import logger, print_json, progress_of, say
+from gistrag.cli.output import counted, logger, print_json, progress_of, say
 from gistrag.documents.discovery import has_documents
 from gistrag.documents.readers import READERS
 from gistrag.documents.watching import changes_of
@@ -134,7 +134,7 @@ def build(
     with rag:
         done = summary(rag)
         if not as_json:
-            say(*_lines(done))
+            say(*lines_of(done))
         print_json(done)
         if watch:
             keep_up(rag, delete=not no_delete, as_json=as_json)
@@ -178,7 +178,7 @@ def _sync(rag: GistRAG, *, delete: bool, as_json: bool) -> None:
     if as_json:
         print_json(done)
     else:
-        say(*_lines(done)[:-1])
+        say(*lines_of(done)[:-1])
 
 
 def summary(rag: GistRAG) -> dict[str, Any]:
@@ -198,6 +198,7 @@ def summary(rag: GistRAG) -> dict[str, Any]:
         "removed": len(report.removed),
         "unchanged": report.unchanged,
         "skipped": [{"path": row.path, "reason": row.reason} for row in report.skipped],
+        "left_out": report.left_out,
         "new_chunks": report.chunks,
         "new_tokens": report.tokens,
         "new_gist_bytes": report.gist_bytes,
@@ -210,12 +211,15 @@ def summary(rag: GistRAG) -> dict[str, Any]:
     }
 
 
-def _lines(done: dict[str, Any]) -> list[str]:
+def lines_of(done: dict[str, Any]) -> list[str]:
+    """Return for people what `summary` returned."""
     counts = ", ".join(f"{done[what]:,} {what}" for what in ("added", "changed", "renamed", "removed", "unchanged"))
     lines = [f"documents: {counts}, {len(done['skipped']):,} skipped"]
     lines += [f"  skipped {row['path']}: {row['reason']}" for row in done["skipped"][:REASONS_SHOWN]]
     if len(done["skipped"]) > REASONS_SHOWN:
         lines.append("  … gistrag inspect lists them all")
+    if done["left_out"]:
+        lines.append(f"left out: {counted(done['left_out'])}; no reader knows them")
     if done["new_chunks"] or done["gists_made"] or done["gists_found"]:
         lines.append(_work(done))
     if done["gists_pending"]:

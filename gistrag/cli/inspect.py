@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
-from gistrag.cli.output import print_json, print_table, say, tell, tell_text
+from gistrag.cli.output import counted, print_json, print_table, say, tell, tell_text
 from gistrag.errors import ModelNotFoundError, UsageError
 from gistrag.model.prompt import passage_text
 from gistrag.progress import megabytes
@@ -88,6 +88,7 @@ def overview(store: Store) -> dict[str, Any]:
         "gist_fingerprint": store.config.gist_fingerprint,
         "embedder_fingerprint": store.config.embedder_fingerprint,
         "document_rows": [asdict(row) for row in store.documents()],
+        "left_out": store.left_out,
         "skipped_files": [asdict(row) for row in store.skipped()],
     }
 
@@ -111,6 +112,8 @@ def _facts(held: dict[str, Any]) -> Iterator[tuple[str, str]]:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in held["kinds"].items())
     yield "index", f"{held['index']}, of {held['source']}"
     yield "documents", f"{held['documents']:,}" + (f" ({kinds})" if kinds else "") + f", {held['skipped']:,} skipped"
+    if held["left_out"]:
+        yield "left out", f"{counted(held['left_out'])}; no reader knows them"
     yield "chunks", f"{held['chunks']:,} with {held['tokens']:,} tokens"
     size = f"{megabytes(held['gist_bytes'])}, {held['bytes_per_source_token']:,.0f} bytes per source token"
     pending = f"; {made_of(held)}" if held["pending_chunks"] else ""

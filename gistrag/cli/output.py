@@ -91,6 +91,15 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json_line(value), flush=True)
 
 
+def counted(suffixes: Mapping[str, int]) -> str:
+    """Return how many files were left out, by suffix.
+
+    >>> counted({".png": 1200, ".zip": 3, "": 2})
+    '1,200 .png, 3 .zip, 2 without a suffix'
+    """
+    return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in suffixes.items())
+
+
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, to_stderr: bool = False) -> None:
     """Print rows under headers, numbers aligned right; not on a terminal, each row stays on one line."""
     from rich.console import Console

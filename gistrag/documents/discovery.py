@@ -3,8 +3,9 @@
 Two steps let a sync read only the changes: `find` lists the files with their hashes, `load` reads one of them.
 Nothing outside of the folder is ever opened: a path is opened name by name, so that no part of it can be a symbolic
 link, not even a link that appears during the search. Only regular files are opened.
-Every document that cannot be read is reported with a reason. Left out without a report are hidden files, files that a
-.gitignore or *exclude* matches, index folders, and files with the suffix of no document.
+Every document that cannot be read is reported with a reason, and files with the suffix of no document are counted by
+suffix. Left out without a report are hidden files, files that a .gitignore, *include* or *exclude* rules out, and index
+folders.
 
 Not here: the patterns (`gistrag.documents.patterns`) and the readers (`gistrag.documents.readers`).
 """
@@ -15,16 +16,17 @@ import hashlib
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gistrag.documents.parser_worker import guarded_read
 from gistrag.documents.patterns import Ignores, compiled, is_ignored, parse_gitignore
-from gistrag.documents.readers import FILE_BYTES_MAX, is_document, missing_reader
+from gistrag.documents.readers import FILE_BYTES_MAX, is_document, missing_reader, suffix_of
 from gistrag.errors import DocumentError, UnreadableError, UsageError
 
 INDEX_FILE = "index.db"  # a folder that contains this file is an index
@@ -79,14 +81,27 @@ class Skipped:
     reason: str
 
 
+class Findings(NamedTuple):
+    """The files of a folder, sorted by path.
+
+    Attributes:
+        found: those that `load` can read; skipped: those that cannot be read, with reasons.
+        left_out: how many files no reader knows, by suffix, the most frequent first; ``""`` counts those without one.
+    """
+
+    found: list[FoundFile]
+    skipped: list[Skipped]
+    left_out: dict[str, int]
+
+
 def find(
     folder: str | Path,
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     known: Mapping[str, tuple[int, int, str]] | None = None,
-) -> tuple[list[FoundFile], list[Skipped]]:
-    """Return the documents under *folder* and the skipped files with their reasons, both sorted by path.
+) -> Findings:
+    """Return the documents under *folder*, the skipped files with their reasons, and how many were left out.
 
     Args:
         folder: searched at every depth.
@@ -103,7 +118,11 @@ def find(
     _require_folder(root)
     search = _Search(root=root, include=tuple(include), exclude=tuple(exclude), known=known or {})
     search.walk()
-    return sorted(search.found, key=lambda one: one.path), sorted(search.skipped, key=lambda one: one.path)
+    return Findings(
+        sorted(search.found, key=lambda one: one.path),
+        sorted(search.skipped, key=lambda one: one.path),
+        dict(sorted(search.left_out.items(), key=lambda pair: (-pair[1], pair[0]))),
+    )
 
 
 def has_documents(folder: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> bool:
@@ -159,7 +178,7 @@ def _require_folder(root: Path) -> None:
 
 @dataclass(kw_only=True)
 class _Search:
-    """One walk over a folder, which collects the found and the skipped files."""
+    """One walk over a folder, which collects the found and the skipped files, and counts the others."""
 
     root: Path
     include: tuple[str, ...]
@@ -167,6 +186,7 @@ class _Search:
     known: Mapping[str, tuple[int, int, str]]
     found: list[FoundFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.included = compiled("include", self.include)
@@ -212,7 +232,7 @@ class _Search:
                 self.take(folder, inner, entry)
 
     def take(self, folder: int, path: str, entry: os.DirEntry[str]) -> None:
-        """Add a file to the found or the skipped ones, or leave it out."""
+        """Add a file to the found or the skipped ones, or count it."""
         if self.include and not self.included.match_file(path):
             return
         if entry.is_symlink():
@@ -226,6 +246,8 @@ class _Search:
                 self.skip(path, str(error))
         elif reason := missing_reader(entry.name):
             self.skip(path, reason)
+        else:
+            self.left_out[suffix_of(entry.name)] += 1
 
     def is_named(self, name: str) -> bool:
         """Return whether *include* names files like this one, rather than a folder or everything."""

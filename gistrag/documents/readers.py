@@ -13,6 +13,7 @@ Not here: which files are documents (`gistrag.documents.discovery`), the process
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 
@@ -100,6 +101,16 @@ def missing_reader(name: str) -> str | None:
     """Return why *name* is skipped if it has the suffix of a well-known document format without a reader, or None."""
     suffix = _suffix(name)
     return f"no reader for {suffix} files; save it as pdf, docx or html" if suffix in _WITHOUT_READER else None
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix by which a file that no reader knows is counted; ``""`` for one that has none.
+
+    >>> suffix_of("a.PNG"), suffix_of("a"), suffix_of("Dr. No is here")
+    ('.png', '', '')
+    """
+    suffix = _suffix(name)
+    return suffix if re.fullmatch(r"\.[\w+~-]{1,16}", suffix) else ""
 
 
 def _reader(name: str) -> Reader:

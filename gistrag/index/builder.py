@@ -50,6 +50,7 @@ class SyncReport:
         renamed: ``old → new``; these paths are in no other list.
         unchanged: how many documents were left alone.
         skipped: files that are no documents.
+        left_out: how many files no reader knows, by suffix; ``""`` counts those without one.
         chunks: how many were indexed now.
         tokens: source tokens compressed now.
         gists_made: gist files written now.
@@ -66,6 +67,7 @@ class SyncReport:
     removed: list[str] = field(default_factory=list)
     unchanged: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     chunks: int = 0
     tokens: int = 0
     gists_made: int = 0
@@ -139,7 +141,7 @@ class Builder:
         patterns = self._store.patterns | {name: _patterns(value) for name, value in given.items() if value is not None}
         known = {row.path: row for row in self._store.documents()}
         stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
-        found, skipped = find(folder, **patterns, known=stamps)
+        found, skipped, self.report.left_out = find(folder, **patterns, known=stamps)
         self._store.set_patterns(**patterns)
         differing = changes(known, found, skipped, is_current=self._is_current)
         self._apply(differing, keep_gone=not delete)
@@ -279,6 +281,7 @@ class Builder:
     def _finish(self) -> None:
         """Commit what is left, write the vector file, and remove what nothing refers to."""
         self._store.set_skipped(self.report.skipped)
+        self._store.set_left_out(self.report.left_out)
         self._store.gists.set_checked()
         self._store.commit()
         write_vector_file(self._store)

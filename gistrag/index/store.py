@@ -204,6 +204,19 @@ class Store:
         rows = self.database.execute("SELECT path, sha256, reason FROM skipped ORDER BY path")
         return self.database.values(lambda *row: Skipped(path=row[0], sha256=row[1], reason=row[2]), rows)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many files of the folder no reader knew, by suffix; ``""`` counts those without one."""
+        try:
+            found: dict[str, int] = json.loads(self.database.get("left_out") or "{}")
+        except ValueError:
+            raise self.database.damaged("the counts of files left out are no JSON") from None
+        return found
+
+    def set_left_out(self, counts: Mapping[str, int]) -> None:
+        """Record how many files of the folder no reader knows."""
+        self.database.set("left_out", json.dumps(dict(counts)))
+
     def chunks(self, ids: Iterable[int]) -> list[StoredChunk]:
         """Return the chunks *ids*, summaries among them, in that order; gone and damaged ones are left out."""
         wanted = list(ids)

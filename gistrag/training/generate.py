@@ -82,7 +82,7 @@ def passages_of_folder(
     Raises:
         UsageError: no such folder, or no readable document in it.
     """
-    found, skipped = find(folder)
+    found, skipped, _ = find(folder)
     chunker = Chunker(tokenizer, chunk_tokens=window)
     passages: list[Passage] = []
     for file in found:

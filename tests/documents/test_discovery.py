@@ -32,7 +32,7 @@ def paths(root: Path, **options: list[str]) -> list[str]:
 
 def one(root: Path) -> FoundFile:
     """Return the only document under *root*."""
-    (file,), _ = find(root)
+    (file,), *_ = find(root)
     return file
 
 
@@ -40,7 +40,7 @@ def test_documents_are_found_sorted_with_their_hashes(tmp_path: Path) -> None:
     """All levels, by path, with size, time and hash."""
     fill(tmp_path, "b/c.md", "a.txt", "b.txt", "b/README", "x.png", "noname")
 
-    found, skipped = find(tmp_path)
+    found, skipped, _ = find(tmp_path)
 
     assert [file.path for file in found] == ["a.txt", "b.txt", "b/README", "b/c.md"]
     assert skipped == []
@@ -51,7 +51,7 @@ def test_documents_are_found_sorted_with_their_hashes(tmp_path: Path) -> None:
 
 def test_an_empty_folder_has_no_documents(tmp_path: Path) -> None:
     """Nothing there is no error."""
-    assert find(tmp_path) == ([], [])
+    assert find(tmp_path) == ([], [], {})
 
 
 @pytest.mark.parametrize("name", ["missing", "file", "index", "a\0b"])
@@ -101,7 +101,7 @@ def test_a_folder_whose_gitignore_has_a_pattern_with_many_wildcards_is_skipped(t
     fill(tmp_path, "a.md", "sub/" + "a" * 250 + ".md")
     (tmp_path / "sub/.gitignore").write_text(f"*.log\n{pattern}\n")
 
-    found, skipped = find(tmp_path)
+    found, skipped, _ = find(tmp_path)
 
     assert [file.path for file in found] == ["a.md"]
     assert [file.path for file in skipped] == ["sub"]
@@ -142,7 +142,7 @@ def test_a_folder_whose_gitignore_is_a_bomb_is_left_out_with_a_reason(tmp_path: 
     fill(tmp_path, "a.md", "sub/secret.md")
     (tmp_path / "sub/.gitignore").write_text("x\n" * 20_000 + "secret.md\n")
 
-    found, skipped = find(tmp_path)
+    found, skipped, _ = find(tmp_path)
 
     assert [file.path for file in found] == ["a.md"]
     assert [file.path for file in skipped] == ["sub"]
@@ -219,7 +219,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     }.items():
         (root / name).symlink_to(target)
 
-    found, skipped = find(root)
+    found, skipped, _ = find(root)
 
     assert [file.path for file in found] == ["a.md", "sub/b.md"]
     expected = ["circle.md", "dangling.md", "inside.md", "out", "outside.md", "sub/up"]
@@ -234,7 +234,7 @@ def test_what_is_no_ordinary_file_is_not_opened(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)  # a socket's address must be short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.md")
-        found, skipped = find(tmp_path)
+        found, skipped, _ = find(tmp_path)
 
     assert found == []
     assert [(file.path, file.reason) for file in skipped] == [
@@ -253,7 +253,7 @@ def test_a_name_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes only UTF-8 names")
 
-    found, skipped = find(tmp_path)
+    found, skipped, _ = find(tmp_path)
 
     assert found == []
     assert [file.path for file in skipped] == ["caf\\xe9.md", "d\\xe9/"]
@@ -264,7 +264,7 @@ def test_odd_but_valid_names_are_found(tmp_path: Path) -> None:
     names = ["-rf.md", "a b.md", "line\nend.md", "[x]*.md", "日本 🎉.md", "back\\slash.md"]
     fill(tmp_path, *names)
 
-    found, _ = find(tmp_path)
+    found, *_ = find(tmp_path)
 
     assert sorted(names) == [file.path for file in found]
     assert sorted(names) == [load(tmp_path, file).text for file in found]
@@ -281,7 +281,7 @@ def test_unreadable_files_and_folders_are_reported(tmp_path: Path, monkeypatch: 
         return real(path, *rest, **more)
 
     monkeypatch.setattr(os, "open", refuse)
-    found, skipped = find(tmp_path)
+    found, skipped, _ = find(tmp_path)
 
     assert [file.path for file in found] == ["a.md"]
     assert [file.path for file in skipped] == ["b.md", "sub"]
@@ -353,7 +353,7 @@ def test_a_file_that_changes_while_it_is_read(
         return data
 
     monkeypatch.setattr(discovery, "_blocks", meddle)
-    found, skipped = find(tmp_path)
+    found, skipped, _ = find(tmp_path)
 
     assert settles == bool(found)
     assert settles == (not skipped)
@@ -399,7 +399,7 @@ def test_a_folder_that_becomes_a_link_during_the_search_is_not_entered(
         real(*given)
 
     monkeypatch.setattr(discovery._Search, "take", meddle)
-    found, skipped = find(root)
+    found, skipped, _ = find(root)
 
     assert [file.path for file in found] == ["a.md"]
     assert [(file.path, file.reason) for file in skipped] == [("sub", "unreadable: Not a directory")]
@@ -429,7 +429,7 @@ def test_duplicates_are_two_documents(tmp_path: Path) -> None:
     for name in ("a.md", "b.md"):
         (tmp_path / name).write_text("same")
 
-    found, _ = find(tmp_path)
+    found, *_ = find(tmp_path)
 
     assert [file.path for file in found] == ["a.md", "b.md"]
     assert len({file.sha256 for file in found}) == 1
@@ -454,8 +454,33 @@ def test_a_path_without_end_is_reported(tmp_path: Path) -> None:
         os.close(above)
     os.close(folder)
 
-    found, skipped = find(tmp_path)
+    found, skipped, _ = find(tmp_path)
 
     assert [file.path for file in found] == ["a.md"]
     assert len(skipped) == 1
     assert skipped[0].reason == "its path has 4,267 characters; the limit is 4,096"
+
+
+WELL_KNOWN = "png JPG zip md txt py pdf doc ppt xls odp mp3 tar.gz html csv json docx ipynb exe dll"
+
+
+def test_files_that_no_reader_knows_are_counted_by_suffix(tmp_path: Path) -> None:
+    """Of a folder of 60 suffixes every file is found, skipped with a reason, or counted; the most frequent first."""
+    suffixes = [*(f"x{number}" for number in range(40)), *WELL_KNOWN.split()]
+    fill(tmp_path, *(f"{folder}a.{suffix}" for suffix in suffixes for folder in ("", "deep/")))
+    fill(tmp_path, "b.png", "no-suffix", "Dr. No is here", f"a.{'y' * 200}")
+
+    found, skipped, left_out = find(tmp_path)
+
+    assert len(found) + len(skipped) + sum(left_out.values()) == 2 * 60 + 4
+    assert list(left_out.items())[:4] == [("", 3), (".png", 3), (".dll", 2), (".exe", 2)]
+    assert {".jpg", ".gz", ".x39"} <= left_out.keys()
+
+
+def test_what_was_ruled_out_is_not_counted(tmp_path: Path) -> None:
+    """Hidden files, and those that patterns rule out, were left out by somebody who knows."""
+    fill(tmp_path, ".hidden.png", "drafts/a.png", "b.png", "c.zip")
+    (tmp_path / ".gitignore").write_text("*.zip\n")
+
+    assert find(tmp_path, exclude=["drafts/"]).left_out == {".png": 1}
+    assert find(tmp_path, include=["*.md"]).left_out == {}

@@ -16,6 +16,8 @@ import torch
 from support.tiny_models import HashEmbedder
 
 from gistrag import __version__
+from gistrag.cli.build import lines_of, summary
+from gistrag.cli.inspect import overview
 from gistrag.compression import compress as making_gists
 from gistrag.engine import Engine
 from gistrag.errors import ResourceError
@@ -110,6 +112,22 @@ def test_first_build_takes_everything(docs: Path, engine: Engine, compressed: li
     assert {"bees.md": BEES, "mills.md": MILLS} == indexed(docs)
     assert {BEES, MILLS} == set(compressed)
     assert report.gist_bytes <= sum(path.stat().st_size for path in gist_files(docs))
+
+
+def test_files_that_no_reader_knows_are_reported_and_remembered(docs: Path, engine: Engine) -> None:
+    """The report counts them by suffix, the index keeps the counts of its last build, and the command shows them."""
+    fill(docs, {"a.png": "x", "b.PNG": "x", "c.zip": "x"})
+
+    report = build(docs, engine)
+
+    assert {".png": 2, ".zip": 1} == report.left_out
+    with Store.open(docs.parent / "index") as store:
+        assert {".png": 2, ".zip": 1} == store.left_out == overview(store)["left_out"]
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, gists="none") as rag:
+        assert "left out: 2 .png, 1 .zip; no reader knows them" in lines_of(summary(rag))
+    for path in ("a.png", "b.PNG", "c.zip"):
+        (docs / path).unlink()
+    assert {} == build(docs, engine).left_out
 
 
 def test_second_build_computes_nothing(docs: Path, engine: Engine, compressed: list[str]) -> None:

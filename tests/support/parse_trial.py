@@ -60,7 +60,7 @@ class Trial:
         return outcome
 
     def _load(self, name: str) -> Text:
-        found, skipped = find(self.root, include=["*"])
+        found, skipped, _ = find(self.root, include=["*"])
         if skipped:
             raise DocumentError(skipped[0].reason)
         document = load(self.root, found[0])
