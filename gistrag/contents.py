@@ -70,12 +70,14 @@ class Contents:
             question: in words.
             top_k: how many chunks.
             scope: path of a document to stay in.
-            filters: all must hold: ``path`` a pattern (``*`` crosses folders), ``kind``, ``heading`` part of one.
+            filters: all must hold: ``path`` a pattern (``*`` crosses folders), ``kind``, ``heading`` part of one,
+                ``date`` such as ``>=2026-01-01``, and ``from``, ``to``, ``subject``, ``title``, ``author`` or
+                ``encoding`` part of one.
             vector: ``(dim,)`` embedding to search by in place of the question's own; of the index's embedder.
             history: earlier questions, see `searched`.
 
         Raises:
-            UsageError: an empty question, ``top_k`` below 1, an unknown filter or document.
+            UsageError: an empty question, ``top_k`` below 1, an unknown filter or document, or an impossible date.
         """
         with self.store.snapshot():
             searched = self.searched(question, history, scope=scope, filters=filters)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from gistrag.errors import UsageError
+from gistrag.index.metadata import require_known
 from gistrag.settings import NEW_TOKENS_MAX, SEED_MAX, TOP_K_MAX, Layout, Mode, require_between
 
 
@@ -30,7 +31,7 @@ class Options:
         second_reading: read the passages again, one by one, where the first answer is unsure and short.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value out of range, an unknown filter or an impossible date.
     """
 
     top_k: int = 3
@@ -45,6 +46,7 @@ class Options:
 
     def __post_init__(self) -> None:
         require_history(self.history)
+        require_known(self.filters or {})
         if self.mode not in get_args(Mode):
             raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
         require_between("top_k", self.top_k, 1, TOP_K_MAX)
@@ -96,6 +98,7 @@ class Source:
         score: relevance as retrieval saw it, higher is better; snippet: how the chunk begins.
         chunk_id: of the chunk in the index, 0 for a text from outside; as_text: read as text rather than from gists.
         evidence: of the source that carries the answer, None for the others.
+        metadata: what is known of the document, or of this part of it: ``date``, ``from``, ``title`` and others.
     """
 
     path: str
@@ -108,6 +111,7 @@ class Source:
     chunk_id: int
     as_text: bool
     evidence: Evidence | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def place(self) -> str:

@@ -93,6 +93,7 @@ def source_of(hit: Hit, *, as_text: bool) -> Source:
         snippet=snippet(chunk.text),
         chunk_id=chunk.id,
         as_text=as_text,
+        metadata=chunk.metadata,
     )
 
 

@@ -34,6 +34,7 @@ EXAMPLES = (
     'gistrag query "Who holds the lock?" --top-k 5 --mode hybrid',
     'gistrag query "What is this page about?" --scope safety.md',
     "gistrag query \"What is new?\" --filter kind=pdf --filter 'path=reports/*'",
+    "gistrag query \"What did Kim ask for?\" --filter from=kim --filter 'date=>=2026-01-01'",
     "gistrag query --json < question.txt",
 )
 
@@ -65,7 +66,10 @@ def query(
     The answer is printed to standard output; the sentence that carries it, how sure it is, its sources and its timings
     to standard error.
     """
+    from gistrag.index.metadata import require_known
+
     asked, passing = question_from(question), parsed(filters or ())
+    require_known(passing)
     started_s = time.perf_counter()
     with loading():
         from gistrag.rag import GistRAG

@@ -8,6 +8,7 @@ do not overlap, and only white space lies between them.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ class Chunker:
     def split(self, document: Document) -> list[Chunk]:
         """Return the chunks of *document*, in order."""
         titles = titles_in(document.text) if document.kind not in PLAIN_KINDS else []
-        spans = self._join(document.text, self._pieces(document, titles), titles)
+        spans = self._join(document, self._pieces(document, titles), titles)
         return [
             Chunk(
                 ordinal=ordinal,
@@ -112,15 +113,20 @@ class Chunker:
     def _pieces(self, document: Document, titles: Sequence[Title]) -> Iterator[tuple[int, int]]:
         """Yield (start, end) of each piece of the splitter, without the white space around it."""
         splitter = self._markdown if document.kind not in PLAIN_KINDS else self._prose
-        starts = [title.start for title in titles]
-        for start, end in _segments(document.text, starts, self.chunk_tokens * _SEGMENT_CHARS):
+        starts, size = [title.start for title in titles], self.chunk_tokens * _SEGMENT_CHARS
+        parts = itertools.pairwise([0, *(part.start for part in document.parts if part.start), len(document.text)])
+        segments = (span for part in parts for span in _segments(document.text, starts, size, part))
+        for start, end in segments:
             segment = document.text[start:end]
             for offset, piece in splitter.chunk_indices(segment) if segment.strip() else ():
                 if piece.strip():
                     yield _trim(document.text, start + offset, start + offset + len(piece))
 
-    def _join(self, text: str, pieces: Iterable[tuple[int, int]], titles: Sequence[Title]) -> list[tuple[int, int]]:
+    def _join(
+        self, document: Document, pieces: Iterable[tuple[int, int]], titles: Sequence[Title]
+    ) -> list[tuple[int, int]]:
         """Return the pieces, small ones joined to a neighbour and a heading joined to the text below it."""
+        text, parts = document.text, [part.start for part in document.parts]
         starts, ends = {title.start for title in titles}, {title.end for title in titles}
         spans: list[tuple[int, int]] = []
         for start, end in pieces:
@@ -128,7 +134,8 @@ class Chunker:
             wanted = before[1] in ends or (
                 start not in starts and (self._is_small(text, *before) or self._is_small(text, start, end))
             )
-            if spans and wanted and self._size(text[before[0] : end]) <= self.chunk_tokens:
+            is_one = bisect.bisect_right(parts, before[0]) == bisect.bisect_right(parts, start)
+            if spans and wanted and is_one and self._size(text[before[0] : end]) <= self.chunk_tokens:
                 spans[-1] = (before[0], end)
             else:
                 spans.append((start, end))
@@ -147,14 +154,14 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
     return begin, start + len(piece.rstrip())
 
 
-def _segments(text: str, titles: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the consecutive parts of *text*, each of at most *size* characters."""
-    start = 0
-    while len(text) - start > size:
+def _segments(text: str, titles: Sequence[int], size: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the consecutive segments of a part of *text*, each of at most *size* characters."""
+    start, last = part
+    while last - start > size:
         end = _cut(text, titles, start + size // 2, start + size)
         yield start, end
         start = end
-    yield start, len(text)
+    yield start, last
 
 
 def _cut(text: str, titles: Sequence[int], low: int, high: int) -> int:

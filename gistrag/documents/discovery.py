@@ -24,9 +24,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from gistrag.documents.metadata import date_in_name
 from gistrag.documents.parser_worker import guarded_read
 from gistrag.documents.patterns import Ignores, compiled, is_ignored, parse_gitignore
 from gistrag.documents.readers import FILE_BYTES_MAX, is_document, missing_reader, suffix_of
+from gistrag.documents.text import Part
 from gistrag.errors import DocumentError, UnreadableError, UsageError
 
 INDEX_FILE = "index.db"  # a folder that contains this file is an index
@@ -61,6 +63,8 @@ class Document:
     Attributes:
         kind: kind of the text, see `gistrag.documents.text.Kind`.
         pages: character offset at which each page begins; empty if the format has none.
+        metadata: of the whole document, with the date in the name of the file where the text holds none.
+        parts: those with metadata of their own.
     """
 
     path: str
@@ -70,6 +74,8 @@ class Document:
     kind: str
     text: str
     pages: tuple[int, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +165,8 @@ def load(folder: str | Path, file: FoundFile) -> Document:
         kind=result.kind,
         text=result.text,
         pages=result.pages,
+        metadata=result.metadata if result.parts else {**date_in_name(name), **result.metadata},
+        parts=result.parts,
     )
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gistrag.documents.readers import has_parser, read
-from gistrag.documents.text import Text, one_line
+from gistrag.documents.text import Part, Text, one_line
 from gistrag.errors import DocumentError, ResourceError
 
 MEMORY_BYTES = 2**30
@@ -87,7 +87,10 @@ class Worker:
             head, body = self._ask(data, name)
         if "reason" in head:
             raise DocumentError(head["reason"])
-        return Text(text=body.decode(), kind=head["kind"], pages=tuple(head["pages"]))
+        parts = tuple(Part(start, metadata) for start, metadata in head["parts"])
+        return Text(
+            text=body.decode(), kind=head["kind"], pages=tuple(head["pages"]), metadata=head["metadata"], parts=parts
+        )
 
     def close(self) -> None:
         """Stop the child, but only in the process that started it, not in a fork of it."""
@@ -227,7 +230,9 @@ def _answer(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
     """Return the text of *data* as a message, or the reason why the file is not a document."""
     try:
         text = read(data, name)
-        return {"kind": text.kind, "pages": text.pages}, text.text.encode()
+        parts = [(part.start, dict(part.metadata)) for part in text.parts]
+        head = {"kind": text.kind, "pages": text.pages, "metadata": dict(text.metadata), "parts": parts}
+        return head, text.text.encode()
     except DocumentError as error:
         return {"reason": str(error)}, b""
     except MemoryError:

@@ -23,7 +23,7 @@ from gistrag.documents.formats.plain_text import read_code, read_markdown, read_
 from gistrag.documents.formats.records import read_json, read_jsonl, read_table
 from gistrag.documents.formats.web_page import read_html
 from gistrag.documents.formats.word import read_docx
-from gistrag.documents.text import Text, require_length
+from gistrag.documents.text import Text, composed, require_length
 from gistrag.errors import DocumentError
 
 FILE_BYTES_MAX = 256 * 2**20
@@ -72,7 +72,7 @@ def read(data: bytes, name: str) -> Text:
     """
     if not data:
         raise DocumentError("empty")
-    result = _reader(name)(data)
+    result = composed(_reader(name)(data))
     if not result.text.strip():
         raise DocumentError("empty")
     require_length(len(result.text))

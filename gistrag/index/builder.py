@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -147,6 +147,7 @@ class Builder:
         self._apply(differing, keep_gone=not delete)
         self.report.skipped.extend(skipped)
         self._index(folder, differing.to_read, known)
+        self._describe(folder)
         self._summarize()
         self.report.skipped.sort(key=lambda row: row.path)
         self._finish()
@@ -217,6 +218,20 @@ class Builder:
             self._store.commit()
             self.report.chunks += len(batch)
             self._show_read(done, len(pending))
+
+    def _describe(self, folder: str | Path) -> None:
+        """Store the metadata of documents that were indexed without, or under another path."""
+        self._store.metadata.prepare()
+        for file in self._store.metadata.missing():
+            try:
+                document = load(folder, file)
+            except UnreadableError:
+                continue  # the next build looks at it again
+            except DocumentError:
+                document = Document(**asdict(file), kind="", text="")
+            if document.sha256 == file.sha256:
+                chunks = self._store.chunks_of(file.path)
+                self._store.metadata.put(document, [(chunk.id, chunk.start) for chunk in chunks])
 
     def _summarize(self) -> None:
         """Store the summaries that are missing or outdated, batch by batch; a build that was stopped goes on."""

@@ -59,6 +59,11 @@ class Hit:
     dense: float | None
     keyword: float | None
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What is known of the document, or of the part of it that the chunk is in."""
+        return self.chunk.metadata
+
 
 @dataclass(frozen=True)
 class Fit:

@@ -8,7 +8,8 @@ A row of ``gists`` whose size is 0 stands for a gist that is still to be made; i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 FORMAT_VERSION = 1
 SUMMARY_ORDINAL = -1
@@ -25,6 +26,11 @@ CREATE_SUMMARIES = """CREATE TABLE IF NOT EXISTS summaries (
         document_id INTEGER PRIMARY KEY REFERENCES documents ON DELETE CASCADE, made_from TEXT NOT NULL,
         title TEXT NOT NULL, text TEXT NOT NULL, tokens INTEGER NOT NULL, end_char INTEGER NOT NULL,
         sha256 TEXT NOT NULL, vectors BLOB NOT NULL, parts INTEGER NOT NULL) STRICT"""
+CREATE_METADATA = """CREATE TABLE IF NOT EXISTS metadata (
+        document_id INTEGER NOT NULL REFERENCES documents ON DELETE CASCADE,
+        chunk_id INTEGER REFERENCES chunks ON DELETE CASCADE, name TEXT NOT NULL, value TEXT NOT NULL) STRICT"""
+CREATE_METADATA_INDEX = "CREATE INDEX metadata_by_document ON metadata (document_id, chunk_id)"
+CREATE_METADATA_CHUNK_INDEX = "CREATE INDEX metadata_by_chunk ON metadata (chunk_id)"
 SCHEMA = (
     "PRAGMA application_id = 0x67697374",
     "PRAGMA user_version = 1",
@@ -48,6 +54,9 @@ SCHEMA = (
     "CREATE INDEX vectors_by_chunk ON vectors (chunk_id)",
     "CREATE TABLE skipped (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, reason TEXT NOT NULL) STRICT",
     CREATE_SUMMARIES,
+    CREATE_METADATA,
+    CREATE_METADATA_INDEX,
+    CREATE_METADATA_CHUNK_INDEX,
     """CREATE VIRTUAL TABLE words USING fts5 (
         text, heading, content = 'chunks', content_rowid = 'id', tokenize = 'porter unicode61')""",
     """CREATE TRIGGER words_in AFTER INSERT ON chunks BEGIN
@@ -147,6 +156,37 @@ DROP_SUMMARIES = """
     DELETE FROM summaries WHERE document_id NOT IN (
         SELECT d.id FROM documents d WHERE EXISTS (SELECT 1 FROM chunks WHERE document_id = d.id AND ordinal = 1))"""
 
+HAS_METADATA = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'metadata'"
+METADATA = """
+    SELECT -document_id, name, value FROM metadata
+    WHERE document_id IN (SELECT value FROM json_each(:documents)) AND chunk_id IS NULL AND name <> ''
+    UNION ALL
+    SELECT chunk_id, name, value FROM metadata WHERE chunk_id IN (SELECT value FROM json_each(:chunks))"""
+SELECT_METADATA = """
+    WITH passing AS (
+        SELECT document_id, chunk_id FROM metadata WHERE name = :name AND CASE :name
+            WHEN 'date' THEN CASE :op
+                WHEN '>=' THEN substr(value, 1, length(:value)) >= :value
+                WHEN '<=' THEN substr(value, 1, length(:value)) <= :value
+                WHEN '>' THEN substr(value, 1, length(:value)) > :value
+                WHEN '<' THEN substr(value, 1, length(:value)) < :value
+                ELSE substr(value, 1, length(:value)) = :value END
+            ELSE CASE :op
+                WHEN '==' THEN casefold(value) = casefold(:value)
+                ELSE instr(casefold(value), casefold(:value)) > 0 END END)
+    SELECT id FROM chunks WHERE id IN (SELECT chunk_id FROM passing WHERE chunk_id IS NOT NULL)
+    UNION
+    SELECT id FROM chunks WHERE document_id IN (SELECT document_id FROM passing WHERE chunk_id IS NULL)"""
+WITHOUT_METADATA = """
+    SELECT d.path, d.size, d.mtime_ns, d.sha256 FROM documents d WHERE NOT d.stale AND NOT EXISTS (
+        SELECT 1 FROM metadata m WHERE m.document_id = d.id AND m.chunk_id IS NULL AND m.name = ''
+            AND m.value = :version || ' ' || d.sha256 || ' ' || d.path)
+    ORDER BY d.path"""
+DROP_METADATA = "DELETE FROM metadata WHERE document_id = (SELECT id FROM documents WHERE path = ?)"
+PUT_METADATA = (
+    "INSERT INTO metadata (chunk_id, name, value, document_id) SELECT ?, ?, ?, id FROM documents WHERE path = ?"
+)
+
 
 @dataclass(frozen=True)
 class DocumentRow:
@@ -169,7 +209,8 @@ class DocumentRow:
 class StoredChunk:
     """A chunk of the index; its id is never given to another one. ``gist_key`` is None where text is cheaper.
 
-    The summary of a document is one too, see `gistrag.index.summaries`.
+    The summary of a document is one too, see `gistrag.index.summaries`. ``metadata`` are those of the document, or of
+    the part of it that the chunk is in.
     """
 
     id: int
@@ -183,6 +224,7 @@ class StoredChunk:
     page: int | None
     tokens: int
     gist_key: str | None
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

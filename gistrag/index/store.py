@@ -34,6 +34,7 @@ from gistrag.index import schema
 from gistrag.index.config import IndexConfig
 from gistrag.index.database import Database, nothing_built
 from gistrag.index.gist_store import GistStore
+from gistrag.index.metadata import Metadata, require_known
 from gistrag.index.schema import DocumentRow, Stats, StoredChunk
 from gistrag.index.summaries import Summaries
 from gistrag.index.vector_store import VectorStore
@@ -71,6 +72,7 @@ class Store:
         gists: its gist files.
         vectors: its vectors.
         summaries: those of its documents.
+        metadata: those of its documents.
     """
 
     def __init__(self, folder: Path, *, is_builder: bool) -> None:
@@ -84,6 +86,7 @@ class Store:
         self.gists = GistStore(self.database, self.config)
         self.vectors = VectorStore(self.database, self.config)
         self.summaries = Summaries(self.database, self.config, chunks_of=self.chunks_of)
+        self.metadata = Metadata(self.database)
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
@@ -224,11 +227,11 @@ class Store:
         for chunk_id in wanted:
             if chunk_id < 0 and (row := self.summaries.of_document(-chunk_id)):
                 found[chunk_id] = row
-        return [found[chunk_id] for chunk_id in wanted if chunk_id in found]
+        return self.metadata.added_to([found[chunk_id] for chunk_id in wanted if chunk_id in found])
 
     def chunks_of(self, path: str) -> list[StoredChunk]:
         """Return the chunks of one document, in the order of its text; none where there is no such document."""
-        return _chunk_rows(self.database, schema.CHUNKS_BY_PATH, (path,))
+        return self.metadata.added_to(_chunk_rows(self.database, schema.CHUNKS_BY_PATH, (path,)))
 
     def present(self, ids: Iterable[int]) -> set[int]:
         """Return those of the chunk *ids* that are in the index."""
@@ -243,21 +246,23 @@ class Store:
         """Return the ids of the chunks that pass, None where everything does.
 
         Args:
-            filters: all must hold: ``path`` a pattern (``*`` goes across folders), ``kind``, ``heading`` a part of one.
+            filters: all must hold: ``path`` a pattern (``*`` goes across folders), ``kind``, ``heading`` a part of one,
+                and conditions on metadata, see `gistrag.index.metadata.conditions_of`.
             scope: path of one document.
 
         Raises:
-            UsageError: an unknown filter, or no such document.
+            UsageError: an unknown filter, an impossible date, or no such document.
         """
         filters = filters or {}
-        if unknown := sorted(set(filters) - {"path", "kind", "heading"}):
-            raise UsageError(f"filters are path, kind and heading, got {', '.join(unknown)}")
+        require_known(filters)
         if scope is not None and not self.database.execute("SELECT 1 FROM documents WHERE path = ?", (scope,)):
             raise UsageError(f"no document {scope!r} in {self.folder}; gistrag inspect lists them")
         if not filters and scope is None:
             return None
-        asked = {"path": None, "kind": None, "heading": None, **filters, "scope": scope}
-        return {row[0] for row in self.database.execute(schema.SELECT, asked)}
+        asked = {"scope": scope, **{name: filters.get(name) for name in ("path", "kind", "heading")}}
+        placed = {row[0] for row in self.database.execute(schema.SELECT, asked)}
+        described = self.metadata.select(filters)
+        return placed if described is None else placed & described
 
     def keyword_search(
         self, words: Sequence[str], k: int, *, allowed: Collection[int] | None = None
@@ -299,8 +304,8 @@ class Store:
         with self.database.writing():
             document_id = self.database.execute(schema.PUT_DOCUMENT, (*made, *made_by))[0][0]
             _remove(self.database, "DELETE FROM chunks WHERE document_id = ? RETURNING id", document_id)
-            for entry in chunks:
-                _put_chunk(self.database, document_id, entry)
+            ids = [_put_chunk(self.database, document_id, entry) for entry in chunks]
+            self.metadata.put(document, zip(ids, (entry.chunk.start for entry in chunks), strict=True))
 
     def remove_document(self, path: str) -> None:
         """Remove a document; `drop_unused` then removes the rows of its gists and every trace of its text."""
@@ -397,14 +402,16 @@ def _chunk_rows(database: Database, statement: str, values: Sequence[Any] | Mapp
     return [StoredChunk(*column) for column in columns]
 
 
-def _put_chunk(database: Database, document_id: int, entry: IndexedChunk) -> None:
+def _put_chunk(database: Database, document_id: int, entry: IndexedChunk) -> int:
+    """Put a chunk and its vectors, and return its id."""
     chunk = entry.chunk
     place = (document_id, chunk.ordinal, chunk.start, chunk.end)
     heading = json.dumps(chunk.heading, ensure_ascii=False)
     values = (*place, chunk.text, heading, chunk.page, chunk.tokens, entry.gist_key)
-    chunk_id = database.execute(schema.PUT_CHUNK, (*values, _row_sha256(values)))[0][0]
+    chunk_id: int = database.execute(schema.PUT_CHUNK, (*values, _row_sha256(values)))[0][0]
     for vector in np.asarray(entry.vectors, "<f4"):
         database.execute("INSERT INTO vectors (chunk_id, vector) VALUES (?, ?)", (chunk_id, vector.tobytes()))
+    return chunk_id
 
 
 def _remove(database: Database, statement: str, value: int | str) -> None:

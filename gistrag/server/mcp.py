@@ -40,6 +40,13 @@ Index = Annotated[
     str | None, Field(description="Name of the index; optional if there is only one. status lists the names.")
 ]
 Document = Annotated[str | None, Field(description="Path of one document to search in, as list_documents returns it.")]
+Filters = Annotated[
+    Mapping[str, str] | None,
+    Field(
+        description="What every passage must match: path (a pattern), kind, heading, date (such as >=2026-01-01, or "
+        ">=2026-01-01,<2026-02), from, to, subject, title, author.",
+    ),
+]
 TopK = Annotated[int, Field(ge=1, le=64, description="Number of passages.")]
 Length = Annotated[int, Field(ge=1, le=4096, description="Maximum length of the answer, in tokens.")]
 History = Annotated[
@@ -69,11 +76,12 @@ class Tools:
         top_k: TopK = 5,
         document: Document = None,
         history: History = (),
+        filters: Filters = None,
     ) -> Record:
         """Return the passages that fit a question best, with their text and their place in the documents."""
         with self._open(index) as rag:
-            searched = rag.searched(question, history, scope=document)
-            hits = rag.retrieve(searched, top_k=top_k, scope=document)
+            searched = rag.searched(question, history, scope=document, filters=filters)
+            hits = rag.retrieve(searched, top_k=top_k, scope=document, filters=filters)
         return {"searched": searched, "passages": [hit_record(hit) for hit in hits]}
 
     async def ask(
@@ -85,6 +93,7 @@ class Tools:
         document: Document = None,
         max_tokens: Length = 256,
         history: History = (),
+        filters: Filters = None,
     ) -> Record:
         """Return an answer from the documents, its sources, and its evidence: the sentence that carries it.
 
@@ -92,7 +101,9 @@ class Tools:
         unsupported names numbers and names of the answer that stand in no passage. searched is what was searched;
         is_cut: the answer is incomplete.
         """
-        options = Options(mode=mode, top_k=top_k, scope=document, max_new_tokens=max_tokens, history=history)
+        options = Options(
+            mode=mode, top_k=top_k, scope=document, filters=filters, max_new_tokens=max_tokens, history=history
+        )
         gone = threading.Event()
         try:
             return await asyncio.to_thread(self._answer, question, index, options, gone)

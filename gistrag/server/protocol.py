@@ -31,6 +31,7 @@ SHORT_CHARACTERS, PATH_CHARACTERS, STOPS_MAX = 200, 4096, 16
 IGNORED_MAX = 32
 INPUTS_MAX = 256
 """Texts that are embedded in one request."""
+FILTERS_MAX = 16
 IGNORED_ROLES = ("system", "developer", "tool", "function")
 """Roles of messages that change no answer."""
 
@@ -98,7 +99,7 @@ class Search(BaseModel):
 
     top_k: int = Field(default=Options.top_k, ge=1, le=TOP_K_MAX)
     scope: Path | None = None
-    filters: Annotated[dict[Short, Short], Field(max_length=3)] | None = None
+    filters: Annotated[dict[Short, Short], Field(max_length=FILTERS_MAX)] | None = None
 
 
 class Extension(Search):

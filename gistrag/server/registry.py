@@ -87,7 +87,7 @@ def hit_record(hit: Hit) -> Record:
 
 def chunk_record(chunk: StoredChunk) -> Record:
     """Return the JSON record of a chunk."""
-    names = ("path", "page", "heading", "start", "end", "text", "tokens")
+    names = ("path", "page", "heading", "start", "end", "text", "tokens", "metadata")
     return {"chunk_id": chunk.id, **{name: getattr(chunk, name) for name in names}}
 
 

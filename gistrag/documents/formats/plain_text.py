@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from gistrag.documents.metadata import known
 from gistrag.documents.text import Text, decode
 
 
@@ -18,8 +19,22 @@ def read_code(data: bytes) -> Text:
 
 
 def read_markdown(data: bytes) -> Text:
-    """Return the Markdown as it is."""
-    return Text(text=decode(data), kind="markdown")
+    """Return the Markdown as it is, with the title, author and date of its front matter as metadata."""
+    text = decode(data)
+    return Text(text=text, kind="markdown", metadata=_front_matter(text))
+
+
+_FRONT_MATTER = re.compile(r"---[^\S\n]*\n(.{0,20000}?)\n(?:---|\.\.\.)[^\S\n]*(?:\n|\Z)", re.DOTALL)
+_ENTRY = re.compile(r"(?m)^(title|author|date):[^\S\n]*(?:\"([^\"\n]*)\"|'([^'\n]*)'|([^\n#]*))")
+
+
+def _front_matter(text: str) -> dict[str, str]:
+    """Return the entries of the front matter that are one line of text; lists and blocks are left out."""
+    match = _FRONT_MATTER.match(text)
+    entries = _ENTRY.findall(match[1]) if match else []
+    return known(
+        {name: "".join(values) for name, *values in entries if not "".join(values).startswith(("[", "{", "|", ">"))}
+    )
 
 
 def read_rst(data: bytes) -> Text:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from html.parser import HTMLParser
 
 from gistrag.documents.markup import Block, fence, join, prose, table_blocks
+from gistrag.documents.metadata import known
 from gistrag.documents.text import Text, decode, one_line
 
 LIST_LEVELS_MAX = 9  # deeper lists are written at this level: a page of nothing but lists would grow a thousandfold
@@ -22,15 +23,21 @@ def read_html(data: bytes) -> Text:
     >>> read_html(b"<h2>Fish &amp; chips</h2><ul><li>cod<li>salt</ul>").text
     '## Fish & chips\n\n- cod\n- salt'
     """
-    return Text(text=join(html_blocks(decode(data))), kind="html")
+    parser = _parsed(decode(data))
+    text = join(parser.finish())
+    return Text(text=text, kind="html", metadata=known({**parser.metadata, "title": parser.title}))
 
 
 def html_blocks(page: str) -> list[Block]:
     """Return the readable part of a web page; scripts and styles are dropped, the title replaces a missing h1."""
+    return _parsed(page).finish()
+
+
+def _parsed(page: str) -> HtmlToMarkdown:
     parser = HtmlToMarkdown()
     parser.feed(page)
     parser.close()
-    return parser.finish()
+    return parser
 
 
 _HTML_BLOCKS = (
@@ -43,6 +50,10 @@ class HtmlToMarkdown(HTMLParser):
     """Turns tags into blocks as they come. It builds no tree, so deep nesting costs nothing."""
 
     DROPPED = frozenset({"script", "style", "template", "svg"})
+    META: Mapping[str, str] = {
+        "author": "author",
+        **dict.fromkeys(("date", "dc.date", "dcterms.created", "article:published_time"), "date"),
+    }
     HEADINGS: Mapping[str, str] = {f"h{level}": "#" * level + " " for level in range(1, 7)}
     BLOCKS = frozenset(_HTML_BLOCKS.split())
 
@@ -52,6 +63,7 @@ class HtmlToMarkdown(HTMLParser):
         self.words: list[str] = []  # of the paragraph, cell or code that is open
         self.prefix = ""
         self.title = ""
+        self.metadata: dict[str, str] = {}
         self.in_title = False
         self.dropped = 0
         self.pre = 0
@@ -87,10 +99,18 @@ class HtmlToMarkdown(HTMLParser):
             self.words.append("\n" if self.pre else "\v")
         elif tag == "img":
             self.words.append(dict(attrs).get("alt") or "")
+        elif tag == "meta":
+            self.take_meta(dict(attrs))
         elif tag in ("table", "tr", "td", "th"):
             self.start_cell(tag)
         elif tag in ("pre", "title", "ul", "ol", "li") or tag in self.HEADINGS or tag in self.BLOCKS:
             self.start_block(tag)
+
+    def take_meta(self, attributes: Mapping[str, str | None]) -> None:
+        """Remember author and date of the page, as far as a tag names them."""
+        name = self.META.get((attributes.get("name") or attributes.get("property") or "").lower())
+        if name:
+            self.metadata.setdefault(name, attributes.get("content") or "")
 
     def handle_endtag(self, tag: str) -> None:
         """End what *tag* ends; a stray end tag ends nothing."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gistrag.documents.markup import Block, join, prose, table_blocks
+from gistrag.documents.metadata import known
 from gistrag.documents.text import Text, one_line
 from gistrag.errors import DocumentError
 
@@ -28,7 +29,20 @@ def read_docx(data: bytes) -> Text:
     styles = {
         style.style_id: style.name or "" for style in document.styles
     }  # looked up once: python-docx searches all styles for each paragraph
-    return Text(text=join(_docx_blocks(document, styles)), kind="docx")
+    return Text(text=join(_docx_blocks(document, styles)), kind="docx", metadata=_properties(document))
+
+
+def _properties(document: Any) -> dict[str, str]:
+    """Return title, author and last change of a document, as far as they can be read."""
+    from docx.opc.constants import RELATIONSHIP_TYPE
+
+    try:  # python-docx would invent those of a document that has none
+        core = document.part.package.part_related_by(RELATIONSHIP_TYPE.CORE_PROPERTIES).core_properties
+        changed = core.modified or core.created
+        date = changed.isoformat() if changed else ""
+        return known({"title": core.title, "author": core.author, "date": date})
+    except (AttributeError, KeyError, ValueError, TypeError):  # properties that are no such XML
+        return {}
 
 
 def _require_small_zip(data: bytes) -> None:

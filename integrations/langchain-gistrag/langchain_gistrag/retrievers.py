@@ -22,7 +22,8 @@ class GistRAGRetriever(BaseRetriever):
     Attributes:
         rag: an open index.
         k: documents to return; ``invoke`` takes another as an argument.
-        filters: gistrag's own, such as ``{"path": "*.md", "kind": "pdf", "heading": "install"}``.
+        filters: gistrag's own, such as ``{"path": "*.md", "kind": "pdf", "heading": "install"}``,
+            or ``{"date": ">=2026-01-01", "from": "kim"}``.
         scope: path of the one document to look in.
     """
 
@@ -47,6 +48,7 @@ class GistRAGRetriever(BaseRetriever):
 def document(rag: GistRAG, chunk: StoredChunk, score: float) -> Document:
     """Return a chunk as a document; what does not apply to it is left out of its metadata."""
     known: dict[str, Any] = {
+        **chunk.metadata,
         "source": chunk.path,
         "page": chunk.page,
         "heading": " > ".join(chunk.heading),

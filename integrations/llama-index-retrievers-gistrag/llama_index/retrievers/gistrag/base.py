@@ -27,10 +27,12 @@ from llama_index.core.schema import (
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
-from gistrag import GistRAG, Hit, StoredChunk
+from gistrag import GistRAG, Hit, Options, StoredChunk
 from gistrag.errors import UsageError
 
-FOR_PEOPLE = ("file_path", "file_name", "page_label")
+KNOWN = ("date", "from", "to", "subject", "title", "author", "encoding")
+"""Metadata that a document may have."""
+FOR_PEOPLE = ("file_path", "file_name", "page_label", *KNOWN)
 """Metadata of a node that no model is shown; its ``heading`` is shown."""
 
 NUMERIC = (
@@ -48,14 +50,15 @@ class GistRetriever(BaseRetriever):
     Args:
         rag: an open index.
         similarity_top_k: nodes to return.
-        filters: `MetadataFilters` over ``file_path``, ``file_name``, ``page_label`` and ``heading``, or gistrag's own
-            filters as a mapping, such as ``{"path": "*.md", "kind": "pdf", "heading": "install"}``.
+        filters: `MetadataFilters` over ``file_path``, ``file_name``, ``page_label``, ``heading``, ``date``, ``from``
+            and the other metadata of documents, or gistrag's own filters as a mapping, such as
+            ``{"path": "*.md", "kind": "pdf", "heading": "install", "date": ">=2026-01-01"}``.
         scope: path of the one document to look in.
         use_query_embedding: search by the ``embedding`` of a query where it has one, which must be of the index's own
             embedder.
 
     Raises:
-        UsageError: no open index, a filter over what no node has, or a number below 1.
+        UsageError: no open index, a filter over what no node has, an impossible date, or a number below 1.
     """
 
     def __init__(
@@ -201,6 +204,7 @@ def _metadata(chunk: StoredChunk) -> dict[str, str]:
         "file_name": PurePosixPath(chunk.path).name,
         "page_label": str(chunk.page or ""),
         "heading": " > ".join(chunk.heading),
+        **chunk.metadata,
     }
     return {name: value for name, value in known.items() if value}
 
@@ -208,7 +212,7 @@ def _metadata(chunk: StoredChunk) -> dict[str, str]:
 def _passes(filters: MetadataFilters, metadata: Mapping[str, str]) -> bool:
     """Return whether a node passes; LlamaIndex has no judge of nested filters."""
     verdicts = [
-        _passes(one, metadata) if isinstance(one, MetadataFilters) else _passes_one(*_with_page_numbers(one, metadata))
+        _passes(one, metadata) if isinstance(one, MetadataFilters) else _passes_one(*_comparable(one, metadata))
         for one in filters.filters
     ]
     if filters.condition == FilterCondition.OR:
@@ -221,9 +225,11 @@ def _passes_one(one: MetadataFilter, metadata: Mapping[str, str | int]) -> bool:
     return build_metadata_filter_fn(lambda _: dict(metadata), MetadataFilters(filters=[one]))("")
 
 
-def _with_page_numbers(one: MetadataFilter, metadata: Mapping[str, str]) -> tuple[MetadataFilter, dict[str, str | int]]:
-    """Return a filter and the metadata it judges, pages as the numbers they are: 9 comes before 10."""
+def _comparable(one: MetadataFilter, metadata: Mapping[str, str]) -> tuple[MetadataFilter, dict[str, str | int]]:
+    """Return a filter and the metadata it judges: pages as numbers, as 9 comes before 10, dates as far as it goes."""
     values = one.value if isinstance(one.value, list) else [one.value]
+    if one.key == "date" and one.operator in NUMERIC and "date" in metadata:
+        return one, {**metadata, "date": metadata["date"][: max(len(str(value)) for value in values)]}
     if one.key != "page_label" or one.operator not in NUMERIC or not all(str(value).isdigit() for value in values):
         return one, {**metadata}
     numbers = [int(str(value)) for value in values]
@@ -239,11 +245,19 @@ def _require_known(filters: MetadataFilters) -> None:
         UsageError: names one that is not.
     """
     known = (*FOR_PEOPLE, "heading")
-    if unknown := sorted(set(_keys(filters)) - set(known)):
+    flat = list(_flat(filters))
+    if unknown := sorted({one.key for one in flat} - set(known)):
         raise UsageError(f"nodes can be filtered by {', '.join(known)}, got {', '.join(unknown)}")
+    for one in flat:
+        values = one.value if isinstance(one.value, list) else [one.value]
+        for value in values if one.key == "date" and one.operator in NUMERIC else ():
+            Options(filters={"date": str(value)})  # refuses an impossible date
 
 
-def _keys(filters: MetadataFilters) -> Iterable[str]:
-    """Yield what the filters look at, at any depth."""
+def _flat(filters: MetadataFilters) -> Iterable[MetadataFilter]:
+    """Yield the single filters, at any depth."""
     for one in filters.filters:
-        yield from _keys(one) if isinstance(one, MetadataFilters) else (one.key,)
+        if isinstance(one, MetadataFilters):
+            yield from _flat(one)
+        else:
+            yield one
