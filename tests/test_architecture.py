@@ -30,6 +30,7 @@ FLOORS = (  # folders and the modules beside them, from the ground up
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     "accelerate": {"training.trainer"},
+    "charset_normalizer": {"documents.encodings"},
     "docx": {"documents.formats.word"},
     "faiss": {"index.vector_index"},
     "fastapi": {"server.app"},
@@ -37,6 +38,7 @@ DOORS = {
     "huggingface_hub": {"model.hub"},
     "matplotlib": {"evaluation.plots", "training.checkpoints"},
     "mcp": {"server.mcp"},
+    "olefile": {"documents.formats.hangul"},
     "onnx": {"model.cpu_graph"},
     "onnxruntime": {"index.encoders", "model.cpu_runtime"},
     "openai": {"training.teacher"},
@@ -50,6 +52,7 @@ DOORS = {
     "sentence_transformers": {"index.embedder", "index.encoders"},
     "sqlite3": {"index.database"},
     "starlette": {"server.app", "server.auth"},
+    "striprtf": {"documents.formats.rich_text"},
     "transformers": {
         "model.attention",
         "model.gguf",

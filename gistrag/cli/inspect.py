@@ -76,6 +76,8 @@ def inspect(
 
 def overview(store: Store) -> dict[str, Any]:
     """Return the contents of an index, without its text."""
+    from gistrag.index.store import left_out
+
     stats = store.stats()
     source_tokens = sum(row.source_tokens for row in store.gists.rows())
     return {
@@ -88,7 +90,7 @@ def overview(store: Store) -> dict[str, Any]:
         "gist_fingerprint": store.config.gist_fingerprint,
         "embedder_fingerprint": store.config.embedder_fingerprint,
         "document_rows": [asdict(row) for row in store.documents()],
-        "left_out": store.left_out,
+        "left_out": left_out(store),
         "skipped_files": [asdict(row) for row in store.skipped()],
     }
 

@@ -18,7 +18,7 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from gistrag.documents.discovery import Document
 from gistrag.documents.headings import Title, titles_in
 
-PLAIN_KINDS = frozenset({"text", "code", "table", "json", "pdf"})  # all other kinds have Markdown headings
+PLAIN_KINDS = frozenset({"text", "code", "table", "json", "pdf", "rtf"})  # all other kinds have Markdown headings
 _SEGMENT_CHARS = 64  # characters of a segment per token of a chunk: about 16 chunks of prose
 _LONG_CHARS = 8  # characters per token of a chunk, more than prose has: a longer text is mostly too long
 _SEAM = 2  # tokens of the white space between two joined pieces

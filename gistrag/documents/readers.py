@@ -15,15 +15,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import PurePath
 
+from gistrag.documents.encodings import recoded
+from gistrag.documents.formats.book import read_epub
+from gistrag.documents.formats.hangul import read_hwp
+from gistrag.documents.formats.mail import read_eml, read_mbox
 from gistrag.documents.formats.notebook import read_notebook
+from gistrag.documents.formats.office import read_hwpx, read_odt, read_pptx
 from gistrag.documents.formats.pdf import read_pdf
 from gistrag.documents.formats.plain_text import read_code, read_markdown, read_rst, read_text
 from gistrag.documents.formats.records import read_json, read_jsonl, read_table
+from gistrag.documents.formats.rich_text import read_rtf
+from gistrag.documents.formats.spreadsheet import read_xlsx
 from gistrag.documents.formats.web_page import read_html
 from gistrag.documents.formats.word import read_docx
-from gistrag.documents.text import Text, composed, require_length
+from gistrag.documents.text import EncodingError, Text, composed, require_length
 from gistrag.errors import DocumentError
 
 FILE_BYTES_MAX = 256 * 2**20
@@ -47,6 +55,15 @@ READERS: Mapping[str, Reader] = {
     ".json": read_json,
     ".pdf": read_pdf,
     ".docx": read_docx,
+    ".pptx": read_pptx,
+    ".xlsx": read_xlsx,
+    ".odt": read_odt,
+    ".epub": read_epub,
+    ".rtf": read_rtf,
+    ".hwpx": read_hwpx,
+    ".hwp": read_hwp,
+    ".eml": lambda data: read_eml(data, _attached),
+    ".mbox": lambda data: read_mbox(data, _attached),
 }
 _CODE_NAMES = "MAKEFILE GNUMAKEFILE DOCKERFILE JENKINSFILE VAGRANTFILE GEMFILE RAKEFILE PROCFILE"
 _TEXT_NAMES = "README LICENSE LICENCE COPYING NOTICE AUTHORS CONTRIBUTORS CHANGELOG CHANGES HISTORY NEWS TODO INSTALL"
@@ -55,8 +72,7 @@ READERS_BY_NAME: Mapping[str, Reader] = {  # files without a suffix, in capitals
     **dict.fromkeys(_TEXT_NAMES.split(), read_text),
 }
 _WITHOUT_PARSER = frozenset({read_text, read_code, read_markdown, read_rst})
-_KNOWN = frozenset({".doc", ".odt", ".rtf", ".ppt", ".pptx", ".odp", ".xls", ".xlsx", ".ods", ".epub"})
-_WITHOUT_READER = _KNOWN - READERS.keys()
+_WITHOUT_READER = frozenset({".doc", ".ppt", ".odp", ".xls", ".ods", ".msg", ".pst", ".pages", ".key", ".numbers"})
 
 
 def read(data: bytes, name: str) -> Text:
@@ -72,11 +88,32 @@ def read(data: bytes, name: str) -> Text:
     """
     if not data:
         raise DocumentError("empty")
-    result = composed(_reader(name)(data))
+    result = composed(_read(data, _reader(name)))
     if not result.text.strip():
         raise DocumentError("empty")
     require_length(len(result.text))
     return result
+
+
+def _read(data: bytes, reader: Reader) -> Text:
+    """Return what a reader makes of *data*, or of the same text as UTF-8 if it is in an encoding that is sure."""
+    try:
+        return reader(data)
+    except EncodingError:
+        text, encoding = recoded(data)
+        if not encoding:
+            raise
+    result = reader(text.encode())
+    return replace(result, metadata={**result.metadata, "encoding": encoding})
+
+
+def _attached(data: bytes, name: str) -> Text | None:
+    """Return the text of an attachment, None where no reader knows it; one that is a mail names only its own."""
+    if not is_document(name):
+        return None
+    if _suffix(name) in (".eml", ".mbox"):
+        return (read_eml if _suffix(name) == ".eml" else read_mbox)(data, lambda _data, _name: None)
+    return read(data, name)
 
 
 def has_parser(name: str) -> bool:

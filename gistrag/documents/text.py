@@ -1,6 +1,6 @@
 """The text of a document: what every reader returns, its limit on length, and how bytes become characters.
 
-No encoding is guessed: what is not UTF-8, or UTF-16 with a byte order mark, is refused rather than read wrongly.
+`decode` knows UTF-8, and UTF-16 with a byte order mark; `gistrag.documents.encodings` guesses others where it is sure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Literal
 
 from gistrag.errors import DocumentError
 
-Kind = Literal["markdown", "text", "code", "html", "notebook", "table", "json", "pdf", "docx"]
+Kind = Literal[
+    "markdown", "text", "code", "html", "notebook", "table", "json", "pdf",
+    "docx", "pptx", "xlsx", "odt", "epub", "rtf", "hwpx", "hwp", "mail",
+]  # fmt: skip
 
 TEXT_CHARS_MAX = 64 * 2**20
 
@@ -110,6 +113,10 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+class EncodingError(DocumentError):
+    """Bytes that are neither UTF-8 nor UTF-16."""
+
+
 _CONTINUATION = bytes(range(0x80, 0xC0))  # UTF-8 bytes that continue a character
 
 
@@ -117,7 +124,8 @@ def decode(data: bytes) -> str:
     r"""Return *data* as text with ``\n`` line ends: UTF-8, or the encoding of a byte order mark.
 
     Raises:
-        DocumentError: another encoding, or binary data. No byte is replaced by U+FFFD.
+        EncodingError: another encoding. No byte is replaced by U+FFFD.
+        DocumentError: binary data, or too much of it.
     """
     marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
     encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
@@ -128,7 +136,7 @@ def decode(data: bytes) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DocumentError(
+        raise EncodingError(
             f"not {encoding.removesuffix('-sig').upper()} text at byte {error.start:,} ({error.reason}); "
             "save it as UTF-8"
         ) from None

@@ -32,7 +32,7 @@ from gistrag.index.embedder import Embedder
 from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
 from gistrag.index.schema import DocumentRow, GistRow, StoredChunk
-from gistrag.index.store import IndexedChunk, Store, damaged_documents
+from gistrag.index.store import IndexedChunk, Store, damaged_documents, set_left_out
 from gistrag.index.summaries import Missing, as_chunk, summary_of
 from gistrag.model.runtime import AnyRuntime
 from gistrag.progress import NoProgress, Progress, ReadingProgress
@@ -296,7 +296,7 @@ class Builder:
     def _finish(self) -> None:
         """Commit what is left, write the vector file, and remove what nothing refers to."""
         self._store.set_skipped(self.report.skipped)
-        self._store.set_left_out(self.report.left_out)
+        set_left_out(self._store, self.report.left_out)
         self._store.gists.set_checked()
         self._store.commit()
         write_vector_file(self._store)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from gistrag.documents.chunking import Chunk
 
 _HAS_DELETED_WORDS = "has_deleted_words"
+_LEFT_OUT = "left_out"
 BACKGROUND = "gists in the background"
 """Command of whoever holds an index only to keep a batch of gists."""
 PATIENCE_S = 30.0
@@ -207,19 +208,6 @@ class Store:
         rows = self.database.execute("SELECT path, sha256, reason FROM skipped ORDER BY path")
         return self.database.values(lambda *row: Skipped(path=row[0], sha256=row[1], reason=row[2]), rows)
 
-    @property
-    def left_out(self) -> dict[str, int]:
-        """How many files of the folder no reader knew, by suffix; ``""`` counts those without one."""
-        try:
-            found: dict[str, int] = json.loads(self.database.get("left_out") or "{}")
-        except ValueError:
-            raise self.database.damaged("the counts of files left out are no JSON") from None
-        return found
-
-    def set_left_out(self, counts: Mapping[str, int]) -> None:
-        """Record how many files of the folder no reader knows."""
-        self.database.set("left_out", json.dumps(dict(counts)))
-
     def chunks(self, ids: Iterable[int]) -> list[StoredChunk]:
         """Return the chunks *ids*, summaries among them, in that order; gone and damaged ones are left out."""
         wanted = list(ids)
@@ -364,6 +352,20 @@ def _locked(path: Path, command: str) -> Iterator[None]:
                     raise
                 time.sleep(0.02)
         yield
+
+
+def left_out(store: Store) -> dict[str, int]:
+    """Return how many files of the folder no reader knew, by suffix; ``""`` counts those without one."""
+    try:
+        found: dict[str, int] = json.loads(store.database.get(_LEFT_OUT) or "{}")
+    except ValueError:
+        raise store.database.damaged("the counts of files left out are no JSON") from None
+    return found
+
+
+def set_left_out(store: Store, counts: Mapping[str, int]) -> None:
+    """Record how many files of the folder no reader knows."""
+    store.database.set(_LEFT_OUT, json.dumps(dict(counts)))
 
 
 def damaged_documents(store: Store) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from support.make_files import make_docx, make_encrypted_pdf, make_pdf, with_part
 
 from gistrag.documents import text as texts
-from gistrag.documents.formats import word
+from gistrag.documents.formats import archive, word
 from gistrag.documents.readers import has_parser, is_document, missing_reader, read
 from gistrag.documents.text import Text
 from gistrag.errors import DocumentError
@@ -106,7 +106,7 @@ def test_names_tell_documents() -> None:
 
     assert list(filter(is_document, names)) == ["a.PDF", "LICENSE", "a.b.rst"]
     assert missing_reader("a.png") is None
-    assert missing_reader("a.PPTX") == "no reader for .pptx files; save it as pdf, docx or html"
+    assert missing_reader("a.PPT") == "no reader for .ppt files; save it as pdf, docx or html"
 
 
 def test_only_plain_text_has_no_parser() -> None:
@@ -339,11 +339,11 @@ def locked_zip() -> bytes:
         (make_pdf([], []), "scan.pdf", "no text on its 2 pages; if it is a scan, run OCR on it first"),
         (make_encrypted_pdf(), "locked.pdf", "encrypted; save it without a password"),
         (b"%PDF-1.4 nonsense", "broken.pdf", "Failed to load document"),
-        (b"\xd0\xcf\x11\xe0 ole", "locked.docx", "encrypted, or an old .doc"),
+        (b"\xd0\xcf\x11\xe0 ole", "locked.docx", "an older format named .docx"),
         (b"PK nonsense", "broken.docx", "not a docx file"),
         (b"PK\x05\x06" + bytes(18), "nothing.docx", "not a docx file: the archive holds no Word document"),
         (with_part(make_docx(), "_rels/.rels", b"<Relationships/>"), "other.docx", "not a docx file: the archive"),
-        (locked_zip(), "locked.docx", "encrypted; save it without a password"),
+        (locked_zip(), "locked.docx", "protected by a password; save it without one"),
         (with_part(make_docx(), "x", b"0" * 2**25), "ratio.docx", "unpacks to "),
     ],
 )
@@ -354,7 +354,7 @@ def test_documents_that_cannot_be_read_have_a_reason(data: bytes, name: str, exp
 
 def test_a_zip_that_expands_too_far_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The expanded size counts even where the ratio is harmless."""
-    monkeypatch.setattr(word, "ZIP_BYTES_MAX", 1000)
+    monkeypatch.setattr(archive, "ZIP_BYTES_MAX", 1000)
 
     with pytest.raises(DocumentError, match=r"unpacks to [\d,]+ bytes; the limit is 1,000"):
         word.read_docx(make_docx())

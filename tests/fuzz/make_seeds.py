@@ -1,6 +1,6 @@
 """Makes the seeds of the fuzzers: small real files of every format, each written by a library people write it with.
 
-    pip install reportlab pypdf matplotlib python-docx nbformat docutils markdown
+    pip install reportlab pypdf matplotlib python-docx nbformat docutils markdown python-pptx openpyxl pypandoc_binary
     python tests/fuzz/make_seeds.py
 
 They are committed, under ``tests/data/fuzz/<suffix>/``, so that nobody needs these libraries to fuzz from them.
@@ -13,7 +13,9 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from email.message import EmailMessage
 from pathlib import Path
+from typing import Any
 
 SEEDS = Path(__file__).parents[1] / "data" / "fuzz"
 GUIDE = """\
@@ -196,6 +198,119 @@ def table_by_csv(dialect: str, **options: str) -> bytes:
     return out.getvalue().encode("utf-8-sig")
 
 
+def slides_by_python_pptx() -> bytes:
+    """Return three slides: a title, a list with notes, a table."""
+    from datetime import datetime
+
+    from pptx import Presentation
+    from pptx.util import Inches
+
+    deck = Presentation()
+    deck.core_properties.title, deck.core_properties.author = "Harbour plan", "Kim Min"
+    deck.core_properties.modified = datetime(2026, 1, 5, 14, 30)
+    first = deck.slides.add_slide(deck.slide_layouts[0])
+    first.shapes.title.text, first.placeholders[1].text = "Harbour plan", "부산항 2026"
+    second = deck.slides.add_slide(deck.slide_layouts[1])
+    second.shapes.title.text, second.placeholders[1].text = "Cranes", "Anna lifts 12 tonnes\nBerta lifts 40 tonnes"
+    second.notes_slide.notes_text_frame.text = "Berta is the youngest."
+    third = deck.slides.add_slide(deck.slide_layouts[5])
+    third.shapes.title.text = "Prices"
+    table = third.shapes.add_table(2, 2, Inches(1), Inches(2), Inches(4), Inches(1)).table
+    for place, text in {(0, 0): "tool", (0, 1): "price", (1, 0): "saw | blade", (1, 1): "12"}.items():
+        table.cell(*place).text = text
+    return _saved(deck)
+
+
+def sheets_by_openpyxl() -> bytes:
+    """Return a workbook with a title, texts, numbers, dates, a formula, an empty sheet and a sheet of one row."""
+    from datetime import date, datetime
+
+    from openpyxl import Workbook
+
+    book = Workbook()
+    book.properties.title, book.properties.creator = "Cranes", "Kim Min"
+    book.properties.modified = datetime(2026, 1, 5, 14, 30)
+    sheet = book.active
+    sheet.title = "크레인"
+    for row in (["All cranes"], ["name", "tonnes", "built", "works"], ["Anna", 0.1 + 0.2, date(1962, 5, 1), True]):
+        sheet.append(row)
+    sheet.append(["Berta", 40, datetime(1987, 3, 2, 8, 30), False, "spare"])
+    sheet.append(["# no heading", None, None, None])
+    book.create_sheet("Empty")
+    book.create_sheet("Days").append(["Mon", "Tue"])
+    return _saved(book)
+
+
+def _saved(document: Any) -> bytes:
+    out = io.BytesIO()
+    document.save(out)
+    return out.getvalue()
+
+
+BOOK = """\
+---
+title: Field guide
+author: Kim Min
+date: 2026-01-05
+---
+
+# Cranes {#one}
+
+The *harbour* has three cranes — 크레인 세 대.
+
+- red
+- blue
+
+| name  | tonnes |
+|-------|-------:|
+| Anna  | 12     |
+| Berta | 40     |
+
+# Wind
+
+Above 18 m/s all work stops.[^1]
+
+[^1]: Printed in 2019.
+"""
+
+
+def by_pandoc(kind: str) -> bytes:
+    """Return the same text in a format that pandoc writes."""
+    import tempfile
+
+    import pypandoc
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"book.{kind}"
+        pypandoc.convert_text(BOOK, kind, "markdown", outputfile=str(path), extra_args=["--standalone"])
+        return path.read_bytes()
+
+
+def mail(subject: str, day: int, *, sender: str = "김민 <kim@example.org>", crane: str = "Anna") -> EmailMessage:
+    """Return a message with a body in two forms and two attachments."""
+    message = EmailMessage()
+    message["From"], message["To"] = sender, "Ann <ann@example.org>, bo@example.org"
+    message["Subject"], message["Date"] = subject, f"Mon, {day} Jan 2026 14:30:00 +0900"
+    message.set_content(f"Crane {crane} lifts 12 tonnes.\n\nFrom Monday on it is painted.\n\n# not a heading\n크레인\n")
+    message.add_alternative(f"<h1>Crane {crane}</h1><p>lifts <b>12</b> tonnes", subtype="html")
+    message.add_attachment("name,tonnes\nAnna,12\n", subtype="csv", filename="크레인.csv")
+    message.add_attachment(b"\x89PNG", maintype="image", subtype="png", filename="crane.png")
+    return message
+
+
+def box() -> bytes:
+    """Return a mailbox of two messages."""
+    import mailbox
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = mailbox.mbox(f"{folder}/box")
+        for message in (mail("First crane", 5), mail("둘째 크레인", 12, sender="lee@example.org", crane="Berta")):
+            made.add(message)
+        made.close()
+        return (Path(folder) / "box").read_bytes()
+
+
 def values() -> bytes:
     """Return JSON with every kind of value."""
     cranes = [{"name": "Anna", "tonnes": 12.50, "tags": ["red", "old"]}, {"name": "Bérta", "tags": [], "at": None}]
@@ -215,6 +330,13 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     "pdf/matplotlib.pdf": pdf_by_matplotlib,
     "docx/python-docx.docx": docx_by_python_docx,
     "docx-xml/document.xml": word_xml,
+    "pptx/python-pptx.pptx": slides_by_python_pptx,
+    "xlsx/openpyxl.xlsx": sheets_by_openpyxl,
+    "odt/pandoc.odt": lambda: by_pandoc("odt"),
+    "epub/pandoc.epub": lambda: by_pandoc("epub"),
+    "rtf/pandoc.rtf": lambda: by_pandoc("rtf"),
+    "eml/email.eml": lambda: mail("크레인 of January", 5).as_bytes(),
+    "mbox/mailbox.mbox": box,
     "ipynb/nbformat4.ipynb": lambda: notebook_by_nbformat(4),
     "ipynb/nbformat3.ipynb": lambda: notebook_by_nbformat(3),
     "html/docutils.html": page_by_docutils,

@@ -23,7 +23,7 @@ from gistrag.engine import Engine
 from gistrag.errors import ResourceError
 from gistrag.index import builder, gist_maker
 from gistrag.index.gist_store import GistStore
-from gistrag.index.store import Store
+from gistrag.index.store import Store, left_out
 from gistrag.kv.cache import GistCache
 from gistrag.model.gist_model import GistModel
 from gistrag.rag import GistRAG
@@ -122,7 +122,7 @@ def test_files_that_no_reader_knows_are_reported_and_remembered(docs: Path, engi
 
     assert {".png": 2, ".zip": 1} == report.left_out
     with Store.open(docs.parent / "index") as store:
-        assert {".png": 2, ".zip": 1} == store.left_out == overview(store)["left_out"]
+        assert {".png": 2, ".zip": 1} == left_out(store) == overview(store)["left_out"]
     with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, gists="none") as rag:
         assert "left out: 2 .png, 1 .zip; no reader knows them" in lines_of(summary(rag))
     for path in ("a.png", "b.PNG", "c.zip"):

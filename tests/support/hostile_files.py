@@ -24,6 +24,7 @@ from support.make_files import (
     make_stream,
     with_part,
 )
+from support.make_office import make_hwp, make_hwpx, make_locked_package, record
 
 from gistrag.documents.chunking import Chunk
 from gistrag.documents.discovery import Document
@@ -153,6 +154,9 @@ def bombs(canary: str) -> Makers:
         **zip_bombs(),
         **xml_bombs(canary),
         **docx_bombs(),
+        **office_bombs(canary),
+        **hangul_bombs(),
+        **mail_bombs(),
         **pdf_bombs(),
         **pdf_escapes(canary),
         **html_bombs(),
@@ -221,6 +225,96 @@ def docx_bombs() -> Makers:
         "span-not.docx": lambda: docx_of(cell('<w:gridSpan w:val="many"/>')),
         "merge.docx": lambda: docx_of(cell("<w:vMerge/>")),
         "long.docx": lambda: docx_of(PARAGRAPH * 20_000),
+    }
+
+
+def office_bombs(canary: str) -> Makers:
+    """Slides, sheets, texts and books that multiply, nest, point out of the archive or are locked."""
+    entity = f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{canary}"><!ENTITY y "{"y" * 1000}">]>'
+    sheet = '<worksheet><sheetData><row><c r="{}" t="s"><v>{}</v></c></row></sheetData></worksheet>'
+    slides, sheets = SEEDS["python-pptx.pptx"], SEEDS["openpyxl.xlsx"]
+    text, book = SEEDS["pandoc.odt"], SEEDS["pandoc.epub"]
+    one = "xl/worksheets/sheet1.xml"
+    return {
+        "deep.pptx": lambda: with_part(slides, "ppt/slides/slide1.xml", b"<a>" * 100_000),
+        "entity.pptx": lambda: with_part(slides, "ppt/slides/slide1.xml", f"{entity}<p><t>&x;</t></p>".encode()),
+        "out.pptx": lambda: with_part(
+            slides,
+            "ppt/_rels/presentation.xml.rels",
+            f'<a><Relationship Id="rId2" Target="../..{canary}"/></a>'.encode(),
+        ),
+        "wide.xlsx": lambda: with_part(sheets, one, sheet.format("ZZZ1", "9" * 5000).encode()),
+        "rows.xlsx": lambda: with_part(sheets, one, b"<sheetData>" + b"<row><c r='XFD1'><v>1</v></c></row>" * 50_000),
+        "dates.xlsx": lambda: with_part(
+            sheets, one, b"<sheetData><row><c s='1'><v>1e300</v></c><c s='1'><v>nan</v></c>"
+        ),
+        "entity.xlsx": lambda: with_part(sheets, "xl/sharedStrings.xml", f"{entity}<si><t>&y;</t></si>".encode()),
+        "shared.xlsx": lambda: shared_strings(sheets),
+        "cut.xlsx": lambda: sheets[:-300],
+        "deep.odt": lambda: with_part(text, "content.xml", b"<p>x<table><table-row><table-cell>" * 20_000),
+        "entity.odt": lambda: with_part(text, "content.xml", f"{entity}<p>&x;</p>".encode()),
+        "encoding.odt": lambda: with_part(text, "content.xml", b'<?xml version="1.0" encoding="none"?><p>x</p>'),
+        "crc.odt": lambda: text.replace(b"PK\x01\x02", b"PK\x01\x02", 1)[:200] + bytes(50) + text[250:],
+        "out.epub": lambda: with_part(
+            book, "META-INF/container.xml", f'<a><rootfile full-path="../../..{canary}"/></a>'.encode()
+        ),
+        "ratio.epub": lambda: with_part(book, "x", bytes(2**24)),
+        "words.rtf": lambda: b"words",
+        "deep.rtf": lambda: b"{\\rtf1 " + b"{\\b x" * 50_000,
+        "numbers.rtf": lambda: b"{\\rtf1\\ansicpg99999\\u-99999999999? \\'zz \\uc999999 x}",
+        "package.docx": make_locked_package,
+        "package.xlsx": make_locked_package,
+    }
+
+
+def shared_strings(sheets: bytes) -> bytes:
+    """Return a workbook in which 100,000 cells share a text of 20,000 characters."""
+    with_text = with_part(sheets, "xl/sharedStrings.xml", b"<sst><si><t>" + b"x" * 20_000 + b"</t></si></sst>")
+    rows = b"<row><c t='s'><v>0</v></c></row>" * 100_000
+    return with_part(with_text, "xl/worksheets/sheet1.xml", b"<sheetData>" + rows + b"</sheetData>")
+
+
+def hangul_bombs() -> Makers:
+    """Hangul documents that are locked, old, cut, or unpack without end."""
+    return {
+        "old.hwp": lambda: b"HWP Document File V3.00 \x1a\1\2\3\4\5" + bytes(200),
+        "locked.hwp": lambda: make_hwp(flags=3),
+        "reading.hwp": lambda: make_hwp(flags=5),
+        "version.hwp": lambda: make_hwp(version=9),
+        "cut.hwp": lambda: make_hwp()[:3000],
+        "zeros.hwp": lambda: make_hwp(bytes(300 * 2**20)),
+        "sizes.hwp": lambda: make_hwp(b"\xff" * 100_000),
+        "cells.hwp": lambda: make_hwp((record(77, 1, bytes(20)) + record(72, 1, b"\xff" * 40)) * 20_000),
+        "package.hwp": make_locked_package,
+        "zip.hwp": make_hwpx,
+        "entity.hwpx": lambda: make_hwpx(Contents__header=f"<!DOCTYPE a [<!ENTITY a '{'x' * 99}'>]><a>&a;</a>"),
+        "deep.hwpx": lambda: with_part(make_hwpx(), "Contents/section0.xml", b"<p><tbl><tr><tc>" * 30_000),
+    }
+
+
+def mail_bombs() -> Makers:
+    """Mails whose parts, names and encodings are broken, and that nest or attach without end."""
+    head = b"From: a@b\nSubject: x\nContent-Type: multipart/mixed; boundary=B\n\n"
+    attached = b"--B\nContent-Type: text/csv\nContent-Disposition: attachment; filename=a.csv\n\na,b\n1,2\n"
+    nested = b"Subject: x\nContent-Type: message/rfc822\n\n"
+    return {
+        "boundary.eml": lambda: head + b"--B\nContent-Type: text/plain\n\nhello\n--C--\n",
+        "nothing.eml": lambda: b"no header at all, only words",
+        "deep.eml": lambda: nested * 2000 + b"Subject: in\n\nthe deepest",
+        "parts.eml": lambda: b"".join(
+            b"Content-Type: multipart/mixed; boundary=B%d\n\n--B%d\n" % (n, n) for n in range(1000)
+        ),
+        "attached.eml": lambda: head + attached * 20_000 + b"--B--\n",
+        "headers.eml": lambda: (
+            b"Subject: =?utf-8?b?!!!!?= =?none?q?x?=\nDate: 99 Foo 99999\nFrom: =?utf-8?q?" + b"=ff" * 9999
+        ),
+        "charset.eml": lambda: b"Subject: x\nContent-Type: text/plain; charset=none\n\n\xff\xfe\x00caf\xe9",
+        "base64.eml": lambda: b"Subject: x\nContent-Transfer-Encoding: base64\n\n!!!! not base64 \xff",
+        "name.eml": lambda: head + attached.replace(b"=a.csv", b'="../../../etc/\x01\xff.md"') + b"--B--",
+        "bomb.eml": lambda: head + attached.replace(b"csv", b"json") + b"[" * 100_000 + b"\n--B--",
+        "many.mbox": lambda: b"From a\nSubject: x\n\ny\n\n" * 5000,
+        "from.mbox": lambda: b"From " * 200_000,
+        "none.mbox": lambda: b"Subject: x\n\ny",
     }
 
 
@@ -383,7 +477,19 @@ SUFFIXES = (
     ".py",
     ".xhtml",
     ".tsv",
+    ".pptx",
+    ".xlsx",
+    ".odt",
+    ".epub",
+    ".rtf",
+    ".hwp",
+    ".hwpx",
+    ".eml",
+    ".mbox",
 )
+
+
+MAIN_PARTS = frozenset({"word/document.xml", "ppt/slides/slide2.xml", "xl/worksheets/sheet1.xml", "content.xml"})
 
 
 def mutations(rng: random.Random) -> Iterator[tuple[str, bytes]]:
@@ -401,7 +507,8 @@ def mutated(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
     """Return *data* with one to eight changes; those of an archive are made inside, so that it stays an archive."""
     if data.startswith(b"PK") and rng.random() < 0.8:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            part = rng.choice([*archive.namelist(), *["word/document.xml"] * 8])
+            names = archive.namelist()
+            part = rng.choice([*names, *[name for name in names if name in MAIN_PARTS] * 8])
             return with_part(data, part, changed(archive.read(part), rng, others))
     return changed(data, rng, others)
 

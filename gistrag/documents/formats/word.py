@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gistrag.documents.formats.archive import opened
 from gistrag.documents.markup import Block, join, prose, table_blocks
 from gistrag.documents.metadata import known
 from gistrag.documents.text import Text, one_line
 from gistrag.errors import DocumentError
 
-ZIP_BYTES_MAX = 256 * 2**20
-ZIP_RATIO_MAX = 200
-
 
 def read_docx(data: bytes) -> Text:
     """Return a Word document: headings as ``#`` lines, list items, tables as rows. XML entities are not expanded."""
-    _require_small_zip(data)
+    opened(data, "docx")
     import docx
 
     try:
@@ -43,24 +40,6 @@ def _properties(document: Any) -> dict[str, str]:
         return known({"title": core.title, "author": core.author, "date": date})
     except (AttributeError, KeyError, ValueError, TypeError):  # properties that are no such XML
         return {}
-
-
-def _require_small_zip(data: bytes) -> None:
-    """Return if the archive is small when it is unpacked; zipfile never reads more than the declared size."""
-    if data.startswith(b"\xd0\xcf\x11\xe0"):
-        raise DocumentError("encrypted, or an old .doc file named .docx; save it as docx without a password")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        raise DocumentError("not a docx file: not a zip archive") from None
-    if any(entry.flag_bits & 1 for entry in entries):
-        raise DocumentError("encrypted; save it without a password")
-    expanded = sum(entry.file_size for entry in entries)
-    if expanded > ZIP_BYTES_MAX:
-        raise DocumentError(f"unpacks to {expanded:,} bytes; the limit is {ZIP_BYTES_MAX:,}")
-    if expanded > ZIP_RATIO_MAX * len(data):
-        raise DocumentError(f"unpacks to {expanded // len(data)} times its size; the limit is {ZIP_RATIO_MAX} times")
 
 
 def _docx_blocks(container: Any, styles: Mapping[str, str]) -> Iterator[Block]:
