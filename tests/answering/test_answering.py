@@ -275,7 +275,7 @@ def test_empty_question(rag: GistRAG, question: str) -> None:
     ("options", "message"),
     [
         ({"scope": "nowhere.md"}, "no document 'nowhere.md' in .*; gistrag inspect lists them"),
-        ({"filters": {"author": "me"}}, "filters are path, kind and heading, got author"),
+        ({"filters": {"colour": "me"}}, "filters are path, kind, heading, date, .*, got colour"),
     ],
 )
 def test_unknown_scope_or_filter(rag: GistRAG, options: dict[str, Any], message: str) -> None:

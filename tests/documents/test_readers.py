@@ -358,3 +358,52 @@ def test_a_zip_that_expands_too_far_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(DocumentError, match=r"unpacks to [\d,]+ bytes; the limit is 1,000"):
         word.read_docx(make_docx())
+
+
+@pytest.mark.parametrize(
+    ("front", "expected"),
+    [
+        ("title: 'The port'\nauthor: Kim Min # of Busan\ndate: 2026-01-05", ("The port", "Kim Min", "2026-01-05")),
+        ('title: "A: b"\ndate: 2026-01-05T14:30:00+09:00', ("A: b", None, "2026-01-05T14:30:00+09:00")),
+        ("title: >\n  folded\nauthor: [a, b]\ndate: 2026-02-30", (None, None, None)),
+        ("draft: true\nsubtitle: no", (None, None, None)),
+    ],
+)
+def test_front_matter_is_metadata(front: str, expected: tuple[str | None, ...]) -> None:
+    """Title, author and date of one line each; lists, blocks and impossible dates are left out, the text stays."""
+    page = f"---\n{front}\n---\n# Port\n"
+
+    result = read(page.encode(), "a.md")
+
+    assert result.text == page
+    assert tuple(map(result.metadata.get, ("title", "author", "date"))) == expected
+
+
+def test_a_rule_is_no_front_matter() -> None:
+    """Only what begins a file and ends is some."""
+    assert read(b"words\n---\ntitle: x\n---\n", "a.md").metadata == {}
+    assert read(b"---\ntitle: x\n", "a.md").metadata == {}
+
+
+def test_tags_of_a_web_page_are_metadata() -> None:
+    """Title, author and date, by any of the usual names."""
+    page = (
+        b'<title>Port &amp; sea</title><meta name="Author" content="Kim Min">'
+        b'<meta property="article:published_time" content="2026-01-05T14:30:00+09:00"><meta name=date><p>x'
+    )
+
+    assert read(page, "a.html").metadata == {
+        "title": "Port & sea",
+        "author": "Kim Min",
+        "date": "2026-01-05T14:30:00+09:00",
+    }
+
+
+def test_a_docx_without_properties_has_none() -> None:
+    """The library would invent an author and the date of today."""
+    spaces = "http://schemas.openxmlformats.org"
+    relation = f'Id="rId1" Type="{spaces}/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"'
+    only = f'<Relationships xmlns="{spaces}/package/2006/relationships"><Relationship {relation}/></Relationships>'
+    bare = with_part(make_docx(), "_rels/.rels", only.encode())
+
+    assert read(bare, "a.docx").metadata == {}

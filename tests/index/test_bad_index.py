@@ -106,7 +106,7 @@ def house(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsy
         ("honey", ("--temperature", "-1"), 2, "--temperature"),
         ("honey", ("--temperature", "nan"), 2, "--temperature"),
         ("honey", ("--scope", "none.md"), 2, "no document 'none.md'"),
-        ("honey", ("--filter", "size=3"), 2, "filters are path, kind and heading"),
+        ("honey", ("--filter", "size=3"), 2, "filters are path, kind, heading, date"),
         ("honey " * 400, (), 2, "the model's context window has 1024"),
         ("honey", ("--max-new-tokens", "5000"), 2, "the model's context window has 1024"),
     ],

@@ -209,6 +209,9 @@ def test_retrieve_documents_and_passages(client: Any) -> None:
     listed = client.get("/v1/documents", params={"model": "manual"}).json()
     passage = client.get(f"/v1/passages/{hit['chunk_id']}", params={"model": "manual"}).json()
 
+    dated = {"model": "manual", "query": "honey", "filters": {"date": "2026"}}
+    assert client.post("/v1/retrieve", json=dated).json()["data"] == []
+    assert hit["metadata"] == {}
     assert hit["path"] == "bees.md"
     assert hit["heading"] == ["Bees"]
     assert [row["path"] for row in listed["data"]] == ["bees.md", "mills.md"]
@@ -280,6 +283,7 @@ def test_examples_with_curl(url: str) -> None:
         ({"max_tokens": 2000}, (400, "context_length_exceeded")),
         ({"gistrag": {"scope": "../../etc/passwd"}}, (400, "invalid_value")),
         ({"gistrag": {"filters": {"size": "1"}}}, (400, "invalid_value")),
+        ({"gistrag": {"filters": {"date": ">=2026-02-30"}}}, (400, "invalid_value")),
         ({"gistrag": {"index": "/etc"}}, (400, "invalid_value")),
         ({"n": 2}, (400, "invalid_value")),
     ],

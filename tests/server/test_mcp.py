@@ -94,10 +94,15 @@ def test_search_ask_and_status(registry: dict[str, GistRAG]) -> None:
 
         found = await call("search", question="Where is the honey?", index="manual", top_k=1)
         answer = await call("ask", question="honey", index="notes", document="mills.md", max_tokens=4, mode="text")
+        filtered = await call("search", question="honey", index="manual", filters={"path": "mills*"})
+        wrong = await client.call_tool("search", {"question": "x", "index": "manual", "filters": {"date": "2026-13"}})
         documents = await call("list_documents", index="manual")
         status = await call("status")
 
         assert [passage["path"] for passage in found["passages"]] == ["bees.md"]
+        assert [passage["path"] for passage in filtered["passages"]] == ["mills.md"]
+        assert wrong.is_error
+        assert "real date" in str(wrong.content)
         assert "combs of wax" in found["passages"][0]["text"]
         assert [one["path"] for one in answer["sources"]] == ["mills.md"]
         assert answer["usage"]["answer_tokens"] == 4

@@ -151,7 +151,7 @@ def test_filters_and_scope(rag: GistRAG, options: dict[str, Any], expected: set[
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"filters": {"author": "me"}}, "filters are path, kind and heading, got author"),
+        ({"filters": {"colour": "me"}}, "filters are path, kind, heading, date, .*, got colour"),
         ({"scope": "nowhere.md"}, r"no document 'nowhere\.md'"),
     ],
 )

@@ -47,7 +47,7 @@ from llama_index.core.schema import (
     TransformComponent,
 )
 from llama_index.core.tools import QueryEngineTool
-from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from support.believing import UNSURE
 from support.tiny_models import HashEmbedder, one_thread, tiny_model
 
@@ -302,9 +302,9 @@ def test_scope_stays_in_a_document(rag: GistRAG) -> None:
     ("options", "message"),
     [
         ({"similarity_top_k": 0}, "similarity_top_k must be at least 1, got 0"),
-        ({"filters": MetadataFilters(filters=[MetadataFilter(key="author", value="me")])},
-         "nodes can be filtered by file_path, file_name, page_label, heading, got author"),
-        ({"filters": {"author": "me"}}, "filters are path, kind and heading, got author"),
+        ({"filters": MetadataFilters(filters=[MetadataFilter(key="colour", value="me")])},
+         "nodes can be filtered by file_path, .*, heading, got colour"),
+        ({"filters": {"colour": "me"}}, "filters are path, kind, heading, date, .*, got colour"),
         ({"scope": "nowhere.md"}, r"no document 'nowhere\.md'"),
     ],
 )  # fmt: skip
@@ -964,3 +964,27 @@ def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def examples(page: Path) -> list[str]:
     """Return the Python examples of a page."""
     return re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_metadata_of_documents_are_on_nodes_and_filter_them(tmp_path: Path) -> None:
+    """Dates compare as far as the filter goes; an impossible one is refused."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "2026-01-31 mill.md").write_text("---\nauthor: Kim Min\n---\nThe mill grinds wheat.")
+    (docs / "2026-02-01 bees.md").write_text("Bees gather wheat.")
+    engine = Engine(tiny_model(), HashEmbedder())
+
+    def found(key: str, operator: FilterOperator, value: str) -> list[str]:
+        filters = MetadataFilters(filters=[MetadataFilter(key=key, operator=operator, value=value)])
+        return [one.node.metadata["date"] for one in GistRetriever(rag, filters=filters).retrieve("wheat")]
+
+    with GistRAG.from_folder(docs, index=tmp_path / "index", engine=engine, gists="none") as rag:
+        assert found("date", FilterOperator.LTE, "2026-01") == ["2026-01-31"]
+        assert found("date", FilterOperator.GT, "2026-01") == ["2026-02-01"]
+        assert found("date", FilterOperator.EQ, "2026-02-01") == ["2026-02-01"]
+        assert found("author", FilterOperator.CONTAINS, "Kim") == ["2026-01-31"]
+        own = GistRetriever(rag, filters={"date": ">=2026-02"}).retrieve("wheat")
+        assert [one.node.metadata["date"] for one in own] == ["2026-02-01"]
+        assert "2026" not in own[0].node.get_content(MetadataMode.LLM)
+        with pytest.raises(UsageError, match="real date"):
+            found("date", FilterOperator.GTE, "2026-02-30")
