@@ -31,7 +31,7 @@ from gistrag.documents.formats.rich_text import read_rtf
 from gistrag.documents.formats.spreadsheet import read_xlsx
 from gistrag.documents.formats.web_page import read_html
 from gistrag.documents.formats.word import read_docx
-from gistrag.documents.text import EncodingError, Text, composed, require_length
+from gistrag.documents.text import Text, composed, require_length
 from gistrag.errors import DocumentError
 
 FILE_BYTES_MAX = 256 * 2**20
@@ -99,8 +99,9 @@ def _read(data: bytes, reader: Reader) -> Text:
     """Return what a reader makes of *data*, or of the same text as UTF-8 if it is in an encoding that is sure."""
     try:
         return reader(data)
-    except EncodingError:
-        text, encoding = recoded(data)
+    except DocumentError as error:
+        is_text = isinstance(error.__cause__, UnicodeDecodeError)
+        text, encoding = recoded(data) if is_text else ("", "")
         if not encoding:
             raise
     result = reader(text.encode())

@@ -113,10 +113,6 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-class EncodingError(DocumentError):
-    """Bytes that are neither UTF-8 nor UTF-16."""
-
-
 _CONTINUATION = bytes(range(0x80, 0xC0))  # UTF-8 bytes that continue a character
 
 
@@ -124,8 +120,7 @@ def decode(data: bytes) -> str:
     r"""Return *data* as text with ``\n`` line ends: UTF-8, or the encoding of a byte order mark.
 
     Raises:
-        EncodingError: another encoding. No byte is replaced by U+FFFD.
-        DocumentError: binary data, or too much of it.
+        DocumentError: another encoding, its cause a UnicodeDecodeError, or binary data. No byte is replaced by U+FFFD.
     """
     marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
     encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
@@ -136,10 +131,10 @@ def decode(data: bytes) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise EncodingError(
+        raise DocumentError(
             f"not {encoding.removesuffix('-sig').upper()} text at byte {error.start:,} ({error.reason}); "
             "save it as UTF-8"
-        ) from None
+        ) from error
     if "\0" in text:
         raise DocumentError(f"binary: a zero character at offset {text.index(chr(0)):,}")
     require_length(len(text))
