@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gistrag.cli.output import loading, print_json, say
+from gistrag.cli.output import counted, loading, print_json, say
 from gistrag.progress import duration, megabytes
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def _lines(plan: Plan, seconds: float) -> list[str]:
         lines += [f"{what:<8} {path}" for path in paths[:NAMED]]
         lines += [f"{what:<8} … and {len(paths) - NAMED:,} more"] if len(paths) > NAMED else []
     lines += [f"skipped  {row.path}: {row.reason}" for row in plan.skipped[:NAMED]]
+    if plan.left_out:
+        lines.append(f"left out: {counted(plan.left_out)}; no reader knows them")
     lines.append(f"{plan.unchanged:,} documents unchanged, {plan.chunks:,} chunks to index")
     cost = f"about {duration(seconds)} for {plan.tokens:,} tokens, up to {megabytes(plan.gist_bytes)} of disk"
     return [*lines, f"gists: {cost}" if plan.tokens else "no gists to make", "dry run: nothing was done"]

@@ -57,7 +57,9 @@ AnswerMode = Annotated[
 Scope = Annotated[str | None, typer.Option("--scope", metavar="PATH", help="Answer from all chunks of one document.")]
 Filters = Annotated[
     list[str] | None,
-    typer.Option("--filter", metavar="KEY=VALUE", help="Search only this path, kind or heading; repeatable."),
+    typer.Option(
+        "--filter", metavar="KEY=VALUE", help="Search only this path, kind, heading, date, from, …; repeatable."
+    ),
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Most tokens of an answer.")]
 RerankerName = Annotated[

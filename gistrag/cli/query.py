@@ -66,10 +66,7 @@ def query(
     The answer is printed to standard output; the sentence that carries it, how sure it is, its sources and its timings
     to standard error.
     """
-    from gistrag.index.metadata import require_known
-
     asked, passing = question_from(question), parsed(filters or ())
-    require_known(passing)
     started_s = time.perf_counter()
     with loading():
         from gistrag.rag import GistRAG
@@ -117,15 +114,18 @@ def parsed(filters: Sequence[str]) -> dict[str, str]:
     """Return filters by their key.
 
     Raises:
-        UsageError: one that is no ``key=value``, or a key twice.
+        UsageError: one that is no ``key=value``, a key twice or unknown, or an impossible date.
 
     >>> parsed(["kind=pdf", "path=reports/*"])
     {'kind': 'pdf', 'path': 'reports/*'}
     """
+    from gistrag.index.metadata import require_known
+
     found: dict[str, str] = {}
     for line in filters:
         key, equals, value = line.partition("=")
         if not (key and equals and value) or key in found:
             raise UsageError(f"--filter takes KEY=VALUE, each key once, got {line!r}; for example --filter kind=pdf")
         found[key] = value
+    require_known(found)
     return found

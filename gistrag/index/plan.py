@@ -34,6 +34,7 @@ class Plan:
         kept: paths of documents whose file is gone and that stay all the same.
         unchanged: how many documents would be left alone.
         skipped: files that are no documents.
+        left_out: how many files no reader knows, by suffix; ``""`` counts those without one.
         chunks: how many would be indexed.
         tokens: source tokens to compress, those of gists that are still pending included.
         gist_bytes: bytes of their gists, at most.
@@ -46,6 +47,7 @@ class Plan:
     kept: list[str] = field(default_factory=list)
     unchanged: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     chunks: int = 0
     tokens: int = 0
     gist_bytes: int = 0
@@ -77,7 +79,7 @@ def planned(
     given = {"include": include, "exclude": exclude}
     patterns |= {name: list(value) for name, value in given.items() if value is not None}
     stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
-    found, skipped = find(folder, **patterns, known=stamps)
+    found, skipped, left_out = find(folder, **patterns, known=stamps)
     differing = changes(
         known, found, skipped, is_current=lambda row: row.gists_current and row.vectors_current and not make_again
     )
@@ -87,6 +89,7 @@ def planned(
         kept=[] if delete else differing.gone,
         unchanged=len(differing.unchanged),
         skipped=skipped,
+        left_out=left_out,
     )
     for source_tokens in store.gists.pending().values() if store and not make_again else ():
         _count(plan, source_tokens, runtime, settings)

@@ -196,10 +196,10 @@ def test_include_lets_in_an_unknown_suffix_by_name_only(tmp_path: Path) -> None:
 
 def test_office_files_without_a_reader_are_reported(tmp_path: Path) -> None:
     """A document that cannot be read is not left out in silence."""
-    fill(tmp_path, "slides.pptx")
+    fill(tmp_path, "slides.ppt")
 
     assert (
-        Skipped(path="slides.pptx", sha256="", reason="no reader for .pptx files; save it as pdf, docx or html")
+        Skipped(path="slides.ppt", sha256="", reason="no reader for .ppt files; save it as pdf, docx or html")
         in find(tmp_path)[1]
     )
 

@@ -44,16 +44,18 @@ def test_a_plan_is_what_the_build_does(docs: Path, engine: Engine) -> None:
 
 
 def test_a_rename_costs_nothing(docs: Path, engine: Engine) -> None:
-    """A moved file is told apart from a new one, and a file that cannot be read is skipped with its reason."""
+    """A moved file is told apart from a new one, a file that cannot be read is skipped with its reason, others counted."""
     GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, gists="now").close()
     (docs / "mills.md").rename(docs / "old-mills.md")
     (docs / "broken.md").write_bytes(b"\0\1")
+    (docs / "a.png").write_bytes(b"x")
 
     planned = plan(docs, engine)
 
     assert planned.renamed == ["mills.md → old-mills.md"]
     assert (planned.tokens, planned.removed) == (0, [])
     assert [row.path for row in planned.skipped] == ["broken.md"]
+    assert planned.left_out == {".png": 1}
 
 
 def test_pending_gists_are_counted(docs: Path, engine: Engine) -> None:
