@@ -14,7 +14,6 @@ import torch
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_model, tiny_network
 
 from gistrag import progress
-from gistrag.answering.finding import NO_DOCUMENTS
 from gistrag.compression import making, placements
 from gistrag.compression.placements import TextPass
 from gistrag.engine import Engine
@@ -28,6 +27,7 @@ from gistrag.errors import (
 from gistrag.index.builder import SyncReport
 from gistrag.index.store import Store
 from gistrag.model.gist_model import GistModel
+from gistrag.qa.phrases import phrase
 from gistrag.rag import GistRAG
 from gistrag.settings import AdapterSettings, IndexSettings
 
@@ -120,7 +120,7 @@ def test_empty_folder(tmp_path: Path, engine: Engine) -> None:
 
     assert SyncReport(seconds=report.seconds) == report
     with GistRAG.open(tmp_path / "index", engine=engine) as rag:
-        assert (NO_DOCUMENTS, ()) == (rag.query("honey").text, rag.query("honey").sources)
+        assert (phrase("no documents", "en"), ()) == (rag.query("honey").text, rag.query("honey").sources)
         assert [] == rag.retrieve("honey")
         with pytest.raises(UsageError, match=r"no document 'a\.md'"):
             rag.query("honey", scope="a.md")

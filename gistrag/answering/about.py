@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
+from gistrag.qa.phrases import Language, Phrase, phrase
+
 Kind = Literal["greeting", "thanks", "goodbye", "about", "documents"]
 
 MESSAGE_CHARACTERS = 80
@@ -75,7 +77,7 @@ def kind_of(message: str) -> Kind | None:
     return None
 
 
-def reply(kind: Kind, paths: Sequence[str], *, korean: bool = False) -> str:
+def reply(kind: Kind, paths: Sequence[str], *, language: Language = "en") -> str:
     """Return the answer: what this is, and which documents it answers from.
 
     Args:
@@ -84,28 +86,9 @@ def reply(kind: Kind, paths: Sequence[str], *, korean: bool = False) -> str:
     >>> reply("greeting", ["a.md", "b.md"])
     'Hello! I answer questions from the 2 documents of this index: a.md and b.md.'
     """
-    opening = (_KOREAN if korean else _ENGLISH).get(kind, "")
-    shown = list(paths[:NAMES_MAX])
-    more = len(paths) - len(shown)
-    if korean:
-        if not paths:
-            return f"{opening}이 색인의 문서를 바탕으로 질문에 답하지만, 아직 문서가 없습니다."
-        rest = f" 외 {more:,}개" if more else ""
-        return f"{opening}이 색인의 문서 {len(paths):,}개를 바탕으로 질문에 답합니다: {', '.join(shown)}{rest}."
-    if not paths:
-        return f"{opening}I answer questions from the documents of this index, but there are none in it yet."
-    if len(paths) == 1:
-        return f"{opening}I answer questions from the one document of this index: {paths[0]}."
-    if more:
-        shown.append(f"{more:,} more")
-    listed = f"{', '.join(shown[:-1])} and {shown[-1]}"
-    return f"{opening}I answer questions from the {len(paths):,} documents of this index: {listed}."
-
-
-_ENGLISH: dict[Kind, str] = {"greeting": "Hello! ", "thanks": "You are welcome! ", "goodbye": "Goodbye! "}
-_KOREAN: dict[Kind, str] = {"greeting": "안녕하세요! ", "thanks": "천만에요! ", "goodbye": "안녕히 가세요! "}
-
-
-def is_korean(message: str) -> bool:
-    """Return whether a message holds Korean letters."""
-    return bool(re.search(r"[\uac00-\ud7a3]", message))
+    opening = phrase(kind, language) if kind in ("greeting", "thanks", "goodbye") else ""
+    *names, last = paths[:NAMES_MAX] or [""]
+    more = len(paths) - NAMES_MAX
+    form: Phrase = "about many" if more > 0 else "about some" if names else "about one" if paths else "about none"
+    told = phrase(form, language).format(count=len(paths), names=", ".join(names), last=last, more=more)
+    return f"{opening}{told}"

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from gistrag.errors import UsageError
 from gistrag.index.metadata import require_known
+from gistrag.qa.phrases import Language
 from gistrag.settings import NEW_TOKENS_MAX, SEED_MAX, TOP_K_MAX, Layout, Mode, require_between
 
 
@@ -188,6 +189,7 @@ class Answer:
         withheld: what the model said where the verdict is "not found", and the text says so instead.
         searched: what was searched: the question, with those of the earlier ones that it leans on; empty where nothing
             was.
+        language: of the question, which a refusal and what is said around the answer have too.
     """
 
     text: str
@@ -199,6 +201,7 @@ class Answer:
     unsupported: tuple[str, ...] = ()
     searched: str = ""
     withheld: str = ""
+    language: Language = "en"
 
     @property
     def evidence(self) -> Evidence | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from gistrag.answering.about import Kind, is_korean, kind_of, reply
+from gistrag.answering.about import Kind, kind_of, reply
 from gistrag.answering.answer import Options, Timings, Usage
 from gistrag.answering.conversation import earlier, joined
 from gistrag.answering.passages import Passage, search, select, source_of
@@ -17,9 +17,7 @@ from gistrag.answering.whole import asks_about, document_named, may_ask_about, m
 from gistrag.index.retriever import Hit, Retriever
 from gistrag.index.store import Store
 from gistrag.model.runtime import AnyRuntime
-
-NO_DOCUMENTS = "There are no documents in this index."
-NO_PASSAGES = "No passage of this index passes the filters."
+from gistrag.qa.phrases import Phrase, language_of
 
 
 class Finder:
@@ -71,7 +69,7 @@ class Finder:
         return None
 
     def _introduced(self, kind: Kind, question: str) -> str:
-        return reply(kind, [row.path for row in self._store.documents()], korean=is_korean(question))
+        return reply(kind, [row.path for row in self._store.documents()], language=language_of(question))
 
     def summary(
         self,
@@ -123,6 +121,6 @@ class Finder:
         """Return what is searched for a question: itself, or with those of the earlier questions that it leans on."""
         return joined(question, history, partial(self._retriever.fit, scope=scope, filters=filters))
 
-    def nothing(self) -> str:
-        """Return the answer where no passage is found."""
-        return NO_PASSAGES if self._store.count() else NO_DOCUMENTS
+    def nothing(self) -> Phrase:
+        """Return the name of the answer where no passage is found."""
+        return "no passages" if self._store.count() else "no documents"

@@ -16,9 +16,9 @@ from gistrag.answering.evidence import Candidate, Head, candidates
 from gistrag.answering.passages import Passage
 from gistrag.answering.wording import stands_in, unsupported, words
 from gistrag.documents.headings import heading_at
-from gistrag.model.generation import generate
-from gistrag.model.prompt import REFUSAL
+from gistrag.model.generation import HALF_LETTER, generate
 from gistrag.model.runtime import AnyRuntime, Trace
+from gistrag.qa.phrases import PHRASES, REFUSAL, Language, phrase
 from gistrag.settings import Layout
 
 TELLING_CHARACTERS = 8
@@ -60,8 +60,8 @@ class Reading:
 
     @property
     def text(self) -> str:
-        """The answer so far."""
-        return self.runtime.decode(self.tokens).strip()
+        """The answer so far, without a last letter whose bytes are incomplete."""
+        return self.runtime.decode(self.tokens).replace(HALF_LETTER, "").strip()
 
     @property
     def refuses(self) -> bool:
@@ -104,14 +104,18 @@ class Judgement:
     unsupported: tuple[str, ...] = ()
 
     @property
-    def shown(self) -> str:
-        """The answer as it is shown: one that is probably wrong is withheld."""
-        return REFUSAL if self.verdict == "not found" and not is_refusal(self.text) else self.text
+    def withheld(self) -> str:
+        """The answer where it is probably wrong and a refusal is shown instead, else ""."""
+        return self.text if self.verdict == "not found" and not is_refusal(self.text) else ""
+
+    def shown(self, language: Language) -> str:
+        """Return the answer as it is shown: withheld if it is probably wrong, a refusal in the language of people."""
+        return phrase("refusal", language) if self.withheld or is_trained_refusal(self.text) else self.text
 
     @property
     def as_shown(self) -> Judgement:
         """The judgement of an answer that was shown while it was generated, and cannot be withheld any more."""
-        return replace(self, verdict="unsure") if self.shown != self.text else self
+        return replace(self, verdict="unsure") if self.withheld else self
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,13 @@ def agreeing(answer: str, others: Sequence[str]) -> float:
 
 
 def is_refusal(text: str) -> bool:
-    """Return whether an answer says that the passages do not say."""
-    return not text or stands_in(REFUSAL, text)
+    """Return whether an answer says, in English or Korean, that the passages do not say."""
+    return not text or any(stands_in(one, text) for one in PHRASES["refusal"])
+
+
+def is_trained_refusal(text: str) -> bool:
+    """Return whether an answer is what adapters are trained to refuse with, and nothing else."""
+    return text.strip() == REFUSAL
 
 
 def with_confidence(judgement: Judgement, confidence: float, calibration: Calibration) -> Judgement:

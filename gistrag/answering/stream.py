@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from gistrag.answering.answer import Answer, Options, Timings, Usage
-from gistrag.answering.judge import Judge, Judgement, Reading
+from gistrag.answering.judge import Judge, Judgement, Reading, is_trained_refusal
 from gistrag.answering.passages import Passage, fit, in_prompt_order
 from gistrag.errors import ResourceError, UsageError
 from gistrag.kv.packed import Gists
 from gistrag.model.generation import decode_stream
 from gistrag.model.runtime import AnyRuntime, Trace
+from gistrag.qa.phrases import REFUSAL, Phrase, language_of, phrase
 
 SHORT_TOKENS = 12
 """An answer of at most so many tokens is judged before it is shown, and may be read again; a longer one is streamed."""
@@ -52,7 +53,7 @@ class Stream(Iterator[str]):
     ``async for`` yields the same pieces, each computed in a thread.
 
     Args:
-        find: finds the passages; nothing: the answer where it finds none.
+        find: finds the passages; nothing: names the answer where it finds none.
         during: what is entered while the answer is in the making.
         judge: returns what judges the answers to a question, given what was searched for it.
 
@@ -67,7 +68,7 @@ class Stream(Iterator[str]):
         options: Options,
         *,
         find: Find,
-        nothing: Callable[[], str],
+        nothing: Callable[[], Phrase],
         during: Callable[[], AbstractContextManager[None]] = nullcontext,
         judge: Callable[[str], Judge],
     ) -> None:
@@ -78,6 +79,7 @@ class Stream(Iterator[str]):
         self._runtime, self._options, self._find, self._nothing = runtime, options, find, nothing
         self._during, self._judge_of = during, judge
         self._question = question.encode("utf-8", "replace").decode()  # a terminal may pass half a character
+        self._language = language_of(self._question)
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
         self._text = self._searched = ""
@@ -116,7 +118,8 @@ class Stream(Iterator[str]):
             judgement.verdict,
             judgement.unsupported,
             self._searched,
-            judgement.text if judgement.shown != judgement.text else "",
+            judgement.withheld,
+            self._language,
         )
 
     def result(self) -> Answer:
@@ -162,7 +165,7 @@ class Stream(Iterator[str]):
         if self._passages:
             yield from self._judged(self._judge_of(self._searched or self._question))
         else:
-            yield self._nothing()
+            yield phrase(self._nothing(), self._language)
 
     def _judged(self, judge: Judge) -> Iterator[str]:
         """Yield what the model generates; a short answer once it is judged, and read again where it is unsure.
@@ -173,19 +176,23 @@ class Stream(Iterator[str]):
         for piece in self._generated(judge.layers):
             held += piece
             is_shown = is_shown or len(self._reading.tokens) > SHORT_TOKENS
-            if is_shown:
+            if is_shown and not self._may_translate(held):
                 yield held
                 held = ""
         self._judgement = judge.of(self._reading)
         if is_shown or len(self._reading.tokens) > SHORT_TOKENS:  # the last tokens may have no text
             self._judgement = self._judgement.as_shown
             if held:
-                yield held
+                yield phrase("refusal", self._language) if is_trained_refusal(held) else held
             return
         if self._options.second_reading and judge.is_doubtful(self._judgement):
             self._judgement = judge.best([self._judgement, *self._read_again(judge)])
             self._usage.answer_tokens = self._judgement.tokens
-        yield self._judgement.shown
+        yield self._judgement.shown(self._language)
+
+    def _may_translate(self, held: str) -> bool:
+        """Return whether the beginning of an answer may become a refusal that is shown in another language."""
+        return self._language != "en" and REFUSAL.startswith(held.strip())
 
     def _read_again(self, judge: Judge) -> Iterator[Judgement]:
         """Yield what is thought of the answers from the best passages, each alone, within a time limit."""

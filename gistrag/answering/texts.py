@@ -26,7 +26,6 @@ from gistrag.model.runtime import AnyRuntime
 if TYPE_CHECKING:
     from gistrag.model.gist_model import GistModel
 
-NO_TEXTS = "There are no passages to answer from."
 KEPT_BYTES = 2**28
 
 
@@ -74,7 +73,7 @@ class GivenTexts:
             question,
             options,
             find=find,
-            nothing=lambda: NO_TEXTS,
+            nothing=lambda: "no texts",
             during=self._during,
             judge=self._judge,
         )

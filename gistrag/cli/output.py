@@ -17,6 +17,7 @@ from gistrag.answering.quoting import harmless, quote
 from gistrag.answering.wording import places, words
 from gistrag.errors import UsageError
 from gistrag.progress import NoProgress, Progress, TerminalProgress
+from gistrag.qa.phrases import Phrase, phrase
 from gistrag.terminal import json_line, visible
 
 if TYPE_CHECKING:
@@ -160,31 +161,23 @@ def say_evidence(answer: Answer) -> None:
     if before or quoted:
         console.print(Text.assemble("  ", before, shown, after), soft_wrap=True)
     if answer.unsupported and answer.verdict != "not found":
-        say(f"  In no passage: {', '.join(answer.unsupported)}")
+        say(f"  {phrase('unsupported', answer.language)} {', '.join(answer.unsupported)}")
 
 
 def evidence_line(answer: Answer) -> tuple[str, str, str]:
     """Return how sure an answer is, the sentence that carries it, and what closes the line; all "" if nothing is known.
 
-    A refusal quotes nothing, unless an answer was withheld that is probably wrong.
+    A refusal quotes nothing, unless an answer was withheld that is probably wrong. Its words are in the language of the
+    question.
     """
-    sure = f" ({answer.confidence:.0%})" if answer.confidence else ""
-    said = 'The passage says: "'
-    match answer.verdict:
-        case "answered":
-            before = f"Sure{sure}. {said}"
-        case "unsure":
-            before = f"Not sure{sure}. {said}"
-        case "not found" if answer.withheld:
-            before = f"Not found. The model guessed {harmless(answer.withheld)!r}{sure}. {said}"
-        case "not found":
-            return "Not found.", "", ""
-        case _:
-            before = said
-    if answer.evidence is None:
-        return before.removesuffix(said).rstrip(), "", ""
+    percent = f" ({answer.confidence:.0%})" if answer.confidence else ""
+    names: dict[str | None, Phrase] = {"answered": "sure", "unsure": "unsure", "not found": "not found"}
+    name = "guessed" if answer.withheld else names.get(answer.verdict)
+    before = phrase(name, answer.language).format(percent=percent, guess=harmless(answer.withheld)) if name else ""
+    if answer.evidence is None or name == "not found":
+        return before, "", ""
     mark = "" if answer.verdict == "not found" else answer.marked.removeprefix(answer.text)
-    return before, quote(answer), f'"{mark}'
+    return f'{before} {phrase("evidence", answer.language)} "'.lstrip(), quote(answer), f'"{mark}'
 
 
 def source_lines(answer: Answer) -> list[str]:

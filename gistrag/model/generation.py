@@ -78,9 +78,16 @@ def require_room(runtime: AnyRuntime, used: int) -> int:
     return runtime.window - used
 
 
+HALF_LETTER = "\ufffd"
+"""What a decoder writes for bytes that are no whole letter; a letter of Korean often takes several tokens."""
+
+
 def decode_stream(runtime: AnyRuntime, tokens: Iterable[int]) -> Iterator[str]:
-    """Yield the text of *tokens* piece by piece; a character whose bytes are incomplete waits for the next token."""
+    """Yield the text of *tokens* piece by piece; a letter whose bytes are incomplete waits for the next token.
+
+    Bytes that stay incomplete are left out.
+    """
     stream = DecodeStream(skip_special_tokens=True)
     for token in tokens:
-        if piece := stream.step(runtime.text_tokenizer, token):
+        if piece := (stream.step(runtime.text_tokenizer, token) or "").replace(HALF_LETTER, ""):
             yield piece

@@ -29,11 +29,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from gistrag.errors import UsageError
+from gistrag.qa.phrases import REFUSAL as REFUSAL
 from gistrag.settings import HELD_OUT
 from gistrag.storage import files
-
-REFUSAL = "The passages do not say."
-"""The answer to a question that no passage answers."""
 
 UNANSWERABLE = "refusal"
 """Kind of a question with that answer."""

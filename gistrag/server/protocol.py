@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gistrag.answering.answer import Answer, Options, Source
 from gistrag.answering.quoting import harmless, quote
+from gistrag.qa.phrases import phrase
 from gistrag.server.registry import Record, source_record
 from gistrag.settings import Mode
 
@@ -299,6 +300,7 @@ def details(answer: Answer) -> Record:
         "verdict": answer.verdict,
         "unsupported": list(answer.unsupported),
         "withheld": answer.withheld,
+        "language": answer.language,
         "quote": quote(answer),
         "sources": [source_record(source) for source in answer.sources],
         "timings": {**vars(answer.timings), "decode_s": answer.timings.decode_s},
@@ -309,9 +311,9 @@ def details(answer: Answer) -> Record:
 def footnotes(answer: Answer) -> str:
     """Return what to append to an answer: the mark of the source that carries it, doubts, and the numbered sources."""
     mark = answer.marked.removeprefix(answer.text)
-    doubts = ["Not sure: compare it with the passage."] if answer.verdict == "unsure" else []
+    doubts = [phrase("compare", answer.language)] if answer.verdict == "unsure" else []
     if answer.unsupported:
-        doubts.append(f"In no passage: {', '.join(answer.unsupported)}.")
+        doubts.append(f"{phrase('unsupported', answer.language)} {', '.join(answer.unsupported)}.")
     quoted = "" if answer.verdict == "not found" else quote(answer)
     lines = [_footnote(number, source, quoted) for number, source in enumerate(answer.sources, 1)]
     return mark + "".join("\n\n" + block for block in (" ".join(doubts), "\n".join(lines)) if block)

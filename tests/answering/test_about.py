@@ -110,7 +110,7 @@ def test_the_sentence_names_the_documents(paths: list[str], expected: str) -> No
 
 def test_a_greeting_is_answered_in_its_language() -> None:
     """Korean in Korean, all others in English."""
-    assert reply("thanks", ["a.md"], korean=True) == "천만에요! 이 색인의 문서 1개를 바탕으로 질문에 답합니다: a.md."
+    assert reply("thanks", ["a.md"], language="ko") == "천만에요! 이 색인의 문서 1개를 바탕으로 질문에 답합니다: a.md."
     assert reply("greeting", ["a.md"]).startswith("Hello! I answer questions from")
 
 

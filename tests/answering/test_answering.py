@@ -18,7 +18,6 @@ from support.tiny_models import HashEmbedder
 from gistrag.answering import judge
 from gistrag.answering import texts as given_texts
 from gistrag.answering.answer import Answer, Options, Source, Timings, Usage
-from gistrag.answering.finding import NO_PASSAGES
 from gistrag.answering.stream import Stream
 from gistrag.answering.texts import GivenTexts
 from gistrag.cli.output import cost_line
@@ -31,6 +30,7 @@ from gistrag.index.schema import StoredChunk
 from gistrag.kv.cache import GistCache, Memory
 from gistrag.kv.packed import PackedGists
 from gistrag.model import gist_model
+from gistrag.qa.phrases import phrase
 from gistrag.rag import GistRAG
 from gistrag.settings import GistSettings
 
@@ -235,7 +235,7 @@ def test_nothing_passes_the_filters(rag: GistRAG) -> None:
     """Where no chunk passes the answer says so and rests on nothing."""
     answer = rag.query("honey", filters={"kind": "pdf"})
 
-    assert (NO_PASSAGES, ()) == (answer.text, answer.sources)
+    assert (phrase("no passages", "en"), ()) == (answer.text, answer.sources)
 
 
 @pytest.mark.parametrize(
@@ -677,7 +677,7 @@ def test_given_texts_in_text_mode(given: GivenTexts, compressed: list[list[int]]
 
 def test_no_texts(given: GivenTexts) -> None:
     """Where no text is given the answer says so."""
-    assert (given_texts.NO_TEXTS, ()) == (
+    assert (phrase("no texts", "en"), ()) == (
         finish(given.stream("honey", [" "], Options())).text,
         given.stream("honey", [], Options()).answer.sources,
     )

@@ -24,6 +24,7 @@ from gistrag.engine import Engine
 from gistrag.model.hashing import folder_sha256
 from gistrag.model.prompt import REFUSAL
 from gistrag.model.runtime import Trace
+from gistrag.qa.phrases import phrase
 from gistrag.rag import GistRAG
 
 LEAVE = "# Leave\n\nStaff get 25 days. Trainees get 20 days.\n\n## Sick leave\n\nA note is due after day 3.\n"
@@ -283,6 +284,43 @@ def test_a_refusal_is_no_answer(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -
     answer = rag.query("What is the capital of France?")
 
     assert (answer.text, answer.confidence, answer.verdict, answer.withheld) == (REFUSAL, 0.0, "not found", "")
+
+
+ASKED = "수습 직원은 며칠을 쉬나요?"
+REFUSED = phrase("refusal", "ko")
+
+
+def test_a_refusal_is_shown_in_the_language_of_the_question(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model writes the sentence it was trained with; nothing counts as withheld."""
+    script(monkeypatch, rag, {2: (REFUSAL, 0.0), 1: (REFUSAL, 0.0)})
+
+    answer = rag.query(ASKED)
+
+    assert (answer.text, answer.verdict, answer.withheld, answer.language) == (REFUSED, "not found", "", "ko")
+
+
+def test_a_withheld_answer_is_refused_in_the_language_of_the_question(
+    rag: GistRAG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model guessed stays as it wrote it."""
+    script(monkeypatch, rag, {2: ("20일", -8.0)})
+
+    answer = rag.query(ASKED, second_reading=False)
+
+    assert (answer.text, answer.withheld) == (REFUSED, "20일")
+
+
+@pytest.mark.parametrize(("said", "expected"), [(REFUSAL, REFUSED), ("The passages say 20.", "The passages say 20.")])
+def test_no_half_refusal_is_streamed(rag: GistRAG, monkeypatch: pytest.MonkeyPatch, said: str, expected: str) -> None:
+    """Without a calibration pieces come at once, but the beginning of a refusal waits, since it may be translated."""
+    engine = dataclasses.replace(rag.engine, calibration=None)
+    with GistRAG.open(rag.folder, engine=engine) as other:
+        script(monkeypatch, other, {2: (said, 0.0)})
+        stream = other.stream(ASKED)
+        pieces = list(stream)
+
+    assert "".join(pieces).strip() == expected == stream.answer.text
+    assert (len(pieces) == 1) == (expected == REFUSED)
 
 
 def test_an_adapter_without_calibration_has_no_confidence(rag: GistRAG, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,22 @@ def test_the_sentence_and_how_sure(
     assert lines == [f"  {expected}", "* 1. leave.md, Staff > Leave", "  2. pay.md, Pay"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, '확실함 (91%). 본문: "Trainees get 20 days." [1]'),
+        ({"confidence": 0.43, "verdict": "unsure"}, '확실하지 않음 (43%). 본문: "Trainees get 20 days." [1]'),
+        ({"verdict": "not found"}, "찾지 못함."),
+        ({"verdict": "not found", "withheld": "9일"}, "찾지 못함. 모델의 짐작은 '9일' (91%). 본문: \"Trainees"),
+    ],
+)
+def test_a_korean_question_is_told_in_korean(
+    changes: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How sure the answer is has the language of the question, as a refusal has."""
+    assert said(replace(SURE, language="ko", **changes), capsys)[0].startswith(f"  {expected}")
+
+
 def test_a_refusal_quotes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """What is not found has no evidence, whatever the model looked at; a guess that was withheld is told as one."""
     refusal = replace(SURE, text="No.", confidence=0.0, verdict="not found", unsupported=("5",))

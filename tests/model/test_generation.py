@@ -179,3 +179,15 @@ def test_tiny_temperatures_take_the_likeliest(model: GistModel) -> None:
 
     assert list(generate(model, memory, QUESTION, temperature=1e-40, max_new_tokens=5)) == expected
     assert len(list(generate(model, memory, QUESTION, temperature=1.0, seed=-5, max_new_tokens=5))) > 0
+
+
+def test_no_half_of_a_hangul_letter_is_shown(model: GistModel) -> None:
+    """One that is never finished is left out, in the middle as at the end; what comes behind it is shown."""
+    ids = model.encode("연차를 받")
+    broken = [*ids[:-1], *model.encode("은 25일"), *model.encode("일")[:-1]]
+
+    pieces = list(decode_stream(model, broken))
+
+    assert len(ids) > len("연차를 받")  # a letter takes several tokens
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "".join(pieces) == "연차를 은 25일"

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from gistrag import Engine, GistRAG, Options
-from gistrag.answering.finding import NO_DOCUMENTS, NO_PASSAGES
 from gistrag.answering.stream import Stream
 from gistrag.compression import compress as making_gists
 from gistrag.errors import UsageError
+from gistrag.qa.phrases import phrase
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
@@ -365,9 +365,9 @@ def test_nothing_to_answer_from(rag: GistRAG, tmp_path: Path, engine: Engine) ->
     with GistRAG.from_folder(tmp_path / "docs", index=tmp_path / "index", engine=engine, gists="now") as empty:
         reply = GistRAGRunnable(rag=empty).invoke(QUESTION)
 
-    assert (QUESTION, [], NO_DOCUMENTS) == (reply["question"], reply["context"], reply["answer"])
+    assert (QUESTION, [], phrase("no documents", "en")) == (reply["question"], reply["context"], reply["answer"])
     assert (None, None, []) == (reply["evidence"], reply["verdict"], reply["unsupported"])
-    assert NO_PASSAGES == GistRAGRunnable(rag=rag).invoke(QUESTION, filters={"kind": "pdf"})["answer"]
+    assert phrase("no passages", "en") == GistRAGRunnable(rag=rag).invoke(QUESTION, filters={"kind": "pdf"})["answer"]
 
 
 def test_abandoned_stream_ends_the_work(short: GistRAGRunnable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from gistrag import Engine, GistRAG, GistRAGError
 from gistrag.answering.stream import Stream
-from gistrag.answering.texts import NO_TEXTS
 from gistrag.compression import compress as making_gists
 from gistrag.errors import FingerprintMismatchError, IndexFolderError, IndexLockedError, UsageError
 from gistrag.index.store import Store
+from gistrag.qa.phrases import phrase
 from llama_index.core import Document, QueryBundle, Settings
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
@@ -545,7 +545,7 @@ def test_no_nodes(rag: GistRAG, streaming: bool) -> None:
 
 def test_nodes_that_say_nothing(rag: GistRAG) -> None:
     """Nodes without text are no passages; if there are no others the answer says so."""
-    assert NO_TEXTS == str(GistSynthesizer(rag).synthesize(QUESTION, nodes("", " \n")))
+    assert phrase("no texts", "en") == str(GistSynthesizer(rag).synthesize(QUESTION, nodes("", " \n")))
 
 
 def test_how_far_to_believe_a_response(rag: GistRAG) -> None:
