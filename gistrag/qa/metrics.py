@@ -1,8 +1,12 @@
 r"""How good answers are, and how sure that is.
 
 Answers are compared as SQuAD compares them (Rajpurkar et al. 2016, arXiv 1606.05250): in lower case, without
-punctuation and articles. Every figure is a ratio of two sums, so one bootstrap gives all intervals; where two arms
-answered the same questions, they are drawn together, so what is hard for both widens nothing::
+punctuation and articles. Where Korean, Chinese or Japanese is written, letters and marks are those of Unicode, and F1
+is of characters, as KorQuAD has it (Lim et al. 2019, arXiv 1909.07005): particles are written without a space, so a
+right word seldom equals a word of the answer.
+
+Every figure is a ratio of two sums, so one bootstrap gives all intervals; where two arms answered the same questions,
+they are drawn together, so what is hard for both widens nothing::
 
     mean F1      Σ F1 / Σ 1                 retention   Σ (reference right and arm right) / Σ reference right
     F1 kept      Σ F1 of the arm / Σ F1 of the reference
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +27,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from gistrag.qa.korean import ENDED, stem
 from gistrag.qa.stop_words import STOP_WORDS
 
 DRAWS = 1000
@@ -29,22 +35,30 @@ CONFIDENCE = 0.95
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WRITTEN_TOGETHER = re.compile("[\u1100-\u11ff\u3040-\u30ff\u3131-\u318e\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff]")
 _SAY = "(say|mention|state|specif|provide|contain|tell|answer|include|give|indicate|list|available|enough)"
 _REFUSALS = re.compile(
     rf"(passages?|texts?|contexts?|information|answer)( \w+)? (do|does|did|is|are|was|were)( not|nt)( \w+)? {_SAY}"
     r"|i (do not|dont|cannot|cant) (know|answer|find|determine)"
     r"|not (mentioned|stated|specified|given|provided) in (passages?|texts?|contexts?)"
     r"|no (information|mention|answer)\b"
+    r"|(글|본문|문서|지문|구절|문맥|내용|정보)\S{0,3}( \S+){0,4} "
+    r"((나와|언급되어|명시되어|적혀|쓰여|포함되어|나타나|제공되어) ?있지 ?않|(언급|명시|제공|포함)되지 않)"
+    r"|답(을|은)? ?찾을 수 없|^(정확히 |잘 )?(알 수 없|모르겠|모릅니다)"
+    r"|(정보|내용|언급|답)(가|이|은|는)? 없(습니다|어요|다$)"
 )
 
 
 def normalized(text: str) -> str:
     """Return *text* in lower case, without punctuation, articles and needless white space.
 
-    >>> normalized("The  U.S.A., a land")
-    'usa land'
+    >>> normalized("The  U.S.A., a land"), normalized("『한빛』은 ５명!")
+    ('usa land', '한빛은 5명')
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    if not _WRITTEN_TOGETHER.search(text):
+        return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(one for one in folded if unicodedata.category(one)[0] not in "PS").split())
 
 
 def exact_match(output: str, answers: Iterable[str]) -> bool:
@@ -55,10 +69,19 @@ def exact_match(output: str, answers: Iterable[str]) -> bool:
 def f1(output: str, answers: Iterable[str]) -> float:
     """Return how well the words of *output* agree with those of the answer they fit best, 0 to 1.
 
-    >>> f1("in the town of Paris", ["Paris", "town of Paris"])
-    0.8571428571428571
+    Where either is in Korean, Chinese or Japanese, characters count instead of words.
+
+    >>> f1("in the town of Paris", ["Paris", "town of Paris"]), f1("8만 원을", ["8만원"])
+    (0.8571428571428571, 0.8571428571428571)
     """
-    return max((_f1(normalized(output).split(), normalized(answer).split()) for answer in answers), default=0.0)
+    return max((_f1(*_compared(normalized(output), normalized(answer))) for answer in answers), default=0.0)
+
+
+def _compared(output: str, answer: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the words of both, or their characters."""
+    if _WRITTEN_TOGETHER.search(f"{output}{answer}"):
+        return "".join(output.split()), "".join(answer.split())
+    return output.split(), answer.split()
 
 
 def _f1(output: Sequence[str], answer: Sequence[str]) -> float:
@@ -69,16 +92,25 @@ def _f1(output: Sequence[str], answer: Sequence[str]) -> float:
 
 
 def contains(output: str, answers: Iterable[str]) -> bool:
-    """Return whether one of the answers stands in *output*, as whole words.
+    """Return whether one of the answers stands in *output*, as whole words; a Korean word may have a particle.
 
     >>> contains("It is 19 km deep.", ["19 km"]), contains("It is 119 km deep.", ["19 km"])
+    (True, False)
+    >>> contains("15일입니다.", ["15일"]), contains("3만 원", ["3"])
     (True, False)
     """
     return any(_stands_in(normalized(answer), normalized(output)) for answer in answers if normalized(answer))
 
 
 def _stands_in(words: str, text: str) -> bool:
+    if _WRITTEN_TOGETHER.search(text):
+        return bool(re.search(rf"(?<!\w){re.escape(words)}{ENDED}", text))
     return f" {words} " in f" {text} "
+
+
+def _stems(text: str) -> list[str]:
+    """Return the words of a text, Korean ones without their particles."""
+    return [stem(word) for word in normalized(text).split()]
 
 
 def is_refusal(output: str) -> bool:
@@ -95,8 +127,14 @@ def hallucinated(output: str, passages: Iterable[str]) -> bool:
 
     It suits short answers: a whole sentence around the right word counts as hallucinated.
     """
-    words = normalized(output)
+    words = _without_particle(normalized(output))
     return bool(words) and not is_refusal(output) and not any(_stands_in(words, normalized(text)) for text in passages)
+
+
+def _without_particle(words: str) -> str:
+    """Return words without the particles of the last one."""
+    before, space, last = words.rpartition(" ")
+    return f"{before}{space}{stem(last)}"
 
 
 def rouge_l(output: str, answers: Iterable[str]) -> float:
@@ -107,8 +145,8 @@ def rouge_l(output: str, answers: Iterable[str]) -> float:
     >>> rouge_l("the old mill grinds", ["the mill grinds wheat"])
     0.6666666666666666
     """
-    words = normalized(output).split()
-    return max((_rouge_l(words, normalized(answer).split()) for answer in answers), default=0.0)
+    words = _stems(output)
+    return max((_rouge_l(words, _stems(answer)) for answer in answers), default=0.0)
 
 
 def _rouge_l(output: Sequence[str], answer: Sequence[str]) -> float:
@@ -134,8 +172,8 @@ def evidence_covered(output: str, evidence: Iterable[str]) -> float:
     >>> evidence_covered("It grinds wheat.", ["The mill grinds wheat. It is old."])
     0.5
     """
-    said = set(normalized(output).split())
-    wanted = [set(normalized(sentences).split()) - STOP_WORDS for sentences in evidence]
+    said = set(_stems(output))
+    wanted = [set(_stems(sentences)) - STOP_WORDS for sentences in evidence]
     return max((len(words & said) / len(words) for words in wanted if words), default=0.0)
 
 

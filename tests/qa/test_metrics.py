@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import re
 
 import pytest
 
@@ -208,3 +210,137 @@ def test_evidence_is_covered_by_its_words() -> None:
     assert evidence_covered("It grinds rye and wheat", evidence) == 1.0
     assert evidence_covered("the old mill", evidence) == pytest.approx(2 / 3)
     assert evidence_covered("the mill", []) == 0.0
+
+
+# Korean
+
+
+def squad(text: str) -> str:
+    """Normalize as the published script of SQuAD 1.1 describes it, written anew: lower, marks, articles, spaces."""
+    lowered = "".join(one for one in text.lower() if one not in set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"))
+    return " ".join(word for word in re.sub(r"\b(?:a|an|the)\b", " ", lowered).split() if word)
+
+
+def squad_f1(output: str, answer: str) -> float:
+    """F1 of SQuAD 1.1 over bags of words."""
+    said, wanted = squad(output).split(), squad(answer).split()
+    if not said or not wanted:
+        return float(said == wanted)
+    left = list(wanted)
+    same = sum(1 for word in said if word in left and (left.remove(word) or True))  # type: ignore[func-returns-value]
+    if not same:
+        return 0.0
+    precision, recall = same / len(said), same / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+PIECES = (
+    *("the", "The", "an", "A", "Theatre", "cat", "Cat's", "U.S.", "1,200", "80%", "naïve", "“quoted”", "—", "O'Neil"),
+    *("x-ray", "$5.00", "(old)", "μm", "é", "  ", "\t", "\n", "Zürich", "25–30", "a", "it's", "½", "№ 5", "...", "I"),
+    *("ß", "ﬁn", "İ", "Dž", "the-a", "an,the"),
+)  # fmt: skip
+
+
+def test_english_figures_are_those_of_squad() -> None:
+    """On 4,000 drawn strings without Korean, whatever their marks and accents, the figures are the same."""
+    drawn = random.Random(5)
+    strings = [" ".join(drawn.choices(PIECES, k=drawn.randint(0, 6))) for _ in range(4000)]
+    pairs = list(zip(strings, [*strings[1:], ""], strict=True))
+
+    assert [text for text in strings if normalized(text) != squad(text)] == []
+    assert [pair for pair in pairs if f1(pair[0], [pair[1]]) != pytest.approx(squad_f1(*pair))] == []
+    assert [pair for pair in pairs if exact_match(pair[0], [pair[1]]) != (squad(pair[0]) == squad(pair[1]))] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("『새봄』 도서관, 2016년!", "새봄 도서관 2016년"),
+        ("８만 원", "8만 원"),
+        ("\u1112\u1161\u11ab\u1100\u1173\u11af", "한글"),
+        ("“연차”는 15일·반차", "연차는 15일반차"),
+        ("API는 A", "api는 a"),
+    ],
+)
+def test_korean_is_normalized_by_unicode(text: str, expected: str) -> None:
+    """Marks of any script go, letters are composed, wide digits are digits; there are no articles."""
+    assert normalized(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "expected"),
+    [
+        ("8만 원", "8만 원", 1.0),
+        ("8만원", "8만 원", 1.0),  # spaces do not count, as in KorQuAD
+        ("8만 원을", "8만 원", 2 * 3 / 7),
+        ("오순덕 선생님", "오순덕", 2 * 3 / 9),
+        ("4417번", "4417", 2 * 4 / 9),
+        ("열흘", "스무날", 0.0),
+        ("15 days", "15일", 2 * 2 / 9),
+    ],
+)
+def test_f1_of_korean_is_of_characters(said: str, answer: str, expected: float) -> None:
+    """A right answer with a particle keeps most of its score, one with other characters has none."""
+    assert f1(said, [answer]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "expected"),
+    [
+        ("휴가는 15일입니다.", "15일", True),
+        ("윤도현 과장에게 알립니다.", "윤도현 과장", True),
+        ("115일입니다.", "15일", False),
+        ("3만 원", "3", False),
+        ("이것은 아닙니다", "이", False),
+        ("다음 날", "다", False),
+        ("창원에 있다", "창원", True),
+    ],
+)
+def test_a_korean_answer_may_have_a_particle(output: str, answer: str, expected: bool) -> None:
+    """But it is no part of a longer word or number."""
+    assert contains(output, [answer]) == expected
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "찾은 글에는 나와 있지 않습니다.",
+        "본문에는 그 이름이 언급되어 있지 않습니다.",
+        "주어진 문서에는 명시되지 않았습니다.",
+        "해당 내용은 본문에서 답을 찾을 수 없습니다.",
+        "알 수 없습니다.",
+        "잘 모르겠습니다.",
+        "관련 정보가 없습니다.",
+    ],
+)
+def test_korean_refusals_are_known(said: str) -> None:
+    """That of the product, and the usual ones of base models."""
+    assert is_refusal(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "물이 나오지 않습니다.",
+        "비밀번호는 관리자도 알 수 없습니다.",
+        "벌금은 없다.",
+        "월요일에는 문을 열지 않는다.",
+        "구내식당은 없지만 분식집이 있습니다.",
+        "없음",
+    ],
+)
+def test_korean_answers_are_no_refusals(said: str) -> None:
+    """A "no" or "not" in an answer is no refusal."""
+    assert not is_refusal(said)
+
+
+def test_a_korean_claim_of_no_passage_is_hallucinated() -> None:
+    """Particles and "to be" change nothing."""
+    passages = ["근속 1년이면 연차를 15일 준다."]
+
+    assert not hallucinated("15일입니다.", passages)
+    assert not hallucinated("연차", passages)
+    assert not hallucinated("찾은 글에는 나와 있지 않습니다.", passages)
+    assert hallucinated("16일입니다.", passages)
+    assert rouge_l("물방아가 밀을", ["물방아는 밀을 빻는다"]) == pytest.approx(0.8)
+    assert evidence_covered("물방아가 밀가루를 빻는다.", ["물방아는 밀가루만 빻는다."]) == 1.0
