@@ -1,7 +1,8 @@
 """Which of a teacher's texts become training records: reading them, and dropping what their passage does not support.
 
-The filters compare words with words. They drop what a passage does not say, but not every mistake that a small teacher
-makes with what it does say. A dropped text is counted by its reason::
+The filters compare words with words, and Korean ones, without their particles, with the letters of the passage. They
+drop what a passage does not say, but not every mistake that a small teacher makes with what it does say. A dropped text
+is counted by its reason::
 
     unreadable     no question and answer in it          unclear       the question refers back to "the passage"
     unfinished     the last sentence is cut off          short         too few words
@@ -19,6 +20,8 @@ from typing import Any
 
 from gistrag.qa import metrics
 from gistrag.qa.dataset import LONG_KINDS
+from gistrag.qa.korean import ENDED, stem
+from gistrag.qa.phrases import HANGUL
 from gistrag.qa.planted_facts import PLANTED
 from gistrag.qa.stop_words import STOP_WORDS
 
@@ -27,6 +30,9 @@ KNOWN_F1 = 0.6
 
 WORDS_MIN, CONTENT_WORDS_MIN = 12, 8
 """Fewest words, and fewest different content words, of a long answer."""
+
+KOREAN_WORDS_MIN = 6
+"""The same of a Korean one, which has no articles, and writes particles and words together."""
 
 ITEMS_MIN = 2
 """Fewest items of a list."""
@@ -42,13 +48,15 @@ SAME_QUESTION = 0.8
 """Share of words in common from which two questions about one source are the same."""
 
 TEXT_CHARACTERS_MAX = 10_000
-_LABEL = re.compile(r"(?<!\w)(?P<letter>q|a)(?:uestion|nswer)?[ *\d]{0,4}:", re.IGNORECASE)
+_LABEL = re.compile(
+    r"(?<!\w)(?:(?P<q>q(?:uestion)?|질문|문제)|(?P<a>a(?:nswer)?|답변|정답|답))[ *\d]{0,4}[:\uff1a]", re.IGNORECASE
+)
 
 
 def parse(text: str) -> tuple[str, str] | None:
     r"""Return question and answer of a teacher's text, None if it has none.
 
-    The text may be JSON, or lines that begin with Q: and A:; of several pairs the first counts.
+    The text may be JSON, or lines that begin with Q: and A:, or 질문: and 답변:; of several pairs the first counts.
 
     >>> parse("Sure!\n**Q:** Who runs it?\n**A:** Adela Novak")
     ('Who runs it?', 'Adela Novak')
@@ -70,9 +78,9 @@ def _parsed_json(text: str) -> tuple[str, str] | None:
 
 
 def _parsed_lines(text: str) -> tuple[str, str] | None:
-    labels = [(match["letter"].lower(), *match.span()) for match in _LABEL.finditer(text)]
-    for (letter, _, begin), (following, end, answer) in pairwise(labels):
-        if (letter, following) == ("q", "a"):
+    labels = [(match.lastgroup, *match.span()) for match in _LABEL.finditer(text)]
+    for (label, _, begin), (following, end, answer) in pairwise(labels):
+        if (label, following) == ("q", "a"):
             rest = min((start for _, start, _ in labels if start > answer), default=len(text))
             first = text[answer:rest].strip(_DECORATION).split("\n\n")[0]
             return text[begin:end].strip(_DECORATION), first.strip(_DECORATION)
@@ -92,8 +100,14 @@ _FREE = """after all also although any because become before being between both 
     mentions mentioned explain explains state states say says tell tells talk talks highlight highlights provide
     provides give gives information overview summary main point points key fact facts following include includes
     including included important importance detail details"""
+_KOREAN_FREE = """
+    그 이 저 것 수 등 및 또 또는 그리고 그래서 그러나 하지만 따라서 때 때문 위해 위한 대한 대해 관한 관해
+    통해 모든 각 매우 가장 더 다른 함께 다시 이후 이전 경우 있 없 글 본문 지문 문서 내용 저자
+    설명 설명하 중요 중요한 정보 요점 사실 주제
+"""
 # Words that an answer may use although its passage does not: those that join statements, and those about passages.
-_EMPTY = STOP_WORDS | frozenset(_FREE.split())
+_EMPTY = STOP_WORDS | frozenset(_FREE.split()) | frozenset(_KOREAN_FREE.split())
+_PREDICATE = re.compile("[\uac00-\ud7a3](?:다|요|까|죠)$")  # a verb, whose forms have few letters in common
 
 
 def words(text: str) -> list[str]:
@@ -107,13 +121,23 @@ def words(text: str) -> list[str]:
 
 def content_words(text: str) -> list[str]:
     """Return the words of a text without stop words and without words that speak of a passage."""
-    return [word for word in words(text) if word not in _EMPTY]
+    return [word for word in words(text) if _EMPTY.isdisjoint((word, stem(word)))]
+
+
+def root(word: str) -> str:
+    """Return what two forms of a word have in common: its first letters, of a Korean one all but its particles.
+
+    >>> root("weighed"), root("택시비를")
+    ('weigh', '택시비')
+    """
+    return stem(word) if HANGUL.search(word) else word[:_LETTERS]
 
 
 def support(answer: str, text: str) -> float:
     """Return the share of an answer's content words that *text* contains; 0 if it lacks a number or a name.
 
-    Only the first letters of a word count, so that endings may differ.
+    Only the first letters of a word count, so that endings may differ. A Korean word counts without its particles,
+    wherever its letters stand; its verbs count where they stand there, and are no fault elsewhere.
 
     >>> text = "a tower of 300 tons"
     >>> support("The tower weighs 300 tons", text), support("It weighs 301 tons", text)
@@ -124,8 +148,18 @@ def support(answer: str, text: str) -> float:
     missing = {name[:_LETTERS] for name in names if name not in _EMPTY} - present
     if missing or not set(_numbers(text)).issuperset(_numbers(answer)):
         return 0.0
-    content = content_words(answer)
-    return sum(word[:_LETTERS] in present for word in content) / len(content) if content else 0.0
+    spaced = " ".join(words(text))
+    held = [(word, root(word) in present or _is_held(word, spaced)) for word in content_words(answer)]
+    counted = [is_held for word, is_held in held if is_held or not _PREDICATE.search(word)]
+    return sum(counted) / len(counted) if counted else 0.0
+
+
+def _is_held(word: str, text: str) -> bool:
+    """Return whether the letters of a Korean word stand in *text*; a single one, as a word of its own."""
+    letters = root(word)
+    if not HANGUL.search(word):
+        return False
+    return letters in text.replace(" ", "") if len(letters) > 1 else bool(re.search(rf"(?<!\w){letters}{ENDED}", text))
 
 
 def cohesion(sentence: str, text: str, about: str = "") -> float:
@@ -138,12 +172,13 @@ def cohesion(sentence: str, text: str, about: str = "") -> float:
     (1.0, 0.0)
     """
     sentences = [_stems(f"{about} {text[start:stop]}") for start, stop in _sentences(text)]
-    pairs = list(pairwise(word[:_LETTERS] for word in content_words(sentence)))
+    said = [word for word in content_words(sentence) if not _PREDICATE.search(word)]
+    pairs = list(pairwise(map(root, said)))
     return sum(any(there.issuperset(pair) for there in sentences) for pair in pairs) / len(pairs) if pairs else 0.0
 
 
 def _stems(text: str) -> set[str]:
-    return {part[:_LETTERS] for word in words(text) for part in (word, *re.split(r"\W", word))}
+    return {root(part) for word in words(text) for part in (word, *re.split(r"\W", word))}
 
 
 def _numbers(text: str) -> list[str]:
@@ -151,11 +186,14 @@ def _numbers(text: str) -> list[str]:
 
 
 _SENTENCE_END = re.compile(
-    r"(?<=\w\w[.!?])(?<!\bSt\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bNo\.)[\"'”)\]]*\s+(?=[\"'“(\[]?[A-Z0-9])|\n+"
+    r"(?<=\w\w[.!?])(?<!\bSt\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bNo\.)[\"'”)\]]*\s+(?=[\"'“(\[]?[A-Z0-9\uac00-\ud7a3])|\n+"
 )
 _ITEM = re.compile(r"^(?:\d+[.)]|[-*•])\s+")
 _SENTENCE_CLOSED = re.compile(r"[.!?][\"'”)\]]*$")
-_SAYS_NOTHING = re.compile(r"\bnot (?:\w+ )?(?:provide|mention|say|state|give|specify)|^(?:Passage|Question|Answer)s?:")
+_SAYS_NOTHING = re.compile(
+    r"\bnot (?:\w+ )?(?:provide|mention|say|state|give|specify)|^(?:(?:Passage|Question|Answer)s?|질문|답변|본문|글):"
+    r"|(?:나와|언급되어|명시되어) ?있지 않|언급되지 않|알 수 없"
+)
 _NGRAM = 4
 _ALIKE = 0.6
 _SENTENCE_CONTENT_WORDS_MIN = 3
@@ -183,7 +221,10 @@ def polish(text: str, passage: str, about: str = "") -> tuple[str, str]:
         end = stop
     good = text[:end].strip()
     is_stump = len(kept) == 1 and bool(_ITEM.match(kept[0]))
-    is_short = len(words(good)) < WORDS_MIN or len(set(content_words(good))) < CONTENT_WORDS_MIN
+    words_min, content_min = (
+        (KOREAN_WORDS_MIN, KOREAN_WORDS_MIN) if HANGUL.search(good) else (WORDS_MIN, CONTENT_WORDS_MIN)
+    )
+    is_short = len(words(good)) < words_min or len(set(content_words(good))) < content_min
     return ("", reason or "short") if is_stump or is_short else (good, reason)
 
 
@@ -251,9 +292,13 @@ def _grams(text: str) -> Iterator[tuple[str, ...]]:
     return zip(*(all_words[start:] for start in range(_NGRAM)), strict=False)
 
 
-_REFERS_TO_PASSAGE = re.compile(r"\b(?:passage|paragraph|the (?:text|author|question|answer))\b", re.IGNORECASE)
+_REFERS_TO_PASSAGE = re.compile(
+    r"\b(?:passage|paragraph|the (?:text|author|question|answer))\b"
+    r"|(?<!\w)(?:이|위|윗|해당|주어진|다음) ?(?:글|본문|지문|문서|단락)|(?<!\w)(?:본문|지문|저자|글쓴이)",
+    re.IGNORECASE,
+)
 
-_FRAMES = re.compile(r"\b(?:q|a|question|answer)(?: is)?:", re.IGNORECASE)
+_FRAMES = re.compile(r"\b(?:q|a|question|answer|질문|답변|정답)(?: is)?[:\uff1a]", re.IGNORECASE)
 
 
 def pair_flaw(kind: str, question: str, answer: str, passage: str) -> str:

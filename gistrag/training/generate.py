@@ -31,10 +31,12 @@ from gistrag.errors import DocumentError, UsageError
 from gistrag.model.prompt import INSTRUCTION
 from gistrag.progress import NoProgress, Progress
 from gistrag.qa.dataset import LONG_KINDS, Context, read_contexts, split_by_article
+from gistrag.qa.phrases import language_of
 from gistrag.qa.planted_facts import PLANTED, plant
 from gistrag.storage.jsonl import JsonLines
 from gistrag.training.filters import SeenQuestions, is_known, pair_flaw, parse, polish, polish_list
 from gistrag.training.teacher import Request, Teacher
+from gistrag.training.wordings import ENGLISH, WORDINGS
 
 Kind = Literal["detail", "theme", "inference", "long", "list", "summary", "probe"]
 Record = dict[str, Any]
@@ -123,74 +125,22 @@ def choose(passages: Sequence[Passage], limit: int | None, *, seed: int) -> list
     return [passages[number] for number in sorted(numbers[:limit])]
 
 
-DETAILS = (
-    "a person, a group or an organisation it names",
-    "a date, a year or a number it gives",
-    "a place it names",
-    "a thing or a term it names",
-    "what something is for, or why it was done",
-)
-TASKS = {
-    "detail": "Write a question about {detail}, and the answer.",
-    "theme": "Write a question about the main idea of the passage, and the answer.",
-    "inference": "Write a question that asks for a reason or a consequence, and the answer.",
-}
-FORM = " Begin with Q: and A:"
-RULES = {
-    "detail": "The answer is a few words copied from the passage.",
-    "theme": "The answer is one or two sentences that hold for the passage as a whole.",
-    "inference": "The answer is one or two sentences, and takes two facts of the passage put together.",
-}
-CLEAR = "The question names what it is about, so that it can be understood by someone without the passage."
-LONG = (
-    "Summarise the passage in two sentences.",
-    "What are the most important facts in the passage?",
-    "Explain in simple words what the passage says.",
-    "What is the passage about, and why does it matter?",
-    "Give a short summary of the passage.",
-    "List the main points of the passage.",
-    "Describe what the passage tells us.",
-    "What does the passage say, and which details does it give?",
-    "Explain the passage to a newcomer.",
-    "Write a short paragraph about the topic of the passage.",
-    "Tell me what the passage says, with its names and numbers.",
-    "Give me the key facts of the passage as a list.",
-)
-TOPICAL = {
-    "list": (
-        "List the most important facts about {}.",
-        "What are the main points about {}? Answer with a list.",
-        "Name the things that are said about {}, one a line.",
-        "Give me a list of key facts about {}.",
-        "Which points should I know about {}?",
-    ),
-    "summary": (
-        "Summarize what is said about {}.",
-        "What is {} about? Answer in two or three sentences.",
-        "Give a short summary of {}.",
-        "Describe {} in a few sentences.",
-        "Tell me about {}.",
-    ),
-}
-RULES_TOPICAL = {
-    "list": "Write three to six items, each on a line of its own that begins with a hyphen, with names and numbers "
-    "copied from the passage. Write nothing else.",
-    "summary": "Write two or three sentences that hold for the passage as a whole.",
-}
-BEGIN = {"list": "1.", "summary": ""}
-NO_TOPIC = "the passage"
+TASKS = ENGLISH.tasks
+LONG = ENGLISH.long
 
 
 def request(kind: str, passage: Passage, randomness: random.Random) -> Request:
-    """Return the request for one record."""
+    """Return the request for one record, in the language of the passage."""
+    said = WORDINGS[language_of(passage.text)]
     if kind == "long":
-        return Request(randomness.choice(LONG), passage.text, passage.heading)
-    if kind in TOPICAL:
-        topic = passage.heading[-1] if passage.heading else NO_TOPIC
-        task = randomness.choice(TOPICAL[kind]).format(topic)
-        return Request(task, passage.text, passage.heading, rules=RULES_TOPICAL[kind], begin=BEGIN[kind])
-    task = TASKS[kind].format(detail=randomness.choice(DETAILS)) + FORM
-    return Request(task, passage.text, passage.heading, rules=f"{RULES[kind]} {CLEAR}", begin="Q:")
+        return Request(randomness.choice(said.long), passage.text, passage.heading)
+    if kind in said.topical:
+        topic = passage.heading[-1] if passage.heading else said.no_topic
+        task = randomness.choice(said.topical[kind]).format(topic)
+        begin = "1." if kind == "list" else ""
+        return Request(task, passage.text, passage.heading, rules=said.topical_rules[kind], begin=begin)
+    task = said.tasks[kind].format(detail=randomness.choice(said.details)) + said.form
+    return Request(task, passage.text, passage.heading, rules=f"{said.rules[kind]} {said.clear}", begin=said.begin)
 
 
 def planted(passage: Passage, randomness: random.Random) -> Record:

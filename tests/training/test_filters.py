@@ -208,3 +208,72 @@ def test_tasks_and_planted_facts_repeat_about_other_passages() -> None:
 def test_a_list_keeps_the_items_that_its_passage_supports(text: str, kept: str, reason: str) -> None:
     """Items are told apart by their marks and written alike; one item is no list."""
     assert polish_list(text, "The red mill has nine wheels. It stands by the river.") == (kept, reason)
+
+
+# Korean
+
+RULES = (
+    "한울정밀의 사무직은 오전 9시부터 일한다. 초과 근무는 하루 전까지 팀장의 승인을 받아야 한다. "
+    "자기 차로 다니는 직원에게는 한 달에 8만 원을 지급한다. 선반 앞에서는 장갑을 끼지 않는다. "
+    "장갑이 기계에 말려 들어갈 수 있기 때문이다. 안전 책임자는 제1공장의 윤도현 과장이다. "
+    "소방 훈련은 5월과 11월에 한다. 야간 조의 식사는 무료이다."
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "answer"),
+    [
+        ("detail", "한울정밀에서 자기 차로 다니는 직원은 한 달에 얼마를 받나요?", "8만 원"),
+        ("detail", "제1공장의 안전 책임자는 누구인가요?", "윤도현 과장입니다"),
+        ("detail", "한울정밀은 소방 훈련을 언제 하나요?", "5월과 11월"),
+        ("detail", "초과 근무는 누구의 승인을 받아야 하나요?", "팀장"),
+        ("detail", "한울정밀 사무직은 몇 시부터 일하나요?", "오전 9시부터 일합니다."),
+        ("inference", "왜 선반 앞에서 장갑을 끼면 안 되나요?", "장갑이 기계에 말려 들어갈 수 있기 때문입니다."),
+        ("inference", "초과 근무를 하려면 무엇을 먼저 해야 하나요?", "하루 전까지 팀장에게 승인을 받아야 합니다."),
+        ("theme", "한울정밀의 규칙은 무엇을 정하나요?", "직원의 근무와 안전, 식사와 훈련을 정합니다."),
+    ],
+)
+def test_good_korean_pairs_are_kept(kind: str, question: str, answer: str) -> None:
+    """Another particle, another form of a verb and another level of politeness are no faults."""
+    assert pair_flaw(kind, question, answer, RULES) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "answer", "reason"),
+    [
+        ("detail", "한울정밀에서 자기 차로 다니는 직원은 얼마를 받나요?", "9만 원", "unsupported"),
+        ("detail", "제1공장의 안전 책임자는 누구인가요?", "윤도영 과장", "unsupported"),
+        ("detail", "한울정밀의 본사는 어디에 있나요?", "창원", "unsupported"),
+        ("detail", "이 글에서 소방 훈련은 언제 하나요?", "5월과 11월", "unclear"),
+        ("detail", "소방 훈련은 언제 하나요?", "답변: 5월과 11월", "unclear"),
+        ("inference", "왜 장갑을 끼면 안 되나요?", "장갑이 기계에 말려 들어갈 수", "unfinished"),
+        ("inference", "왜 승인을 받나요?", "본사의 예산이 모자라서 사장이 비용을 아끼려고 합니다.", "unsupported"),
+        ("theme", "규칙은 무엇을 정하나요?", "기숙사와 급여, 승진과 해외 출장을 정합니다.", "unsupported"),
+    ],
+)
+def test_bad_korean_pairs_are_dropped(kind: str, question: str, answer: str, reason: str) -> None:
+    """Another number, name or place, a question that points at the text, half a sentence, invented reasons."""
+    assert pair_flaw(kind, question, answer, RULES) == reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "질문: 식사는 얼마인가요?\n답변: 무료",
+        "**질문 1**: 식사는 얼마인가요?\n**정답**: 무료",
+        "문제: 식사는 얼마인가요? 답: 무료",
+    ],
+)
+def test_a_korean_pair_is_found(text: str) -> None:
+    """With the labels that teachers write."""
+    assert parse(text) == ("식사는 얼마인가요?", "무료")
+
+
+def test_a_long_korean_answer_is_kept_as_far_as_it_is_good() -> None:
+    """Its sentences end like any others."""
+    good = "사무직은 오전 9시부터 일합니다. 초과 근무는 팀장의 승인을 받아야 합니다."
+
+    assert polish(good, RULES) == (good, "")
+    assert polish(f"{good} 야간 조의 식사는 구내식당에서 4,000원입니다.", RULES) == (good, "unsupported")
+    assert polish("야간 조의 식사는 무료입니다.", RULES) == ("", "short")
+    assert polish_list("1. 야간 조의 식사는 무료.\n2. 소방 훈련은 5월과 11월.", RULES)[1] == ""

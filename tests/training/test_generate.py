@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from gistrag.training.generate import (
     request,
 )
 from gistrag.training.teacher import LocalTeacher, Request
+from gistrag.training.wordings import ENGLISH
 
 TOWER = "The tower was built by Adela Novak in 1931. It is 80 metres high and stands on a hill above the harbour."
 GOOD = "The tower was built by Adela Novak in 1931, and it stands on a hill above the harbour."
@@ -442,7 +444,8 @@ def test_the_default_model_writes(default_model: GistModel, tmp_path: Path, monk
         "Karl von Frisch described in 1927."
     )
     about = [Passage(apollo, "apollo", 0, len(apollo)), Passage(bees, "bees", 0, len(bees))]
-    monkeypatch.setattr(generate, "LONG", ("List the main points of the passage.",))  # what it does best
+    best = replace(ENGLISH, long=("List the main points of the passage.",))  # what it does best
+    monkeypatch.setattr(generate, "WORDINGS", {"en": best})
     monkeypatch.setattr(generate, "NEW_TOKENS", 72)
     local = LocalTeacher(default_model)
     with Ledger.opened(tmp_path / "long.jsonl") as ledger:
@@ -467,3 +470,15 @@ def test_lists_and_summaries_are_about_the_heading(kind: str, begin: str) -> Non
     assert "Mills" in asked.task
     assert asked.begin == begin
     assert "the passage" in request(kind, replace(passage, heading=()), random.Random(0)).task
+
+
+@pytest.mark.parametrize("kind", ["detail", "theme", "inference", "long", "list", "summary"])
+def test_a_korean_passage_is_asked_about_in_korean(kind: str) -> None:
+    """Task, rules and the beginning of a pair are in its language."""
+    passage = Passage("물방아에는 바퀴가 아홉 개 있다.", "a.md", 0, 18, ("항구", "물방아"))
+
+    asked = request(kind, passage, random.Random(0))
+
+    assert not re.search("[A-Za-z]", f"{asked.task}{asked.rules}{asked.begin}")
+    assert asked.begin == {"long": "", "summary": "", "list": "1."}.get(kind, "질문:")
+    assert ("물방아" in asked.task) == (kind in ("list", "summary"))
