@@ -14,7 +14,7 @@ from gistrag.answering.assemble import assemble
 from gistrag.answering.confidence import Calibration, Similarity, signals
 from gistrag.answering.evidence import Candidate, Head, candidates
 from gistrag.answering.passages import Passage
-from gistrag.answering.wording import stands_in, unsupported, words
+from gistrag.answering.wording import alike, stands_in, unsupported
 from gistrag.documents.headings import heading_at
 from gistrag.model.generation import HALF_LETTER, generate
 from gistrag.model.runtime import AnyRuntime, Trace
@@ -170,7 +170,7 @@ def agreeing(answer: str, others: Sequence[str]) -> float:
     >>> agreeing("20 days", ["the 20 days", "25 days"])
     0.5
     """
-    return sum(words(one) == words(answer) for one in others) / len(others)
+    return sum(alike(one, answer) for one in others) / len(others)
 
 
 def is_refusal(text: str) -> bool:

@@ -1,7 +1,8 @@
 """Words and numbers of an answer, and whether they stand in a text.
 
 Words are compared without case, and a text has a word that it has in a longer form: *depart* in *departed*, *15일* in
-*15일입니다*. Numbers are compared whole, with thousands separators left out.
+*15일입니다*. A Korean word is compared without its particles. Numbers are compared whole, with thousands separators
+left out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
+from gistrag.qa.korean import stem
+from gistrag.qa.phrases import HANGUL
 from gistrag.qa.stop_words import STOP_WORDS
 
 _WORD = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
@@ -56,10 +59,13 @@ def places(wanted: Sequence[str], text: str) -> list[tuple[int, int]]:
 def stands_in(phrase: str, text: str) -> bool:
     """Return whether a phrase stands in a text word for word, whatever the punctuation and the case.
 
+    A Korean phrase may end with another particle.
+
     >>> stands_in("at noon", "It departed: at Noon."), stands_in("9 km", "It is 19 km")
     (True, False)
     """
-    inner, outer = " ".join(_tokens(phrase)), " ".join(_tokens(text))
+    *before, last = _tokens(phrase) or ("",)
+    inner, outer = " ".join([*before, stem(last, letters_min=1 if before else 2)]), " ".join(_tokens(text))
     return bool(inner) and bool(re.search(rf"(?<!\S){re.escape(inner)}", outer))
 
 
@@ -87,8 +93,29 @@ def _has(present: AbstractSet[str], word: str) -> bool:
         return True
     if word[0].isdigit():
         return False
+    if not word.isascii() and HANGUL.match(word[-1]):
+        return _has_korean(present, word)
     stem = word[: max(_STEM, len(word) - 2)] if word.isascii() else word
     return len(stem) >= (_STEM if word.isascii() else 1) and any(one.startswith(stem) for one in present)
+
+
+def _has_korean(present: AbstractSet[str], word: str) -> bool:
+    """Return whether there is a Korean word with other particles; one of a single letter has to be that letter."""
+    short = stem(word, letters_min=1)
+    if len(short) == 1:
+        return any(stem(one, letters_min=1) == short for one in present)
+    short = stem(word)
+    return any(one.startswith(short) for one in present)
+
+
+def alike(one: str, other: str) -> bool:
+    """Return whether two answers have the same words, whatever the particles.
+
+    >>> alike("20일입니다.", "20일"), alike("20 days", "25 days")
+    (True, False)
+    """
+    first, second = ([stem(word, letters_min=1) for word in words(text)] for text in (one, other))
+    return first == second
 
 
 @lru_cache(maxsize=1024)

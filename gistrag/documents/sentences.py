@@ -11,7 +11,10 @@ from collections.abc import Iterator
 
 Span = tuple[int, int]
 
-_END = re.compile(r"[.!?…]+[\"'”’»)\]*_`]*(?=\s)|[。！？]+[」』）”]*")
+_END = re.compile(r"[.!?…]+[\"'”’»)\]*_`]*(?=\s)|[。！？]+[」』）”]*|(?<=[다요까죠])[.!?]+(?=[가-힣])")
+_DATE = re.compile(r"(?:19|20)\d\d\. ?\d{1,2}\.(?: ?\d{1,2}\.)?")
+"""A date as Korean writes it, 2026. 1. 13., whose full stops end nothing."""
+_HANGUL = re.compile("[\uac00-\ud7a3]")
 _STRUCTURE = re.compile(r"\s*(?:[|#>]|[-*+•]\s|\(?\w{1,3}[.)]\s|```|~~~|={3,}|-{3,})")
 """How a line begins that is a heading, a row, an item or a fence."""
 _ABBREVIATION = re.compile(
@@ -64,9 +67,13 @@ def _ends_block(line: str, following: str, width: int) -> bool:
 def _sentences(text: str, start: int, end: int) -> Iterator[Span]:
     """Yield (start, end) of the sentences of a block."""
     begin = start
+    in_dates = {stop for date in _DATE.finditer(text, start, end) for stop in range(*date.span())}
     for match in _END.finditer(text, start, end):
         after = text[match.end() : end].lstrip()[:1]
-        if after and not after.islower() and not _ABBREVIATION.search(text[begin : match.end()]):
+        is_korean = bool(_HANGUL.match(text[match.start() - 1 : match.start()]))  # which has no capitals
+        if match.start() in in_dates or (after.islower() and not is_korean):
+            continue
+        if after and not _ABBREVIATION.search(text[begin : match.end()]):
             yield from _stripped(text, begin, match.end())
             begin = match.end()
     yield from _stripped(text, begin, end)

@@ -7,6 +7,8 @@ as well, in question and passage alike, so that they still meet.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import Final, Literal
 
 _LISTED = """
     은 는 이 가 을 를 의 에 에서 에는 에서는 에도 에서도 에게 에게서 에게는 께 께서 한테 로 으로 로는 으로는 로서
@@ -17,21 +19,25 @@ _LISTED = """
     이죠 하다 한다 합니다 하는 하며 하면 하기 하여 해서 해야 했다 했습니다 하지 할 한 되다 된다 됩니다 되는 되며 되어
     되면 되었다 되었습니다 될 된
 """
-LETTERS_MIN = 2
+LETTERS_MIN: Final = 2
 """Letters of a word that stay, at least."""
 _LONGEST_FIRST = "|".join(sorted(_LISTED.split(), key=len, reverse=True))
 _ONE = f"(?!(?<=[0-9])만)(?:{_LONGEST_FIRST})"  # behind a digit 만 is 10,000
-_ENDING = re.compile(rf"(?<=\w{{{LETTERS_MIN}}}){_ONE}$")
+_ENDINGS = {letters: re.compile(rf"(?<=\w{{{letters}}}){_ONE}$") for letters in (1, LETTERS_MIN)}
 ENDED = rf"(?:{_ONE})?(?!\w)"
 """What may stand behind a Korean word, up to the end of it, as a regular expression."""
 
 
-def stem(word: str) -> str:
+@lru_cache(maxsize=4096)
+def stem(word: str, *, letters_min: Literal[1, 2] = LETTERS_MIN) -> str:
     """Return a word without its particles; one without Hangul at its end stays as it is.
+
+    Args:
+        letters_min: that stay, at least.
 
     >>> stem("택시비를"), stem("15일입니다"), stem("고양이가"), stem("나이"), stem("the")
     ('택시비', '15일', '고양', '나이', 'the')
     """
-    while (shorter := _ENDING.sub("", word)) != word:
+    while (shorter := _ENDINGS[letters_min].sub("", word)) != word:
         word = shorter
     return word

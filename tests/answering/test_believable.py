@@ -17,6 +17,7 @@ from gistrag.answering import judge as judging
 from gistrag.answering.answer import Answer, Evidence, Source
 from gistrag.answering.confidence import FILE, SIGNALS, Again, Calibration, Similarity, logit, sigmoid, signals
 from gistrag.answering.evidence import SentenceMap, candidates
+from gistrag.answering.judge import agreeing
 from gistrag.answering.passages import Passage, select
 from gistrag.answering.stream import SHORT_TOKENS
 from gistrag.answering.wording import share_of_words, stands_in, unsupported, words
@@ -72,6 +73,11 @@ def found(rag: GistRAG, question: str, mode: Any = "gist") -> list[Passage]:
         ("25 days", "Staff get 125 days.", 0.5),
         ("Anna Lee", "ask anna lee", 1.0),
         ("15일", "연차는 15일입니다.", 1.0),
+        ("택시비를", "택시비는 준다.", 1.0),
+        ("15일입니다", "연차는 15일이다.", 1.0),
+        ("윤도현 과장에게", "책임자는 윤도현 과장이다.", 1.0),
+        ("윤도영 과장", "책임자는 윤도현 과장이다.", 0.5),
+        ("한 달", "한울은 달력을 준다.", 0.0),
         ("3.5", "It takes 35.", 0.0),
         ("", "anything", 0.0),
     ],
@@ -86,6 +92,14 @@ def test_word_for_word() -> None:
     assert stands_in("the 28th", "Wages come on THE 28th.")
     assert not stands_in("25 days staff", "Staff get 25 days.")
     assert not stands_in("", "Staff")
+    assert stands_in("윤도현 과장입니다.", "책임자는 윤도현 과장이다.")
+    assert not stands_in("윤도현 과장입니다.", "윤도현 씨는 과장이다.")
+
+
+def test_answers_are_alike_in_other_particles() -> None:
+    """Readings agree where only the particle or the level of politeness differs."""
+    assert agreeing("15일입니다.", ["15일", "15일이에요", "16일"]) == pytest.approx(2 / 3)
+    assert agreeing("the 20 days", ["20 days", "20 weeks"]) == 0.5
 
 
 @pytest.mark.parametrize(
