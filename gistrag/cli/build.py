@@ -206,6 +206,7 @@ def summary(rag: GistRAG) -> dict[str, Any]:
         "gists_found": report.gists_found,
         "gists_pending": report.gists_pending,
         "without_gist": report.without_gist,
+        "coverage": report.coverage,
         "seconds": round(report.seconds, 3),
         "tokens_per_s": round(report.tokens / report.seconds, 1) if report.seconds else 0.0,
     }

@@ -17,7 +17,8 @@ from gistrag.cli.output import print_json, print_table, say
 from gistrag.errors import ModelNotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from gistrag.model.hub import Entry
+    from gistrag.model.hub import Entry, ReaderShape
+    from gistrag.model.suggestions import Suggestion
 
 
 EXAMPLES = (
@@ -44,6 +45,7 @@ def models(
     Exits with code 2 if the model NAME, or without a name a default model, is missing.
     """
     from gistrag.model.hub import CATALOG, ENTRIES
+    from gistrag.model.suggestions import BY_HUB_ID
 
     entries = CATALOG if name is None else [entry for entry in CATALOG if entry.name == name]
     if not entries:
@@ -58,22 +60,25 @@ def models(
     for entry in wanted if install else ():
         _install(entry)
     rows = [_row(entry) for entry in entries]
+    others = [] if name else [_suggestion(one) for one in BY_HUB_ID]
     if as_json:
-        print_json({"models": rows})
+        print_json({"models": rows, "by_hub_id": others})
     else:
-        _print(rows)
+        _print(rows, others)
     return MISSING if any(row["path"] is None for row in rows if name or row["is_default"]) else 0
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
-    """Print where the models are, and what the readers among them cost."""
+def _print(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """Print where the models are, and what readers cost, those by hub id behind the others."""
     shown = [[row["name"], row["kind"], row["origin"] or "missing", row["path"] or row["install"]] for row in rows]
     print_table(["name", "kind", "found in", "path, or the command that installs it"], shown)
     readers = [row for row in rows if row["reader"]]
     if readers:
         print()
         headers = ["reader", "license", "languages", "on disk", "memory", "a slot", "tokens/s here", "adapter"]
-        print_table(headers, [_costs(row) for row in readers])
+        print_table(headers, [_costs(row) for row in (*readers, *others)])
+    if others:
+        print("\nA reader with a slash in its name is taken by its hub id: gistrag build FOLDER --model NAME")
     for row in rows:
         say(*([row["problem"]] if row["problem"] and (row["is_default"] or len(rows) == 1) else []))
 
@@ -146,17 +151,27 @@ def _row(entry: Entry) -> dict[str, Any]:
         "languages": entry.languages,
         "disk_bytes": _disk_bytes(Path(found["path"])) if found["path"] else None,
         "adapter": adapter.name if adapter else None,
-        "reader": _reader(entry),
+        "reader": _reader(entry.reader) if entry.reader else None,
     }
 
 
-def _reader(entry: Entry) -> dict[str, Any] | None:
+def _suggestion(one: Suggestion) -> dict[str, Any]:
+    """Return the facts about a reader by hub id, whose files are not looked for."""
+    return {
+        "name": one.hub_id,
+        "license": one.license,
+        "languages": one.languages,
+        "disk_bytes": None,
+        "adapter": None,
+        "reader": _reader(one.reader),
+    }
+
+
+def _reader(shape: ReaderShape) -> dict[str, Any]:
     """Return what a reader costs: memory of its weights, bytes of a slot in a gist file, and tokens a second here."""
     from gistrag.model.speed import decode_rate, weight_bytes
 
-    if entry.reader is None:
-        return None
-    shape, memory = entry.reader, weight_bytes(entry.reader.parameters)
+    memory = weight_bytes(shape.parameters)
     slot = 2 * shape.layers * shape.kv_heads * shape.head_dim
     return {"parameters": shape.parameters, "memory_bytes": memory, "slot_bytes": slot,
             "tokens_per_s": round(decode_rate(memory), 1)}  # fmt: skip

@@ -15,6 +15,7 @@ goes on.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
 from gistrag.index import manifest
 from gistrag.index.changes import Changes, changes
+from gistrag.index.coverage import Sample
 from gistrag.index.embedder import Embedder
 from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
@@ -36,6 +38,8 @@ from gistrag.index.store import IndexedChunk, Store, damaged_documents, set_left
 from gistrag.index.summaries import Missing, as_chunk, summary_of
 from gistrag.model.runtime import AnyRuntime
 from gistrag.progress import NoProgress, Progress, ReadingProgress
+
+logger = logging.getLogger("gistrag")
 
 BATCH_CHUNKS = 64
 """Chunks that are embedded and committed at a time."""
@@ -58,6 +62,7 @@ class SyncReport:
         gists_pending: how many are still to be made.
         without_gist: chunks that are read as text, because they are too short or their gists are not finite.
         gist_bytes: bytes of keys and values written now.
+        coverage: a sentence for each script in the documents that reader or embedder hardly know.
         seconds: how long the build took.
     """
 
@@ -75,6 +80,7 @@ class SyncReport:
     gists_pending: int = 0
     without_gist: int = 0
     gist_bytes: int = 0
+    coverage: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -115,6 +121,7 @@ class Builder:
         self._progress = progress or NoProgress()
         self._verify = verify
         self._settings = store.settings
+        self._sample = Sample()
 
     def sync(
         self,
@@ -148,6 +155,7 @@ class Builder:
         self.report.skipped.extend(skipped)
         self._index(folder, differing.to_read, known)
         self._describe(folder)
+        self._check_coverage()
         self._summarize()
         self.report.skipped.sort(key=lambda row: row.path)
         self._finish()
@@ -233,6 +241,13 @@ class Builder:
                 chunks = self._store.chunks_of(file.path)
                 self._store.metadata.put(document, [(chunk.id, chunk.start) for chunk in chunks])
 
+    def _check_coverage(self) -> None:
+        """Say which scripts of the documents that were read now suffer with these models."""
+        tokenizer, unknown_share = self._runtime.text_tokenizer, self._embedder.unknown_share
+        self.report.coverage = self._sample.verdicts(self._settings.model, tokenizer, unknown_share)
+        for sentence in self.report.coverage:
+            logger.warning("%s", sentence)
+
     def _summarize(self) -> None:
         """Store the summaries that are missing or outdated, batch by batch; a build that was stopped goes on."""
         summaries = self._store.summaries
@@ -270,6 +285,7 @@ class Builder:
                     raise DocumentError(reasons[file.path, file.sha256])
                 document = load(folder, file)
                 chunks = chunker.split(document)
+                self._sample.add(document.text)
             except UnreadableError as error:  # the next build looks at it again
                 self.report.skipped.append(Skipped(path=file.path, sha256="", reason=str(error)))
                 self._store.mark_stale(file.path)

@@ -93,6 +93,15 @@ class Embedder:
         starts = range(0, len(spans) - OVERLAP_TOKENS, self.window - OVERLAP_TOKENS)  # the last one ends the text
         return [text[spans[i][0] : spans[min(i + self.window, len(spans)) - 1][1]] for i in starts]
 
+    def unknown_share(self, words: Sequence[str]) -> float:
+        """Return the share of words that stand outside of the vocabulary; 0 of a model that knows no unknown word."""
+        tokenizer = getattr(self._encoder, "tokenizer", None)
+        unknown = tokenizer.token_to_id("[UNK]") if tokenizer and words else None
+        if tokenizer is None or unknown is None:
+            return 0.0
+        read = tokenizer.encode_batch(list(words), add_special_tokens=False)
+        return sum(unknown in one.ids for one in read) / len(words)
+
 
 class Reranker:
     """A cross-encoder that scores a question against each text; slower and sharper than vectors."""

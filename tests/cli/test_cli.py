@@ -403,6 +403,24 @@ def test_models_say_what_a_reader_costs(capsys: pytest.CaptureFixture[str], priv
     assert rows["all-minilm-l6-v2"]["reader"] is None
 
 
+def test_readers_by_hub_id_are_listed(capsys: pytest.CaptureFixture[str], private_cache: Path) -> None:
+    """With license, languages, memory and the bytes of a slot, as their published shape makes it."""
+    run_command(["models", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["by_hub_id"]}
+
+    slots = {name.partition("/")[2]: row["reader"]["slot_bytes"] for name, row in rows.items()}
+    assert slots == {
+        "Qwen2.5-0.5B-Instruct": 2 * 24 * 2 * 64,
+        "Qwen2.5-1.5B-Instruct": 2 * 28 * 2 * 128,
+        "Qwen3-0.6B": 2 * 28 * 8 * 128,
+        "Qwen3-1.7B": 2 * 28 * 8 * 128,
+    }
+    assert {row["license"] for row in rows.values()} == {"Apache-2.0"}
+    assert rows["Qwen/Qwen2.5-0.5B-Instruct"]["reader"]["memory_bytes"] == 494_032_768 * 36 // 32
+    run_command(["models"])
+    assert "Qwen/Qwen3-0.6B" in capsys.readouterr().out
+
+
 def test_one_model_can_be_named(capsys: pytest.CaptureFixture[str], private_cache: Path) -> None:
     """Only that one is listed; code 2 where it is missing, or is not in the catalog."""
     assert 2 == run_command(["models", "gemma3-270m"])

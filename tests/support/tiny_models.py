@@ -124,6 +124,10 @@ class HashEmbedder:
         """Return the words of a text."""
         return len(text.split())
 
+    def unknown_share(self, words: Sequence[str]) -> float:
+        """Return 0: every word has a direction."""
+        return 0.0
+
     def _windows(self, text: str) -> list[str]:
         words = text.split()
         return [" ".join(words[i : i + self.WINDOW_WORDS]) for i in range(0, max(len(words), 1), self.WINDOW_WORDS)]
