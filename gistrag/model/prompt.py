@@ -15,16 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gistrag.qa.phrases import REFUSAL as REFUSAL
-from gistrag.qa.phrases import language_of
 
 INSTRUCTION = (
     "You are a helpful assistant. Answer the question with the information in the passages. "
     "Give a short, direct answer."
 )
 CONTINUE = 'Continue the passage that says "{}"'
-PLAIN_FRAME = ("Question:", "\nAnswer:")
-"""Around a question to a plain language model, and around a Korean one; the prefix, of which gists are made, stays."""
-KOREAN_FRAME = ("질문:", "\n답변:")
 _SPLIT = "\u241e"
 
 Render = Callable[[list[dict[str, str]]], str]
@@ -42,11 +38,6 @@ class Prompt:
     prefix: str
     before_question: str
     after_question: str
-
-    def frame(self, question: str) -> tuple[str, str]:
-        """Return what stands before and behind a question: in its language, if the model has no chat template."""
-        frame = (self.before_question, self.after_question)
-        return KOREAN_FRAME if frame == PLAIN_FRAME and language_of(question) == "ko" else frame
 
 
 def passage_text(text: str, heading: Sequence[str] = ()) -> str:
@@ -66,7 +57,7 @@ def chat_prompt(render: Render | None, *, begin: str = "") -> Prompt:
     prompt begins with the token *begin*.
     """
     if render is None:
-        return Prompt(f"{begin}{INSTRUCTION}\n\nPassages:\n\n", *PLAIN_FRAME)
+        return Prompt(f"{begin}{INSTRUCTION}\n\nPassages:\n\n", "Question:", "\nAnswer:")
     before, after = _rendered(render).split(_SPLIT)
     return Prompt(f"{before}Passages:\n\n", "Question:", after)
 

@@ -120,8 +120,9 @@ class Runtime(ABC, Generic[M]):
 
     def encode_question(self, question: str) -> list[int]:
         """Return the token ids of a question in its frame, up to where the answer begins."""
-        before, after = self.prompt.frame(question)
-        return [*self.encode_template(before), *self.encode(f" {question.strip()}"), *self.encode_template(after)]
+        prompt = self.prompt
+        plain = self.encode(f" {question.strip()}")
+        return [*self.encode_template(prompt.before_question), *plain, *self.encode_template(prompt.after_question)]
 
     def encode_passage(self, text: str, heading: Sequence[str] = ()) -> list[int]:
         """Return the token ids of a chunk as it stands in the prompt; which `compress` takes."""

@@ -210,12 +210,3 @@ def test_a_template_that_prints_the_date_gives_the_same_prefix_every_day() -> No
     model = GistModel(tiny_network(), tokenizer, identity="dated")
 
     assert model.prompt.prefix.startswith("01 Jan 2026")
-
-
-@pytest.mark.parametrize(("question", "korean"), [("연차는 며칠인가요?", True), ("How many days?", False)])
-def test_a_plain_model_is_asked_in_the_language_of_the_question(question: str, korean: bool) -> None:
-    """Only the frame of the question changes; the prefix, of which gists are made, and chat templates stay."""
-    plain, chat = chat_prompt(None), chat_prompt(lambda messages: f"<user>{messages[-1]['content']}</user>")
-
-    assert plain.frame(question) == (("질문:", "\n답변:") if korean else ("Question:", "\nAnswer:"))
-    assert chat.frame(question) == (chat.before_question, chat.after_question)
