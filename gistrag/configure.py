@@ -12,6 +12,7 @@ from gistrag.documents.patterns import names_one_file, only
 from gistrag.engine import Engine
 from gistrag.errors import IndexFolderError, UsageError
 from gistrag.index.embedder import Embedder
+from gistrag.index.fingerprint import embedder_fingerprint
 from gistrag.index.store import Store
 from gistrag.model.hub import adapter_name, find, find_adapter
 from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings
@@ -68,15 +69,15 @@ def configure(store: Store, settings: IndexSettings, engine: Engine, folder: Pat
         raise UsageError(
             f"chunk_tokens must be at most {room} with this model's context window, got {settings.chunk_tokens}"
         )
-    made_with = None
+    gists_by = vectors_by = None
     if not (store.is_new or rebuild):
         require_engine(store, engine)
-        made_with = store.config.gist_fingerprint
+        gists_by, vectors_by = store.config.gist_fingerprint, store.config.embedder_fingerprint
     store.configure(
         settings,
         source=os.path.relpath(folder, store.folder),
-        gist_fingerprint=engine.gist_fingerprint(settings, made_with=made_with),
-        embedder_fingerprint=engine.embedder.fingerprint,
+        gist_fingerprint=engine.gist_fingerprint(settings, made_with=gists_by),
+        embedder_fingerprint=embedder_fingerprint(engine.embedder, made_with=vectors_by),
     )
 
 
@@ -101,7 +102,8 @@ def require_embedder(store: Store, embedder: Embedder, *, remedy: str = REBUILD)
         FingerprintMismatchError: names what differs.
     """
     where = f"the index in {store.folder}"
-    require_same(store.config.embedder_fingerprint, embedder.fingerprint, where=where, remedy=remedy)
+    stored = store.config.embedder_fingerprint
+    require_same(stored, embedder_fingerprint(embedder, made_with=stored), where=where, remedy=remedy)
 
 
 def require_models(index: Path, given: Mapping[str, Any], engine: Engine | None) -> None:

@@ -102,9 +102,9 @@ class Engine:
         """Return everything that a gist depends on.
 
         Args:
-            made_with: fingerprint of gists that are there already, whose version stays if it can still be made.
+            made_with: fingerprint of gists that are there already, see `gistrag.index.fingerprint`.
         """
-        return gist_fingerprint(self.runtime.fingerprint, settings, made_with=made_with)
+        return gist_fingerprint(self.runtime, settings, made_with=made_with)
 
 
 def _cpu_runtime(

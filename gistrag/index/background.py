@@ -147,7 +147,7 @@ def _loaded(store: Store, inbox: Inbox, device: str | None) -> GistModel:
     model = GistModel.load(path, adapter=adapter, quantize=settings.quantize, device=device)
     stored = {name: value for name, value in store.config.gist_fingerprint.items() if name != "min_quality"}
     where, remedy = f"the index in {store.folder}", "run gistrag build with those models"
-    require_same(stored, gist_fingerprint(model.fingerprint, settings, made_with=stored), where=where, remedy=remedy)
+    require_same(stored, gist_fingerprint(model, settings, made_with=stored), where=where, remedy=remedy)
     require_space(store, model)
     register_module_forward_pre_hook(lambda *_: inbox.await_go())
     return model

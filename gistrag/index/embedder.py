@@ -16,8 +16,8 @@ import numpy as np
 
 from gistrag.errors import UnsupportedModelError
 from gistrag.index.encoders import Encoder, Kind, SentenceEncoder, Vectors, graph_encoder
-from gistrag.model.hashing import folder_sha256
 from gistrag.model.hub import quiet
+from gistrag.model.identity import model_identity
 
 logger = logging.getLogger("gistrag")
 
@@ -52,8 +52,8 @@ class Embedder:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What a vector depends on: the files of the model and the way long texts are cut."""
-        return {"embedder": folder_sha256(self.folder), "windows": f"overlap {OVERLAP_TOKENS}"}
+        """What a vector depends on: the model and the way long texts are cut."""
+        return {"embedder": model_identity(self.folder), "windows": f"overlap {OVERLAP_TOKENS}"}
 
     def embed_query(self, question: str) -> Vectors:
         """Return the normalized vector of a question, ``(dim,)`` float32; what exceeds `window` is cut off."""

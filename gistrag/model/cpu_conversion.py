@@ -19,7 +19,7 @@ from gistrag.model.gguf import converted
 from gistrag.model.hashing import folder_sha256
 from gistrag.settings import CpuWeights
 
-FORMAT = "3"
+FORMAT = "4"
 """Raised when a conversion of the same model becomes another."""
 
 
@@ -46,7 +46,9 @@ def open_cpu_runtime(
         write(GistModel.load(model, adapter=adapter, device="cpu"), target, weights=weights, traced=traced)
 
     parts = [FORMAT, weights, folder_sha256(folder), folder_sha256(adapter) if adapter else "none", str(list(traced))]
-    return CpuRuntime(conversion("cpu", parts, make, what="model"))
+    runtime = CpuRuntime(conversion("cpu", parts, make, what="model"))
+    runtime.model_folder = folder
+    return runtime
 
 
 def require_processor() -> None:

@@ -25,8 +25,9 @@ from gistrag.kv.packed import Gists, PackedGists
 from gistrag.model.adapter import Adapter, Role
 from gistrag.model.attention import ATTENTION
 from gistrag.model.gguf import converted
-from gistrag.model.hashing import folder_sha256, weights_sha256
+from gistrag.model.hashing import weights_sha256
 from gistrag.model.hub import quiet
+from gistrag.model.identity import model_identity
 from gistrag.model.loading import load_network
 from gistrag.model.prompt import chat_prompt
 from gistrag.model.reading import Reading, decode_steps
@@ -118,11 +119,12 @@ class GistModel(Runtime[Memory]):
         model = cls(
             network,
             tokenizer,
-            identity=folder_sha256(folder),
+            identity=model_identity(folder),
             weights=weights_sha256(Path(path)),
             quantize=quantize,
             dtype=dtype,
         )
+        model.model_folder = folder
         if adapter is not None:
             with quiet:
                 model.adapter = Adapter.load(network, Path(adapter), base=model.weights, prefix=model.prompt.prefix)
@@ -188,7 +190,10 @@ class GistModel(Runtime[Memory]):
     @property
     def fingerprint(self) -> dict[str, str]:
         """What a gist depends on: weights, adapter and tokenizer, RoPE geometry, dtype and prompt prefix."""
-        angles = hashlib.sha256(self.rope.inv_freq.cpu().numpy().tobytes()).hexdigest()[:16]
+        shown = " ".join(
+            f"{angle:.3g}" for angle in self.rope.inv_freq.flatten().tolist()
+        )  # last bits differ by machine
+        angles = hashlib.sha256(shown.encode()).hexdigest()[:16]
         return {
             "model": self._identity + (f" {self._quantize}" if self._quantize != "none" else ""),
             **({"adapter": self.adapter.identity} if self.adapter else {}),

@@ -80,6 +80,7 @@ class Runtime(ABC, Generic[M]):
         text_tokenizer: reads text as plain text.
         stop_ids: token ids that end an answer; end_id: the one that ends a turn of the chat template.
         line_ends: those of them with which no answer begins.
+        model_folder: files of the base model as safetensors, None for a model that came from no folder.
         name: of the runtime; out_of_memory: what it raises when memory runs out.
     """
 
@@ -92,6 +93,7 @@ class Runtime(ABC, Generic[M]):
     stop_ids: frozenset[int]
     line_ends: frozenset[int] = frozenset()
     end_id: int
+    model_folder: Path | None = None
     out_of_memory: type[Exception] = MemoryError
 
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:

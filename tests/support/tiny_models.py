@@ -100,6 +100,7 @@ class HashEmbedder:
     """An embedder without a model: a text is the sum of a direction for each of its words."""
 
     DIM = 64
+    folder = None
     WINDOW_WORDS = 16
 
     def __init__(self, name: str = "hash") -> None:
