@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from gistrag.documents.patterns import names_one_file, only
 from gistrag.engine import Engine
-from gistrag.errors import IndexFolderError, UsageError
+from gistrag.errors import IndexFolderError, ModelNotFoundError, UsageError
+from gistrag.index.config import PLACES, is_path
 from gistrag.index.embedder import Embedder
 from gistrag.index.fingerprint import embedder_fingerprint
 from gistrag.index.store import Store
-from gistrag.model.hub import adapter_name, find, find_adapter
+from gistrag.model.gguf import converted
+from gistrag.model.hashing import folder_sha256
+from gistrag.model.hub import CATALOG, adapter_name, find, find_adapter
+from gistrag.model.identity import model_identity, recognized
 from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings
 from gistrag.storage import files
 from gistrag.storage.fingerprint import require_same
@@ -28,9 +32,12 @@ def inherited(
 ) -> IndexSettings:
     """Return the settings to build with: those of the index, unless it is new or rebuilt.
 
+    Where a model or adapter is named by a path, the path may be another: `require_engine` looks at what is there.
+
     Raises:
         FingerprintMismatchError: *given* differs from what the index has.
     """
+    given = placed(given)
     if store.is_new:
         return fresh(given, engine)
     stored = asdict(store.settings)
@@ -39,8 +46,42 @@ def inherited(
         kept = {name: value for name, value in stored.items() if not (is_other and name in FROM_ADAPTER)}
         return fresh({**kept, **given}, engine)
     named = {name: value for name, value in given.items() if (name, value) != ("adapter", "auto")}
+    moved = {one: named.pop(one) for one in PLACES if one in named and (is_path(named[one]) or is_path(stored[one]))}
     require_same(_texts(stored), _texts({**stored, **named}), where=f"the index in {store.folder}", remedy=remedy)
-    return store.settings
+    return require_places(store, replace(store.settings, **moved))
+
+
+def placed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose relative paths of models are absolute ones, so that they outlive the working folder."""
+    known = {entry.name for entry in CATALOG}
+    paths = {name: given[name] for name in PLACES if name in given and given[name] not in known}
+    found = {name: Path(path).expanduser() for name, path in paths.items()}
+    return {**given, **{name: os.path.normpath(path.absolute()) for name, path in found.items() if path.exists()}}
+
+
+def located(store: Store, given: Mapping[str, Any]) -> IndexSettings:
+    """Return the settings of an index with its models where *given* says they are now; `require_engine` compares them.
+
+    Raises:
+        ModelNotFoundError: as for `require_places`.
+    """
+    return require_places(store, replace(store.settings, **placed(given)))
+
+
+def require_places(store: Store, settings: IndexSettings) -> IndexSettings:
+    """Return the settings if something is wherever they name a path.
+
+    Raises:
+        ModelNotFoundError: names the path and the options that say where model and adapter are now.
+    """
+    for name in PLACES:
+        if is_path(path := getattr(settings, name)) and not Path(path).exists():
+            raise ModelNotFoundError(
+                f"the index in {store.folder} has its {name} at {path}, where nothing is now; say where model and "
+                "adapter are with --model and --adapter (and the embedder with --embedder; in Python model=, adapter=, "
+                "embedder=)"
+            )
+    return settings
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
@@ -142,6 +183,25 @@ def with_file(store: Store | None, file: Path) -> list[str]:
             f"{source_folder(store)}`, or give {file.name} an --index of its own"
         )
     return [*before, *({only(file.name)} - {*before})]
+
+
+def are_of_index(store: Store, given: Mapping[str, str]) -> dict[str, bool]:
+    """Return whether the model and the adapter, where *given* names them, are those the index was made with.
+
+    Raises:
+        ModelNotFoundError: nothing of that name.
+    """
+    settings, stored, found = located(store, given), store.config.gist_fingerprint, {}
+    path = find(settings.model).path
+    if "model" in given:
+        folder = converted(path) if path.suffix == ".gguf" else path
+        quantized = f" {settings.quantize}" if settings.quantize != "none" else ""
+        current = recognized({"model": model_identity(folder) + quantized}, stored, folder)
+        found["model"] = current["model"] == stored.get("model")
+    if "adapter" in given:
+        adapter = find_adapter(settings.adapter, path)
+        found["adapter"] = (folder_sha256(adapter) if adapter else None) == stored.get("adapter")
+    return found
 
 
 def require_folder(folder: Path, index: Path) -> None:

@@ -23,6 +23,8 @@ from gistrag.configure import (
     configure,
     folder_of,
     inherited,
+    located,
+    placed,
     require_engine,
     require_folder,
     require_models,
@@ -129,6 +131,7 @@ class GistRAG(Contents, LlamaIndex):
 
         Raises:
             UsageError: no such folder, a setting out of range, or a malformed pattern; nothing was made.
+            ModelNotFoundError: a model is not where the index says, or not on this machine.
             FingerprintMismatchError: the index was made with other settings or models.
             IndexLockedError: another builder is at work.
             ResourceError: the disk is too small.
@@ -173,6 +176,9 @@ class GistRAG(Contents, LlamaIndex):
         device: str | None = None,
         runtime: RuntimeName = "auto",
         reranker: str | None = None,
+        model: str | None = None,
+        embedder: str | None = None,
+        adapter: str | None = None,
     ) -> Self:
         """Return a `GistRAG` over an existing index; nothing is ever written, unless *gists* says so.
 
@@ -182,20 +188,23 @@ class GistRAG(Contents, LlamaIndex):
             device: where to load them, such as ``cpu`` or ``cuda:0``.
             runtime: what answers, see `gistrag.Engine.load`.
             reranker: a cross-encoder that sorts the hits: hub id or folder.
+            model, embedder, adapter: where these are now, if not where the index says; they must be the same.
 
         Raises:
             IncompleteIndexError: no index there.
+            ModelNotFoundError: a model is not where the index says.
             FingerprintMismatchError: it was made by other models than those on this machine.
         """
+        places = placed(_given(model=model, embedder=embedder, adapter=adapter))
         store = Store.open(index)
         try:
-            engine = engine or Engine.load(store.settings, device=device, reranker=reranker, runtime=runtime)
+            engine = engine or Engine.load(located(store, places), device=device, reranker=reranker, runtime=runtime)
             require_engine(store, engine)
         except BaseException:
             store.close()
             raise
         rag = cls(store, engine)
-        rag._start_worker(gists, device)
+        rag._start_worker(gists, device, places)
         return rag
 
     @classmethod
@@ -233,8 +242,8 @@ class GistRAG(Contents, LlamaIndex):
         """The torch runtime, which makes gists; loaded at its first use where another runtime answers."""
         return self.engine.model
 
-    def _start_worker(self, gists: When, device: str | None) -> None:
-        self._worker = GistWorker(self.store, gists, device=device)
+    def _start_worker(self, gists: When, device: str | None, places: Mapping[str, str] | None = None) -> None:
+        self._worker = GistWorker(self.store, gists, device=device, places=places)
         self._worker.start()
 
     def close(self) -> None:

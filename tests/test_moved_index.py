@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import torch
 from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_network
 
+from gistrag.cli.main import main as run_command
 from gistrag.engine import Engine
-from gistrag.errors import FingerprintMismatchError
+from gistrag.errors import FingerprintMismatchError, ModelNotFoundError
+from gistrag.index.store import Store
 from gistrag.model.gist_model import GistModel
 from gistrag.model.hashing import folder_sha256, weights_sha256
 from gistrag.rag import GistRAG
@@ -116,3 +119,119 @@ def test_another_model_is_refused_whatever_the_form_of_the_record(home: Path) ->
     for index in (home / "index", home / "before"):
         with pytest.raises(FingerprintMismatchError, match="was made with model"):
             GistRAG.open(index, runtime="torch")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "cpu"])
+def test_a_moved_index_answers_the_same_tokens(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Any
+) -> None:
+    """All of it in another folder, with an empty cache, files of another release, and computing in another dtype."""
+    with built(home) as rag:
+        expected = answer(rag) if runtime == "torch" else None
+    if expected is None:
+        with GistRAG.open(home / "index", runtime=runtime) as rag:
+            expected = answer(rag)
+    second = tmp_path / "second" / "deeper"
+    second.mkdir(parents=True)
+    for name in ("index", "model", "adapter"):
+        shutil.move(home / name, second / name)
+    shutil.rmtree(home)
+    monkeypatch.setenv("GISTRAG_CACHE", str(second / "cache"))
+    of_release(second / "model", "5.77.1")
+
+    with GistRAG.open(second / "index", runtime=runtime) as rag:
+        assert expected == answer(rag)
+        assert str(second / "model") == rag.store.settings.model
+
+
+def test_a_machine_of_another_dtype_reads_the_gists(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made where a processor multiplies in 16 bits, they answer where it computes in 32."""
+    monkeypatch.setattr("gistrag.model.gist_model.multiplies_16_bits", lambda: True)
+    built(home).close()
+    monkeypatch.setattr("gistrag.model.gist_model.multiplies_16_bits", lambda: False)
+
+    with GistRAG.open(home / "index", runtime="torch") as rag:
+        answer(rag)
+        assert rag.model.network_dtype == torch.float32
+
+
+def test_model_and_adapter_are_where_the_caller_says(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index alone moves; the models are somewhere else, and it asks for them in one line."""
+    built(home).close()
+    elsewhere = tmp_path / "second"
+    elsewhere.mkdir()
+    shutil.move(home / "index", elsewhere / "index")
+    models = Path(shutil.move(home, tmp_path / "models"))
+    arguments = ["query", QUESTION, "--index", str(elsewhere / "index"), "--runtime", "torch"]
+
+    assert 2 == run_command(arguments)
+    told = capsys.readouterr().err
+    assert 1 == told.count("\n")
+    assert re.search("has its model at .*, where nothing is now; say .* with --model and --adapter", told)
+
+    monkeypatch.chdir(models)
+    places = ["--model", "model", "--adapter", "adapter"]
+    assert 0 == run_command([*arguments, *places])
+    assert 0 == run_command(["inspect", "--index", str(elsewhere / "index"), *places])
+    told = capsys.readouterr().out
+    assert re.search("model +the one of this index\n", told)
+    assert re.search("adapter +the one of this index\n", told)
+    with GistRAG.open(elsewhere / "index", model="model", adapter="adapter", runtime="torch") as rag:
+        answer(rag)
+
+
+def test_a_build_takes_the_new_places(home: Path, tmp_path: Path) -> None:
+    """They are compared by hash and recorded, relative to the index; no gist is made again."""
+    built(home).close()
+    for name in ("model", "adapter"):
+        shutil.move(home / name, tmp_path / name)
+    options = {"index": home / "index", "gists": "now", "runtime": "torch"}
+    with pytest.raises(ModelNotFoundError, match="has its model at"):
+        GistRAG.from_folder(home / "docs", **options)
+
+    moved = {name: str(tmp_path / name) for name in ("model", "adapter")}
+    with GistRAG.from_folder(home / "docs", **options, **moved) as rag:
+        assert rag.report is not None
+        assert len(TEXTS) == rag.report.unchanged
+        recorded = json.loads(rag.store.config.values["settings"])
+
+    assert ("../../model", "../../adapter") == (recorded["model"], recorded["adapter"])
+
+
+@pytest.mark.parametrize("name", ["model", "adapter"])
+def test_another_model_at_the_place_named_is_refused(
+    home: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever names it: a query, a build, or `inspect`, which says so."""
+    built(home).close()
+    other = Path(shutil.copytree(home / name, tmp_path / "other"))
+    weights = next(other.glob("*vectors.safetensors" if name == "adapter" else "model.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    settings = json.loads((home / "adapter" / "gist_settings.json").read_text("utf-8"))
+    if name == "model":
+        settings["base"] = weights_sha256(other)
+        (home / "adapter" / "gist_settings.json").write_text(json.dumps(settings), "utf-8")
+
+    with pytest.raises(FingerprintMismatchError, match=f"was made with {name}"):
+        GistRAG.open(home / "index", runtime="torch", **{name: str(other)})
+    with pytest.raises(FingerprintMismatchError, match=f"was made with {name}"):
+        GistRAG.from_folder(home / "docs", index=home / "index", runtime="torch", **{name: str(other)})
+    assert 0 == run_command(["inspect", "--index", str(home / "index"), f"--{name}", str(other)])
+    assert re.search(f"{name} +another than the one of this index", capsys.readouterr().out)
+
+
+def test_a_place_recorded_by_version_0_2_still_leads_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was kept as the build was given it: absolute, or from the working folder."""
+    built(home).close()
+    with Store.build(home / "index") as store:
+        values = json.loads(store.config.values["settings"])
+        old = {**values, "model": "./model", "adapter": str(home / "adapter")}
+        store.database.set_sealed("config", {**store.config.values, "settings": json.dumps(old)})
+    monkeypatch.chdir(home)
+
+    with GistRAG.open(home / "index", runtime="torch") as rag:
+        answer(rag)

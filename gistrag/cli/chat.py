@@ -14,12 +14,15 @@ import typer
 from gistrag.answering.quoting import harmless
 from gistrag.cli.options import (
     INDEX,
+    AdapterPlace,
     AnswerMode,
     Debug,
     Device,
+    EmbedderPlace,
     Index,
     Json,
     MaxNewTokens,
+    ModelPlace,
     NoGists,
     NoSecondReading,
     Quiet,
@@ -71,6 +74,9 @@ def chat(
     no_second_reading: NoSecondReading = False,
     reranker: RerankerName = None,
     no_gists: NoGists = False,
+    model: ModelPlace = None,
+    adapter: AdapterPlace = None,
+    embedder: EmbedderPlace = None,
     device: Device = None,
     runtime: RuntimeOption = "auto",
     as_json: Json = False,
@@ -88,7 +94,16 @@ def chat(
         from gistrag.rag import GistRAG
 
         gists: When = "none" if no_gists else "background"
-        rag = GistRAG.open(index, gists=gists, device=device, runtime=runtime, reranker=reranker)
+        rag = GistRAG.open(
+            index,
+            gists=gists,
+            device=device,
+            runtime=runtime,
+            reranker=reranker,
+            model=model,
+            adapter=adapter,
+            embedder=embedder,
+        )
     with rag:
         options = Options(
             top_k=top_k, mode=mode, scope=scope, max_new_tokens=max_new_tokens, second_reading=not no_second_reading

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from gistrag.cli.options import INDEX, Debug, Device, Index, Json, Quiet
+from gistrag.cli.options import (
+    INDEX,
+    AdapterPlace,
+    Debug,
+    Device,
+    EmbedderPlace,
+    Index,
+    Json,
+    ModelPlace,
+    Quiet,
+)
 from gistrag.cli.output import loading, print_json, tell
 from gistrag.errors import UsageError
 
@@ -26,6 +36,9 @@ def export(
     scope: Annotated[
         list[str] | None, typer.Option("--scope", metavar="PATH", help="Document to export whole; repeatable.")
     ] = None,
+    model: ModelPlace = None,
+    adapter: AdapterPlace = None,
+    embedder: EmbedderPlace = None,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -41,7 +54,7 @@ def export(
         from gistrag import export
         from gistrag.rag import GistRAG
 
-        rag = GistRAG.open(index, device=device)
+        rag = GistRAG.open(index, device=device, model=model, adapter=adapter, embedder=embedder)
     with rag, rag.store.snapshot():
         made = export.cartridge_of(rag.store, rag.model, export.chosen(rag.store, chunk or (), scope or ()))
         facts = export.save(made, rag.model, output, name=rag.store.settings.model)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistrag.cli.options import INDEX, Debug, Index, Json, Quiet
+from gistrag.cli.options import INDEX, AdapterPlace, Debug, Index, Json, ModelPlace, Quiet
 from gistrag.cli.output import counted, print_json, print_table, say, tell, tell_text
 from gistrag.errors import ModelNotFoundError, UsageError
 from gistrag.model.prompt import passage_text
@@ -49,6 +49,8 @@ def inspect(
         str | None, typer.Option("--document", metavar="PATH", help="List the chunks of this document.")
     ] = None,
     chunk: Annotated[int | None, typer.Option("--chunk", metavar="ID", help="Show this chunk and its gists.")] = None,
+    model: ModelPlace = None,
+    adapter: AdapterPlace = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -56,7 +58,8 @@ def inspect(
     """Show what an index, a document or a chunk contains.
 
     Without options it shows documents, chunks, skipped files with reasons, sizes, settings and fingerprints. With
-    --chunk it shows the text of the chunk, marked where its gists come from, and its gist file.
+    --chunk it shows the text of the chunk, marked where its gists come from, and its gist file. With --model or
+    --adapter it also says whether that is the one of the index.
     """
     from gistrag.index.store import Store
 
@@ -64,11 +67,12 @@ def inspect(
         raise UsageError("--document and --chunk are mutually exclusive")
     with Store.open(index) as store, store.snapshot():
         if chunk is not None:
-            _show_chunk(store, chunk, as_json=as_json)
+            _show_chunk(store, chunk, model=model, as_json=as_json)
         elif document is not None:
             _show_document(store, document, as_json=as_json)
         else:
-            _show_index(store, as_json=as_json)
+            named = {name: value for name, value in (("model", model), ("adapter", adapter)) if value is not None}
+            _show_index(store, named, as_json=as_json)
 
 
 # The whole index
@@ -95,8 +99,12 @@ def overview(store: Store) -> dict[str, Any]:
     }
 
 
-def _show_index(store: Store, *, as_json: bool) -> None:
+def _show_index(store: Store, named: Mapping[str, str], *, as_json: bool) -> None:
     held = overview(store)
+    if named:
+        from gistrag.configure import are_of_index
+
+        held["is_of_index"] = are_of_index(store, named)
     if as_json:
         print_json(held)
         return
@@ -122,6 +130,8 @@ def _facts(held: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "gists", f"{held['gists']:,} in {held['gist_files']:,} files, {size}{pending}"
     yield "on disk", megabytes(held["index_bytes"])
     yield "settings", ", ".join(f"{name} {value}" for name, value in held["settings"].items() if value is not None)
+    for name, is_same in held.get("is_of_index", {}).items():
+        yield name, "the one of this index" if is_same else "another than the one of this index"
     yield "gists by", ", ".join(f"{name} {value[:16]}" for name, value in held["gist_fingerprint"].items())
     yield "vectors by", ", ".join(f"{name} {value[:16]}" for name, value in held["embedder_fingerprint"].items())
 
@@ -173,7 +183,7 @@ class Piece:
     kept: float
 
 
-def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
+def _show_chunk(store: Store, chunk_id: int, *, model: str | None, as_json: bool) -> None:
     chunks = store.chunks([chunk_id])
     if not chunks:
         raise UsageError(
@@ -182,7 +192,7 @@ def _show_chunk(store: Store, chunk_id: int, *, as_json: bool) -> None:
     chunk = chunks[0]
     is_pending = chunk.gist_key is not None and store.gists.is_pending(chunk.gist_key)
     cache = store.gists.load(chunk.gist_key) if chunk.gist_key and not is_pending else None
-    pieces = _kept_pieces(store, chunk, cache) if cache else []
+    pieces = _kept_pieces(store, chunk, cache, model or store.settings.model) if cache else []
     gist = gist_facts(store, chunk, cache) if cache else None
     if as_json:
         print_json({**asdict(chunk), "gist": gist, "kept": [asdict(piece) for piece in pieces]})
@@ -211,11 +221,11 @@ def gist_facts(store: Store, chunk: StoredChunk, cache: PackedGists) -> dict[str
     }
 
 
-def _kept_pieces(store: Store, chunk: StoredChunk, cache: PackedGists) -> list[Piece]:
+def _kept_pieces(store: Store, chunk: StoredChunk, cache: PackedGists, model: str) -> list[Piece]:
     """Return the passage of a chunk in pieces; none if its tokenizer is not on this machine."""
     passage = passage_text(chunk.text, chunk.heading)
     try:
-        encoding = _tokenizer(store.settings.model).encode(passage, add_special_tokens=False)
+        encoding = _tokenizer(model).encode(passage, add_special_tokens=False)
     except (ModelNotFoundError, OSError) as error:
         say(f"cannot mark where the gists come from: {error}", "")
         return []

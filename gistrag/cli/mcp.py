@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from gistrag.cli.options import INDEX, Debug, Device, Quiet, RerankerName, RuntimeOption
+from gistrag.cli.options import (
+    INDEX,
+    AdapterPlace,
+    Debug,
+    Device,
+    EmbedderPlace,
+    ModelPlace,
+    Quiet,
+    RerankerName,
+    RuntimeOption,
+)
 from gistrag.cli.output import say
 from gistrag.errors import UsageError
 
@@ -23,6 +33,9 @@ def mcp(
         typer.Option("--index", metavar="NAME=FOLDER", help="Index folder and its name for agents; repeatable."),
     ] = None,
     reranker: RerankerName = None,
+    model: ModelPlace = None,
+    adapter: AdapterPlace = None,
+    embedder: EmbedderPlace = None,
     device: Device = None,
     runtime: RuntimeOption = "auto",
     quiet: Quiet = False,
@@ -39,7 +52,13 @@ def mcp(
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[mcp]'") from error
     with registry.opened(
-        registry.named(index or [str(INDEX)]), device=device, runtime=runtime, reranker=reranker
+        registry.named(index or [str(INDEX)]),
+        device=device,
+        runtime=runtime,
+        reranker=reranker,
+        model=model,
+        adapter=adapter,
+        embedder=embedder,
     ) as rags:
         say(f"serving {', '.join(rags)} to an MCP client on standard input")
         mcp.server(rags).run("stdio")

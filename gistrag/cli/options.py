@@ -71,5 +71,16 @@ RerankerName = Annotated[
 MODEL = typer.Option("--model", metavar="MODEL", help="Base model: hub id, folder or catalogue name.")
 EMBEDDER = typer.Option("--embedder", metavar="MODEL", help="Embedding model: hub id, folder or catalogue name.")
 QUANTIZE = typer.Option("--quantize", help="nf4 loads the base model in 4 bits.")
+ModelPlace = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="Where the base model of the index is now: folder, hub id or name."),
+]
+AdapterPlace = Annotated[
+    str | None, typer.Option("--adapter", metavar="ADAPTER", help="Where its adapter is now: folder or name.")
+]
+EmbedderPlace = Annotated[
+    str | None,
+    typer.Option("--embedder", metavar="MODEL", help="Where its embedding model is now: folder, hub id or name."),
+]
 BaseModel = Annotated[str, MODEL]
 Quantize = Annotated[Literal["none", "nf4"], QUANTIZE]

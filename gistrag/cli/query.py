@@ -12,13 +12,16 @@ import typer
 
 from gistrag.cli.options import (
     INDEX,
+    AdapterPlace,
     AnswerMode,
     Debug,
     Device,
+    EmbedderPlace,
     Filters,
     Index,
     Json,
     MaxNewTokens,
+    ModelPlace,
     NoSecondReading,
     Quiet,
     RerankerName,
@@ -55,6 +58,9 @@ def query(
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the sampling.")] = 0,
     no_second_reading: NoSecondReading = False,
     reranker: RerankerName = None,
+    model: ModelPlace = None,
+    adapter: AdapterPlace = None,
+    embedder: EmbedderPlace = None,
     device: Device = None,
     runtime: RuntimeOption = "auto",
     as_json: Json = False,
@@ -72,7 +78,9 @@ def query(
         from gistrag.rag import GistRAG
 
         imported_s = time.perf_counter()
-        rag = GistRAG.open(index, device=device, runtime=runtime, reranker=reranker)
+        rag = GistRAG.open(
+            index, device=device, runtime=runtime, reranker=reranker, model=model, adapter=adapter, embedder=embedder
+        )
         loaded_s = time.perf_counter()
     with rag:
         stream = rag.stream(

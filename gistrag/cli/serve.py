@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gistrag.cli.exit_codes import INTERRUPTED
-from gistrag.cli.options import INDEX, Debug, Device, NoGists, NoSecondReading, Quiet, RerankerName, RuntimeOption
+from gistrag.cli.options import (
+    INDEX,
+    AdapterPlace,
+    Debug,
+    Device,
+    EmbedderPlace,
+    ModelPlace,
+    NoGists,
+    NoSecondReading,
+    Quiet,
+    RerankerName,
+    RuntimeOption,
+)
 from gistrag.cli.output import loading, say
 from gistrag.errors import UsageError
 
@@ -62,6 +74,9 @@ def serve(
     reranker: RerankerName = None,
     no_second_reading: NoSecondReading = False,
     no_gists: NoGists = False,
+    model: ModelPlace = None,
+    adapter: AdapterPlace = None,
+    embedder: EmbedderPlace = None,
     device: Device = None,
     runtime: RuntimeOption = "auto",
     quiet: Quiet = False,
@@ -83,7 +98,16 @@ def serve(
             access = access_for(host, folders, names=allow_host or (), key_file=key_file)
             listening = stack.enter_context(http.listen(host, port))
             gists: When = "none" if no_gists else "background"
-            opened = registry.opened(folders, gists=gists, device=device, runtime=runtime, reranker=reranker)
+            opened = registry.opened(
+                folders,
+                gists=gists,
+                device=device,
+                runtime=runtime,
+                reranker=reranker,
+                model=model,
+                adapter=adapter,
+                embedder=embedder,
+            )
             rags = stack.enter_context(opened)
         config = app.ServerConfig(
             together=together,

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -100,7 +101,14 @@ class Inbox:
             os._exit(0)
 
 
-def work(folder: Path, inbox: Inbox, *, on_demand: bool, device: str | None = None) -> None:
+def work(
+    folder: Path,
+    inbox: Inbox,
+    *,
+    on_demand: bool,
+    device: str | None = None,
+    places: Mapping[str, Any] | None = None,
+) -> None:
     """Make the gists of an index, those that were asked for first; return when none is pending.
 
     Raises:
@@ -112,7 +120,7 @@ def work(folder: Path, inbox: Inbox, *, on_demand: bool, device: str | None = No
             chunks = _next(store, inbox, on_demand=on_demand)
             if chunks:
                 if model is None or made_by != store.config.gists_by:
-                    model, made_by = _loaded(store, inbox, device), store.config.gists_by
+                    model, made_by = _loaded(store, inbox, device, places or {}), store.config.gists_by
                 wanted, settings = token_ids(model, chunks, tokens_max=BATCH_TOKENS), store.config.gists
         if chunks and model:
             _await_turn(folder)
@@ -133,15 +141,18 @@ def _next(store: Store, inbox: Inbox, *, on_demand: bool) -> list[StoredChunk]:
     return pending_chunks(store, most=BATCH_CHUNKS)
 
 
-def _loaded(store: Store, inbox: Inbox, device: str | None) -> GistModel:
+def _loaded(store: Store, inbox: Inbox, device: str | None, places: Mapping[str, Any]) -> GistModel:
     """Return the model that the index is made with; it computes nothing while a question is answered.
+
+    Args:
+        places: where model and adapter are, if not where the index says.
 
     Raises:
         ModelNotFoundError: it is not on this machine.
         FingerprintMismatchError: the one on this machine differs.
         ResourceError: the disk is too small for the gists.
     """
-    settings = store.settings
+    settings = replace(store.settings, **places)
     path = find(settings.model).path
     adapter = find_adapter(settings.adapter, path)
     model = GistModel.load(path, adapter=adapter, quantize=settings.quantize, device=device)
@@ -183,14 +194,15 @@ def _keep(folder: Path, made: Mapping[str, GistCache | None], inbox: Inbox) -> N
             time.sleep(RETRY_S)
 
 
-def _main(parent: int, folder: Path, when: str, device: str) -> None:
+def _main(parent: int, folder: Path, when: str, device: str, places: str) -> None:
     """Work until nothing is left to do; an error is one line for the parent."""
     source, told = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # what a library prints is no message
     os.nice(NICENESS)
     try:
         with files.lock(folder / LOCK, command=BACKGROUND):
-            work(folder, Inbox(source, parent), on_demand=when == "on demand", device=device or None)
+            inbox, on_demand = Inbox(source, parent), when == "on demand"
+            work(folder, inbox, on_demand=on_demand, device=device or None, places=json.loads(places))
     except IndexLockedError:
         pass  # another process makes them
     except Exception as error:  # whatever it is, answers come from text
@@ -201,4 +213,4 @@ def _main(parent: int, folder: Path, when: str, device: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])
+    _main(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:6])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from gistrag.errors import IndexFolderError, UsageError
 from gistrag.index.database import Database, nothing_built
@@ -15,6 +17,8 @@ from gistrag.settings import GistSettings, IndexSettings
 from gistrag.storage.fingerprint import digest
 
 NAME = "config"
+PLACES = ("model", "embedder", "adapter")
+"""Settings that may be paths; these are recorded relative to the folder of the index, so that all can move together."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class IndexConfig:
     ) -> IndexConfig:
         """Record other values than these, from the next commit on, and return them; the salt stays."""
         values = {
-            "settings": settings.to_json(),
+            "settings": replace(settings, **_moved(settings, lambda name: _relative(name, self.folder))).to_json(),
             "source": source,
             "gist_fingerprint": json.dumps(dict(gist_fingerprint), sort_keys=True),
             "embedder_fingerprint": json.dumps(dict(embedder_fingerprint), sort_keys=True),
@@ -64,7 +68,8 @@ class IndexConfig:
             IndexFolderError: they hold something this version does not know.
         """
         try:
-            return IndexSettings.from_json(self._get("settings"))
+            stored = IndexSettings.from_json(self._get("settings"))
+            return replace(stored, **_moved(stored, lambda name: _absolute(name, self.folder)))
         except (TypeError, UsageError) as error:
             raise IndexFolderError(
                 f"{self.folder} was made by another version of gistrag, its settings are not understood ({error}); "
@@ -111,6 +116,38 @@ class IndexConfig:
         if not self.values:
             raise nothing_built(self.folder)
         return self.values[name]
+
+
+def is_path(name: str) -> bool:
+    """Return whether the name of a model is the absolute path that a recorded place is read as."""
+    return Path(name).is_absolute()
+
+
+def _moved(settings: IndexSettings, move: Callable[[str], str]) -> dict[str, Any]:
+    return {name: move(getattr(settings, name)) for name in PLACES}
+
+
+def _relative(name: str, folder: Path) -> str:
+    """Return an absolute path as seen from *folder*, beginning with a dot; any other name as it is.
+
+    >>> _relative("/models/tiny", Path("/home/index")), _relative("org/tiny", Path("/home/index"))
+    ('../../models/tiny', 'org/tiny')
+    """
+    if not is_path(name):
+        return name
+    try:
+        found = Path(os.path.relpath(name, folder)).as_posix()
+    except ValueError:  # on another drive
+        return name
+    return found if found.startswith("../") else f"./{found}"
+
+
+def _absolute(name: str, folder: Path) -> str:
+    """Return where a recorded path leads from *folder*; up to version 0.2 it led from the working folder of a build."""
+    if not name.startswith(("./", "../")):
+        return name
+    found = os.path.normpath(folder / name)
+    return name if Path(name).exists() and not Path(found).exists() else found
 
 
 def _parts(line: str) -> dict[str, str]:

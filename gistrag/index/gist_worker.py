@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -50,17 +50,25 @@ class GistWorker:
     Args:
         store: of the index.
         when: the gists are made; a folder that may not be written gets none.
-        device: of the model that compresses.
+        device: of the model that compresses; places: where model and adapter are, if not where the index says.
 
     Attributes:
         is_wanted: whether a child makes gists at all.
         error: why the child gave up, in one line; empty where it did not.
     """
 
-    def __init__(self, store: Store, when: When = "none", *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        when: When = "none",
+        *,
+        device: str | None = None,
+        places: Mapping[str, str] | None = None,
+    ) -> None:
         self.is_wanted = when in ("background", "on demand") and os.access(store.folder, os.W_OK)
         self.error = ""
         self._store, self._when, self._device = store, when, device
+        self._places = json.dumps(dict(places or {}))
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize[Any, Any] | None = None
@@ -124,7 +132,7 @@ class GistWorker:
         self._stop()
         self._is_wanted_again = False
         self.error, self._started_s = "", time.monotonic()
-        arguments = [str(os.getpid()), str(self._store.folder), self._when, self._device or ""]
+        arguments = [str(os.getpid()), str(self._store.folder), self._when, self._device or "", self._places]
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
         try:
             self._process = subprocess.Popen(

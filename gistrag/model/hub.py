@@ -347,4 +347,4 @@ def adapter_name(folder: Path | None) -> str:
     """Return what an index remembers an adapter by: the name of a shipped one, else its folder."""
     if folder is None:
         return "none"
-    return folder.name if folder.parent == ADAPTERS else str(folder.resolve())
+    return folder.name if folder.parent == ADAPTERS else os.path.normpath(folder.absolute())

@@ -57,11 +57,15 @@ def opened(
     device: str | None = None,
     reranker: str | None = None,
     runtime: RuntimeName = "auto",
+    model: str | None = None,
+    adapter: str | None = None,
+    embedder: str | None = None,
 ) -> Iterator[dict[str, GistRAG]]:
     """Open indexes for the length of the block, by name; all use the models of the first one.
 
     Args:
         gists: when missing ones are made, see `GistRAG.open`.
+        model, adapter, embedder: where these are now, if not where the first index says.
 
     Raises:
         FingerprintMismatchError: an index was made with other models than the first one.
@@ -70,7 +74,17 @@ def opened(
         registry: dict[str, GistRAG] = {}
         for name, folder in folders.items():
             engine = next(iter(registry.values())).engine if registry else None
-            rag = GistRAG.open(folder, gists=gists, engine=engine, device=device, reranker=reranker, runtime=runtime)
+            rag = GistRAG.open(
+                folder,
+                gists=gists,
+                engine=engine,
+                device=device,
+                reranker=reranker,
+                runtime=runtime,
+                model=model,
+                adapter=adapter,
+                embedder=embedder,
+            )
             registry[name] = stack.enter_context(rag)
         yield registry
 
