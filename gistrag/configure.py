@@ -185,6 +185,21 @@ def with_file(store: Store | None, file: Path) -> list[str]:
     return [*before, *({only(file.name)} - {*before})]
 
 
+def require_gists(store: Store, engine: Engine, made_with: Mapping[str, str], *, where: str) -> None:
+    """Return if gists of the fingerprint *made_with* can stand beside those of an index, which are the engine's.
+
+    Raises:
+        FingerprintMismatchError: names what differs.
+    """
+    current = engine.gist_fingerprint(store.settings, made_with=made_with)
+    if "making" in store.config.gist_fingerprint:
+        current["making"] = store.config.gist_fingerprint["making"]
+    remedy = "take an index of that model and these settings"
+    require_same(
+        {name: one for name, one in made_with.items() if name != "min_quality"}, current, where=where, remedy=remedy
+    )
+
+
 def are_of_index(store: Store, given: Mapping[str, str]) -> dict[str, bool]:
     """Return whether the model and the adapter, where *given* names them, are those the index was made with.
 

@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from gistrag.answering.answer import Answer, require_history
 from gistrag.answering.finding import Finder
+from gistrag.index import document_file
 from gistrag.index.retriever import Hit, Retriever
 from gistrag.index.schema import DocumentRow, StoredChunk
 from gistrag.index.store import Store
@@ -51,6 +53,15 @@ class Contents:
             return self.store.chunks(ids)
         paths = [row.path for row in self.store.documents()] if document is None else [document]
         return [chunk for path in paths for chunk in self.store.chunks_of(path)]
+
+    def export_documents(self, paths: Sequence[str], file: str | Path) -> None:
+        """Write documents with their text and gists into one new file, which `GistRAG.import_documents` takes in.
+
+        Raises:
+            UsageError: no such document, or something is at *file* already.
+            ResourceError: the disk is full.
+        """
+        document_file.export(self.store, paths, Path(file))
 
     def retrieve(
         self,

@@ -27,6 +27,7 @@ from gistrag.configure import (
     placed,
     require_engine,
     require_folder,
+    require_gists,
     require_models,
     require_source,
     source_folder,
@@ -36,6 +37,7 @@ from gistrag.contents import Contents
 from gistrag.documents.patterns import require_patterns
 from gistrag.engine import Engine
 from gistrag.frameworks import LlamaIndex
+from gistrag.index import document_file, importing
 from gistrag.index.builder import Builder, SyncReport
 from gistrag.index.gist_maker import compress_texts, make_gists
 from gistrag.index.gist_worker import GistWorker, When
@@ -288,6 +290,38 @@ class GistRAG(Contents, LlamaIndex):
                 make_gists(store, self.model, self.report, progress=progress)
         self._worker.start()
         return self.report
+
+    def import_documents(self, file: str | Path) -> list[str]:
+        """Take documents that `export_documents` wrote into the index, and return their paths.
+
+        They answer with the gists they bring, and are cited by their paths. A sync leaves them alone; documents that
+        were imported before under the same path are replaced.
+
+        Raises:
+            UsageError: no such file, or a document of the folder has such a path.
+            CorruptGistError: the file is cut or altered; nothing was changed, as in every other case.
+            FingerprintMismatchError: its gists were made by another model, or with other settings.
+            IndexLockedError: another builder is at work.
+        """
+        contents = document_file.read(Path(file))
+        with Store.build(self.folder, command="GistRAG.import_documents") as store:
+            require_engine(store, self.engine)
+            require_gists(store, self.engine, contents.fingerprint, where=str(file))
+            embedder = self.engine.embedder
+            paths = importing.take_in(store, contents, Path(file), runtime=self.runtime, embedder=embedder)
+        self._worker.start()
+        return paths
+
+    def remove_imported(self, paths: Sequence[str]) -> None:
+        """Remove imported documents.
+
+        Raises:
+            UsageError: one of them was not imported.
+            IndexLockedError: another builder is at work.
+        """
+        with Store.build(self.folder, command="GistRAG.remove_imported") as store:
+            require_engine(store, self.engine)
+            importing.give_up(store, paths, runtime=self.runtime, embedder=self.engine.embedder)
 
     def compress(self, texts: Sequence[str]) -> int:
         """Make the gists of *texts*, keep them in the index, and return how many were made now.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gistrag.configure import require_embedder
+from gistrag.configure import placed, require_embedder
 from gistrag.index.embedder import Embedder, Reranker
 from gistrag.index.retriever import Retriever
 from gistrag.index.store import Store
@@ -14,12 +14,15 @@ from gistrag.model.hub import find
 
 
 @contextmanager
-def searching(index: str | Path, *, device: str | None = None, reranker: str | None = None) -> Iterator[Retriever]:
+def searching(
+    index: str | Path, *, device: str | None = None, reranker: str | None = None, embedder: str | None = None
+) -> Iterator[Retriever]:
     """Hold an index open, and give what searches it.
 
     Args:
         device: where to load the embedder, such as ``cpu`` or ``cuda:0``.
         reranker: hub id or folder of a cross-encoder that sorts what is found.
+        embedder: where the embedder is now, if not where the index says; it must be the same.
 
     Raises:
         IncompleteIndexError: no index there.
@@ -27,7 +30,8 @@ def searching(index: str | Path, *, device: str | None = None, reranker: str | N
         ModelNotFoundError: with the command that brings the embedder.
     """
     with Store.open(index) as store:
-        embedder = Embedder(find(store.settings.embedder).path, device=device)
-        require_embedder(store, embedder)
+        place = placed({"embedder": embedder or store.settings.embedder})["embedder"]
+        opened = Embedder(find(place).path, device=device)
+        require_embedder(store, opened)
         ranks = Reranker(find(reranker).path, device=device) if reranker else None
-        yield Retriever(store, embedder, reranker=ranks)
+        yield Retriever(store, opened, reranker=ranks)

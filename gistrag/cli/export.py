@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,14 +22,18 @@ from gistrag.cli.options import (
 from gistrag.cli.output import loading, print_json, tell
 from gistrag.errors import UsageError
 
+SUFFIX = ".gists"
 EXAMPLES = (
+    "gistrag export --scope safety.md -o safety.gists",
     "gistrag export --scope safety.md -o safety-cartridge/",
     "gistrag export --chunk 12 --chunk 7 -o two-chunks/ --index notes-index/",
 )
 
 
 def export(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="New or empty output folder.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="New .gists file, or new or empty folder.")
+    ],
     index: Index = INDEX,
     chunk: Annotated[
         list[int] | None, typer.Option("--chunk", metavar="ID", help="Number of a chunk to export; repeatable.")
@@ -44,12 +49,16 @@ def export(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Export the gist caches of chosen chunks as an adapter for peft.
+    """Export documents with their gists as a file, or chosen chunks as an adapter for peft.
 
-    Whole documents come first, then single chunks, both in the order given.
+    An output that ends in .gists is one file with the text and gists of whole documents, for `gistrag import`. Any
+    other is the folder of an adapter. Whole documents come first, then single chunks, both in the order given.
     """
     if not (chunk or scope):
         raise UsageError("expected chunks to export; name some with --chunk, or a document with --scope")
+    if output.suffix == SUFFIX:
+        _export_documents(index, scope or (), output, has_chunks=bool(chunk), as_json=as_json)
+        return
     with loading():
         from gistrag import export
         from gistrag.rag import GistRAG
@@ -62,6 +71,20 @@ def export(
         print_json({"output": str(output), **facts})
     else:
         tell(_line(facts, output))
+
+
+def _export_documents(index: Path, paths: Sequence[str], output: Path, *, has_chunks: bool, as_json: bool) -> None:
+    from gistrag.index import document_file
+    from gistrag.index.store import Store
+
+    if has_chunks:
+        raise UsageError(f"a {SUFFIX} file holds whole documents; name them with --scope, without --chunk")
+    with Store.open(index) as store:
+        document_file.export(store, paths, output)
+    if as_json:
+        print_json({"output": str(output), "documents": list(paths)})
+    else:
+        tell(f"{output}: {len(paths):,} documents with text and gists; gistrag import takes it in")
 
 
 def _line(facts: dict[str, Any], output: Path) -> str:

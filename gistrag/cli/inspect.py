@@ -80,9 +80,9 @@ def inspect(
 
 def overview(store: Store) -> dict[str, Any]:
     """Return the contents of an index, without its text."""
-    from gistrag.index.store import left_out
+    from gistrag.index.store import imported_documents, left_out
 
-    stats = store.stats()
+    stats, imported = store.stats(), imported_documents(store)
     source_tokens = sum(row.source_tokens for row in store.gists.rows())
     return {
         "index": str(store.folder),
@@ -93,7 +93,7 @@ def overview(store: Store) -> dict[str, Any]:
         "settings": asdict(store.settings),
         "gist_fingerprint": store.config.gist_fingerprint,
         "embedder_fingerprint": store.config.embedder_fingerprint,
-        "document_rows": [asdict(row) for row in store.documents()],
+        "document_rows": [{**asdict(row), "imported": row.path in imported} for row in store.documents()],
         "left_out": left_out(store),
         "skipped_files": [asdict(row) for row in store.skipped()],
     }
@@ -148,6 +148,8 @@ def made_of(held: Mapping[str, Any]) -> str:
 def _state(row: dict[str, Any]) -> str:
     if row["stale"]:
         return "stale: the last build could not read the file"
+    if row["imported"]:
+        return "imported"
     return "" if row["gists_current"] and row["vectors_current"] else "from another model; the next build updates it"
 
 

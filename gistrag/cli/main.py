@@ -23,6 +23,7 @@ from gistrag.cli import (
     exit_codes,
     export,
     gc,
+    import_,
     inspect,
     mcp,
     models,
@@ -38,14 +39,14 @@ from gistrag.cli.exit_codes import completed, examples
 PROGRAM = "gistrag"
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Use": (build, query, search, chat, serve),
-    "Look after": (inspect, verify, gc, backup, models),
-    "Agents and research": (mcp, adapt, synthesize, train, evaluate, export, bench),
+    "Look after": (inspect, verify, gc, backup, export, import_, models),
+    "Agents and research": (mcp, adapt, synthesize, train, evaluate, bench),
 }
 """Modules of the commands, under the headings of the help; each holds a function of its name, and EXAMPLES."""
 
 
 def _verb(module: ModuleType) -> str:
-    return module.__name__.rpartition(".")[2]
+    return module.__name__.rpartition(".")[2].rstrip("_")  # a word of Python has one behind it
 
 
 class _Grouped(TyperGroup):
@@ -66,7 +67,9 @@ class _Grouped(TyperGroup):
 
 app = typer.Typer(cls=_Grouped, pretty_exceptions_enable=False, rich_markup_mode=None)  # `run` takes the errors
 for _module in chain.from_iterable(GROUPS.values()):
-    app.command(_verb(_module), epilog=examples(*_module.EXAMPLES))(getattr(_module, _verb(_module)))
+    app.command(_verb(_module), epilog=examples(*_module.EXAMPLES))(
+        getattr(_module, _module.__name__.rpartition(".")[2])
+    )
 
 
 def _print_version(is_asked: bool) -> None:

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gistrag.answering.quoting import harmless
-from gistrag.cli.options import INDEX, Debug, Device, Filters, Index, Json, Quiet, RerankerName, Scope, TopK
+from gistrag.cli.options import (
+    INDEX,
+    Debug,
+    Device,
+    EmbedderPlace,
+    Filters,
+    Index,
+    Json,
+    Quiet,
+    RerankerName,
+    Scope,
+    TopK,
+)
 from gistrag.cli.output import loading, print_json, tell
 from gistrag.cli.query import parsed, question_from
 
@@ -31,6 +43,7 @@ def search(
     scope: Scope = None,
     filters: Filters = None,
     reranker: RerankerName = None,
+    embedder: EmbedderPlace = None,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -44,7 +57,7 @@ def search(
     with loading():
         from gistrag.searching import searching
 
-        opened = searching(index, device=device, reranker=reranker)
+        opened = searching(index, device=device, reranker=reranker, embedder=embedder)
     with opened as retriever:
         hits = retriever.search(asked, top_k=top_k, scope=scope, filters=passing)
     for number, hit in enumerate(hits, 1):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -28,13 +28,13 @@ from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
 from gistrag.index import manifest
-from gistrag.index.changes import Changes, changes
+from gistrag.index.changes import Changes, changes, without_imported
 from gistrag.index.coverage import Sample
 from gistrag.index.embedder import Embedder
 from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
 from gistrag.index.schema import DocumentRow, GistRow, StoredChunk
-from gistrag.index.store import IndexedChunk, Store, damaged_documents, set_left_out
+from gistrag.index.store import IndexedChunk, Store, damaged_documents, imported_documents, set_left_out
 from gistrag.index.summaries import Missing, as_chunk, summary_of
 from gistrag.model.runtime import AnyRuntime
 from gistrag.progress import NoProgress, Progress, ReadingProgress
@@ -146,10 +146,13 @@ class Builder:
         started_s = time.monotonic()
         given = {"include": include, "exclude": exclude}
         patterns = self._store.patterns | {name: _patterns(value) for name, value in given.items() if value is not None}
-        known = {row.path: row for row in self._store.documents()}
+        imported = imported_documents(self._store)
+        known = {row.path: row for row in self._store.documents() if row.path not in imported}
         stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
         found, skipped, self.report.left_out = find(folder, **patterns, known=stamps)
+        found, skipped = without_imported(found, skipped, imported)
         self._store.set_patterns(**patterns)
+        self._refresh(imported)
         differing = changes(known, found, skipped, is_current=self._is_current)
         self._apply(differing, keep_gone=not delete)
         self.report.skipped.extend(skipped)
@@ -248,6 +251,22 @@ class Builder:
         for sentence in self.report.coverage:
             logger.warning("%s", sentence)
 
+    def _refresh(self, imported: Set[str]) -> None:
+        """Embed imported documents again, and expect their gists, where other models made them or a gist is gone."""
+        for row in self._store.documents():
+            if row.path in imported and not self._is_current(row):
+                names = ("ordinal", "start", "end", "text", "heading", "page", "tokens")
+                stored = self._store.chunks_of(row.path)
+                chunks = [Chunk(**{name: getattr(one, name) for name in names}) for one in stored]
+                vectors = self._embedder.embed_documents([chunk.search_text for chunk in chunks])
+                entries = [
+                    IndexedChunk(chunk=chunk, gist_key=self._key(chunk), vectors=parts)
+                    for chunk, parts in zip(chunks, vectors, strict=True)
+                ]
+                about = {name: getattr(row, name) for name in ("path", "sha256", "size", "mtime_ns", "kind")}
+                self._store.replace_document(Document(**about, text=""), entries)
+                self._store.commit()
+
     def _summarize(self) -> None:
         """Store the summaries that are missing or outdated, batch by batch; a build that was stopped goes on."""
         summaries = self._store.summaries
@@ -314,6 +333,14 @@ class Builder:
         self._store.set_skipped(self.report.skipped)
         set_left_out(self._store, self.report.left_out)
         self._store.gists.set_checked()
+        self._seal()
+
+    def settle(self) -> None:
+        """Summarize, commit and write the vector file after documents were put or removed by others."""
+        self._summarize()
+        self._seal()
+
+    def _seal(self) -> None:
         self._store.commit()
         write_vector_file(self._store)
         remove_unused(self._store)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from gistrag.documents.discovery import FoundFile, Skipped
 from gistrag.index.schema import DocumentRow
+
+IMPORTED = "an imported document has this path; gistrag import --remove gives it up"
 
 
 @dataclass(kw_only=True)
@@ -58,6 +60,14 @@ def changes(
             done.to_read.append(file)
     done.gone = sorted(gone)
     return done
+
+
+def without_imported(
+    found: Sequence[FoundFile], skipped: Sequence[Skipped], imported: Set[str]
+) -> tuple[list[FoundFile], list[Skipped]]:
+    """Return the files of a folder that are not at the path of an imported document, and what is skipped with these."""
+    told = [Skipped(path=file.path, sha256="", reason=IMPORTED) for file in found if file.path in imported]
+    return [file for file in found if file.path not in imported], [*skipped, *told]
 
 
 def _before(file: FoundFile, gone: Mapping[str, DocumentRow], is_current: Callable[[DocumentRow], bool]) -> str | None:

@@ -179,7 +179,7 @@ class GistStore:
         with self._database.writing():
             self._database.execute(schema.EXPECT_GIST, (key, source_tokens))
 
-    def put(self, caches: Mapping[str, GistCache]) -> None:
+    def put(self, caches: Mapping[str, GistCache | PackedGists]) -> None:
         """Write gists by their keys; they are on the disk when this returns, and others find them after a commit.
 
         Several are written at a time, because their fsyncs overlap.
@@ -192,7 +192,7 @@ class GistStore:
         for key, (sha256, size) in zip(caches, written, strict=True):
             self._record(key, caches[key], sha256, size)
 
-    def _write(self, key: str, cache: GistCache) -> tuple[str, int]:
+    def _write(self, key: str, cache: GistCache | PackedGists) -> tuple[str, int]:
         """Write a gist and return hash and size of its file."""
         stored_as = self.config.settings.kv_cache_dtype
         data = gist_file.encode(cache, key=key, fingerprint=self.config.gists_by, kv_cache_dtype=stored_as)

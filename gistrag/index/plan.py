@@ -13,9 +13,9 @@ from gistrag.compression.making import gist_count, is_compressible
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import FoundFile, Skipped, find, load
 from gistrag.errors import DocumentError
-from gistrag.index.changes import changes
+from gistrag.index.changes import changes, without_imported
 from gistrag.index.schema import DocumentRow
-from gistrag.index.store import Store
+from gistrag.index.store import Store, imported_documents
 from gistrag.kv.packed import stored_bytes
 from gistrag.model.runtime import AnyRuntime
 from gistrag.settings import IndexSettings
@@ -74,12 +74,14 @@ def planned(
     Raises:
         UsageError: no such folder.
     """
-    known = {row.path: row for row in store.documents()} if store else {}
+    imported = imported_documents(store) if store else set()
+    known = {row.path: row for row in store.documents() if row.path not in imported} if store else {}
     patterns = store.patterns if store else {"include": [], "exclude": []}
     given = {"include": include, "exclude": exclude}
     patterns |= {name: list(value) for name, value in given.items() if value is not None}
     stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
     found, skipped, left_out = find(folder, **patterns, known=stamps)
+    found, skipped = without_imported(found, skipped, imported)
     differing = changes(
         known, found, skipped, is_current=lambda row: row.gists_current and row.vectors_current and not make_again
     )

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _HAS_DELETED_WORDS = "has_deleted_words"
 _LEFT_OUT = "left_out"
+_IMPORTED = "imported"
 BACKGROUND = "gists in the background"
 """Command of whoever holds an index only to keep a batch of gists."""
 PATIENCE_S = 30.0
@@ -371,6 +372,20 @@ def set_left_out(store: Store, counts: Mapping[str, int]) -> None:
 def damaged_documents(store: Store) -> list[str]:
     """Return the paths of documents of which a chunk is damaged; a build replaces them."""
     return sorted({row[2] for row in store.database.execute(schema.CHUNKS) if not _is_whole(row)})
+
+
+def imported_documents(store: Store) -> set[str]:
+    """Return the paths of documents that came from another index, which a build of the folder leaves alone."""
+    try:
+        found = json.loads(store.database.get(_IMPORTED) or "[]")
+    except ValueError:
+        raise store.database.damaged("the list of imported documents is no JSON") from None
+    return {row.path for row in store.documents()}.intersection(found)
+
+
+def mark_imported(store: Store, paths: Iterable[str]) -> None:
+    """Record which documents came from another index."""
+    store.database.set(_IMPORTED, json.dumps(sorted(paths)))
 
 
 def pending_chunks(store: Store, ids: Iterable[int] | None = None, *, most: int) -> list[StoredChunk]:

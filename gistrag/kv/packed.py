@@ -85,6 +85,10 @@ class PackedGists(Gists):
     source_tokens: int
     dtype: str
 
+    def packed(self, _: str = "auto") -> PackedGists:
+        """Return this, which is packed already."""
+        return self
+
     @property
     def is_ragged(self) -> bool:
         """Whether heads keep different numbers of tokens."""

@@ -4,7 +4,8 @@
 
 The first user builds an index of the documents with the transformers of this environment and answers from it. The index
 folder then moves to the second user: another home, another cache, so that the default model is converted anew, and an
-environment whose transformers is the release named. All else that is installed is shared. Both runtimes answer.
+environment whose transformers is the release named. All else that is installed is shared. Both runtimes answer. Tokens,
+sources and the confidence, which follows from the logits, must be the same to the last bit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ QUESTIONS = (
     "What does a build do with a renamed file?",
     "Which files are left out?",
     "Who may read the index folder?",
+    "What is a stale document?",
+    "How are gist files protected against damage?",
+    "What happens when a file is deleted?",
+    "Which setting needs --rebuild?",
 )
 RUNTIMES = ("torch", "cpu")
 ASK = """
@@ -35,10 +40,14 @@ index, documents, runtime, questions = json.loads(sys.argv[1])
 if documents:
     GistRAG.from_folder(documents, index=index, gists="now", runtime=runtime).close()
 with GistRAG.open(index, runtime=runtime) as rag:
-    streams = [rag.stream(question, second_reading=False) for question in questions]
-    pieces = [list(stream) for stream in streams]
-    told = [(*given, [source.place for source in stream.answer.sources], stream.answer.usage.text_fallbacks)
-            for *given, stream in zip(questions, pieces, streams)]
+    told = []
+    for question in questions:
+        answer = rag.query(question, second_reading=False)
+        said = {name: getattr(answer, name) for name in ("text", "withheld", "confidence", "unsupported")}
+        tokens = rag.runtime.encode(answer.withheld or answer.text)
+        places = [source.place for source in answer.sources]
+        read_as_text = answer.usage.text_fallbacks + answer.usage.text_pending
+        told.append({"question": question, **said, "tokens": tokens, "sources": places, "read_as_text": read_as_text})
 print(json.dumps({"transformers": transformers.__version__, "answers": told}))
 """
 
