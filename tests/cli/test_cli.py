@@ -40,7 +40,7 @@ from gistrag.rag import GistRAG
 from gistrag.settings import IndexSettings
 from gistrag.storage import files
 
-VERBS = tuple(verb.__name__.rpartition(".")[2] for group in main.GROUPS.values() for verb in group)
+VERBS = tuple(main._verb(module) for group in main.GROUPS.values() for module in group)
 TEXT = "The harbour has three cranes."
 
 
@@ -246,7 +246,7 @@ def _completed(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     ("words", "told"),
     [
         ("gistrag ev", ["evaluate"]),
-        ("gistrag query --mo", ["--mode"]),
+        ("gistrag query --mo", ["--mode", "--model"]),
         ("gistrag query --mode h", ["hybrid"]),
         ("gistrag nothing-like-it", []),
     ],
