@@ -44,7 +44,7 @@ def test_a_plan_is_what_the_build_does(docs: Path, engine: Engine) -> None:
 
 
 def test_a_rename_costs_nothing(docs: Path, engine: Engine) -> None:
-    """A moved file is told apart from a new one, a file that cannot be read is skipped with its reason, others counted."""
+    """A moved file is told apart from a new one; what cannot be read is skipped with its reason, or counted."""
     GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine, gists="now").close()
     (docs / "mills.md").rename(docs / "old-mills.md")
     (docs / "broken.md").write_bytes(b"\0\1")
