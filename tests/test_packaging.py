@@ -19,8 +19,8 @@ import pytest
 import gistrag
 
 ROOT = Path(__file__).parents[1]
-SUFFIXES = {".py", ".typed", ".html", ".md", ".json", ".safetensors"}  # of files in gistrag/
-LICENSES = {"LICENSE", "LICENSE-CC-BY-SA-4.0.txt"}
+SUFFIXES = {".py", ".typed", ".html", ".css", ".js", ".txt", ".md", ".json", ".safetensors"}  # of files in gistrag/
+LICENSES = {"LICENSE", "LICENSE-CC-BY-SA-4.0.txt", "LICENSE-marked.txt", "LICENSE-dompurify.txt"}
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: dict[str, str]) -> 
     assert {Path(name).suffix for name in files} == SUFFIXES
 
 
-def test_the_wheel_carries_both_licenses(wheel: dict[str, str]) -> None:
-    """The code is under Apache-2.0, the weights under CC BY-SA 4.0: the expression names both, both texts are there."""
+def test_the_wheel_carries_all_licenses(wheel: dict[str, str]) -> None:
+    """The code is under Apache-2.0, the weights under CC BY-SA 4.0, the page's libraries under Apache, MIT and BSD."""
     metadata = next(text for name, text in wheel.items() if name.endswith("/METADATA"))
 
     assert {Path(name).name for name in wheel if ".dist-info/licenses/" in name} == LICENSES
-    assert "\nLicense-Expression: Apache-2.0 AND CC-BY-SA-4.0\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0 AND CC-BY-SA-4.0 AND MIT AND BSD-3-Clause\n" in metadata
     assert f"\nVersion: {gistrag.__version__}\n" in metadata
 
 
@@ -84,7 +84,8 @@ def test_the_source_archive_holds_what_the_tests_need(sources: set[str]) -> None
         *("integrations/langchain-gistrag/pyproject.toml", "notebooks/LOG.md", "index/README.md"),
     }
 
-    assert wanted | LICENSES | shipped() <= sources
+    assert wanted | shipped() <= sources
+    assert {Path(name).name for name in sources} >= LICENSES
 
 
 def test_the_source_archive_holds_no_leftovers(sources: set[str]) -> None:

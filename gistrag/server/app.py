@@ -2,7 +2,7 @@
 
 ::
 
-    GET  /                    the web page                    POST /v1/chat/completions   an answer, streamed or whole
+    GET  /, /static/...       the web page                    POST /v1/chat/completions   an answer, streamed or whole
     GET  /v1/models           the indexes, one model each     POST /v1/retrieve           passages, nothing is generated
     GET  /v1/documents        the documents of an index       GET  /v1/passages/{id}      one chunk
     GET  /healthz, /metrics   for monitoring              POST /v1/embeddings         vectors of texts
@@ -15,21 +15,18 @@ token in turn. No request can add a document, name a file or load a model.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Full
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
@@ -40,6 +37,7 @@ from gistrag.model.generation import require_room
 from gistrag.rag import GistRAG
 from gistrag.server.auth import Access, Guard
 from gistrag.server.deadline import Timed
+from gistrag.server.page import POLICY, PageFile, page_files
 from gistrag.server.protocol import (
     APIError,
     ChatRequest,
@@ -65,7 +63,6 @@ EMBEDDED_TOGETHER = 8
 """Texts that are embedded before another request has its turn."""
 GENERATION_S = 120.0
 RETRY_AFTER_S = 2
-PAGE = Path(__file__).with_name("page.html")
 UNBUFFERED = {"x-accel-buffering": "no"}
 """Asks a proxy to pass on each event at once."""
 CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -112,7 +109,6 @@ class Service:
     def __init__(self, registry: Mapping[str, GistRAG], config: ServerConfig) -> None:
         self._registry, self._config = registry, config
         self._started = int(time.time())
-        self._page = PAGE.read_text("utf-8")
         self._watches: set[asyncio.Task[None]] = set()
         self._scheduler: Scheduler
 
@@ -125,7 +121,7 @@ class Service:
 
     def routes(self) -> Iterator[tuple[str, str, Callable[..., Any]]]:
         """Yield the path, method and endpoint of each route."""
-        yield "/", "GET", self.page
+        yield from ((file.path, "GET", endpoint_of(file)) for file in page_files())
         yield "/healthz", "GET", self.health
         yield "/v1/models", "GET", self.models
         yield "/v1/models/{name}", "GET", self.model
@@ -139,10 +135,6 @@ class Service:
 
             self._metrics = Metrics()
             yield "/metrics", "GET", self.metrics
-
-    async def page(self) -> Response:
-        """Return the web page, with a content policy that allows connections to this server only."""
-        return HTMLResponse(self._page, headers={"content-security-policy": content_policy(self._page)})
 
     async def health(self) -> Record:
         """Return that the server runs, and how many requests wait."""
@@ -376,18 +368,13 @@ def passage_record(rag: GistRAG, chunk_id: int) -> Record | None:
     return {**chunk_record(found[0]), "previous": previous, "next": following}
 
 
-def content_policy(page: str) -> str:
-    """Return a policy that lets *page* run the script and style in it, and connect to its own server only."""
-    script, style = (_inline_hash(page, tag) for tag in ("script", "style"))
-    return (
-        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+def endpoint_of(file: PageFile) -> Callable[[], Awaitable[Response]]:
+    """Return the endpoint of a file of the page, with a content policy that allows connections to this server only."""
 
+    async def serve() -> Response:
+        return Response(file.body, headers={"content-security-policy": POLICY}, media_type=file.media_type)
 
-def _inline_hash(page: str, tag: str) -> str:
-    text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return serve
 
 
 async def error_response(_: Request, error: Exception) -> JSONResponse:

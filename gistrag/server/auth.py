@@ -34,7 +34,8 @@ EXCHANGE_S = 900.0
 """Seconds after which a connection is closed, even if the client has not read the whole answer."""
 
 KEY_CHARACTERS_MIN = 16
-PUBLIC = ("/", "/healthz")
+PUBLIC = re.compile(r"/|/healthz|/static/.*")
+"""Paths that need no key: the page, which asks for one, and whether the server runs."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -173,7 +174,7 @@ class Guard:
                 "unknown_origin",
                 "requests from pages of other origins are not answered; a proxy must pass on Host",
             )
-        is_public = scope["path"] in PUBLIC
+        is_public = PUBLIC.fullmatch(scope["path"])
         opened = self._access.indexes if is_public else self._access.opened_by(headers.get("authorization", ""))
         scope["state"] = {**scope.get("state", {}), "indexes": opened}
         return headers

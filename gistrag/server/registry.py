@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gistrag.answering.answer import Source
+from gistrag.documents.chunking import PLAIN_KINDS
 from gistrag.errors import UsageError
 from gistrag.index.gist_worker import When
 from gistrag.index.retriever import Hit
@@ -108,7 +109,10 @@ def chunk_record(chunk: StoredChunk) -> Record:
 def document_records(rag: GistRAG) -> list[Record]:
     """Return the JSON records of the documents in an index, sorted by path."""
     names = ("path", "kind", "chunks", "tokens", "size", "stale")
-    return [{name: getattr(row, name) for name in names} for row in rag.store.documents()]
+    return [
+        {**{name: getattr(row, name) for name in names}, "markdown": row.kind not in PLAIN_KINDS}
+        for row in rag.store.documents()
+    ]
 
 
 def status_record(rag: GistRAG) -> Record:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,28 @@ WAIT_MS = 60_000
 EVIL = (
     '<img src="http://evil.example/a.png"> ![b](http://evil.example/b.png) [c](http://evil.example) <script>x</script>'
 )
+EVIL_SHOWN = '<img src="http://evil.example/a.png"> b c <script>x</script>'
+"""What a line of Markdown shows of it."""
+HOSTILE = """# Title <b onclick="location='http://evil.example'">x</b>
+
+<script>document.title = 'owned'</script>
+<style>body { display: none }</style>
+<iframe src="http://evil.example"></iframe><form action="http://evil.example"><input></form>
+
+- [run](javascript:document.title='owned') [data](data:text/html,x) <http://evil.example/auto> www.evil.example
+- ![remote](http://evil.example/b.png) ![x](<x" onerror=document.title>)
+- <a href="javascript:1" onmouseover="document.title='owned'">y</a><svg onload="document.title='owned'"></svg>
+
+| a | <img src=x onerror="document.title='owned'"> |
+|---|:--:|
+| `<base href="http://evil.example/">` | &lt;script&gt; <br> **bold** |
+
+```html" onload="document.title='owned'
+<meta http-equiv="refresh" content="0;url=http://evil.example">
+```
+
+[run]: javascript:document.title='owned'
+"""
 
 CONTRAST = """() => {
   const channel = (part) => {
@@ -163,7 +186,7 @@ def test_ask(page: Any, say: Say) -> None:
     entry.locator(".cost").wait_for()
 
     assert entry.locator("h2").inner_text() == "Where is the honey?"
-    assert entry.locator(".answer").inner_text() == "In combs of wax."
+    assert entry.locator(".answer").inner_text() == "In combs of wax.\u00a0[1]"
     assert entry.get_attribute("aria-busy") == "false"
     assert entry.locator("blockquote").inner_text() == "Honey is kept in combs of wax for winter."
     assert entry.locator(".evidence a").inner_text() == "bees.md, Bees > Honey"
@@ -171,10 +194,12 @@ def test_ask(page: Any, say: Say) -> None:
     assert "of text" in entry.locator(".cost").inner_text()
     assert "to the first word" in entry.locator(".cost").inner_text()
 
-    entry.get_by_text("1 more passage").click()
-    assert entry.locator(".place").all_inner_texts() == ["mills.md, Mills"]
-    assert entry.locator(".how").all_inner_texts() == ["gists", "gists"]
-    entry.locator(".sources a").click()
+    assert entry.locator(".sources").is_hidden()
+    entry.get_by_text("2 sources: bees.md, Bees > Honey · mills.md, Mills").click()
+    assert entry.locator(".place").all_inner_texts() == ["bees.md, Bees > Honey", "mills.md, Mills"]
+    assert entry.locator(".snippet").nth(0).inner_text().startswith("Bees Bees gather nectar in spring. Honey Honey")
+    assert entry.locator(".how").all_inner_texts() == ["gists"] * 3
+    entry.locator(".sources a").nth(1).click()
     passage = page.get_by_role("dialog", name="mills.md")
     passage.wait_for()
     assert "stands by the river" in passage.inner_text()
@@ -238,28 +263,28 @@ def test_how_sure_an_answer_is(
         entry = ask(ready(page), "Where is the honey?")
         entry.locator(".cost").wait_for()
 
-        order = entry.evaluate("(all) => [...all.children].map((one) => one.className).filter(Boolean)")
+        order = entry.evaluate("(all) => [...all.children].map((one) => one.classList[0]).filter(Boolean)")
         assert entry.locator(".verdict").text_content() == verdict
         assert verdict in page.locator("[role=status]").inner_text()
         assert (order.index("verdict") < order.index("answer")) == ("Not sure" in verdict)
         assert entry.locator("blockquote").count() == (verdict != "Not found.")
-        assert entry.locator(".others summary").inner_text() == (
-            "2 passages" if verdict == "Not found." else "1 more passage"
-        )
+        assert entry.locator(".cite").all_inner_texts() == ([] if verdict.startswith("Not found") else ["[1]"])
+        assert entry.locator(".others").get_attribute("open") is None
 
 
 def test_the_evidence_opens_highlighted(page: Any, say: Say) -> None:
-    """Its link opens the passage at that sentence, which has the focus; the next passage has no highlight."""
+    """Its link, and its number in the answer, open the passage at that sentence, which has the focus."""
     say("combs of wax")
     entry = ask(ready(page), "Where is the honey?")
-    entry.locator(".evidence a").click()
+    entry.get_by_role("link", name="Open source 1").click()
     highlighted = page.locator("#passage mark")
     highlighted.wait_for()
 
     assert entry.locator("blockquote b").all_inner_texts() == ["combs of wax"]
     assert highlighted.inner_text() == "Honey is kept in combs of wax for winter."
-    assert page.locator("#passage p").inner_text().startswith("# Bees")
+    assert page.locator("#passage h3").inner_text() == "Bees"
     assert page.evaluate("() => document.activeElement.tagName") == "MARK"
+    assert entry.locator(".evidence a").get_attribute("href") == "#passage/manual/1/49-90"
     assert page.url.partition("#passage/")[2] == "manual/1/49-90"
     page.reload()
     highlighted.wait_for()
@@ -267,21 +292,26 @@ def test_the_evidence_opens_highlighted(page: Any, say: Say) -> None:
 
 @pytest.mark.parametrize(
     ("span", "expected"),
-    [("0-6", ["# Bees"]), ("0-9999", [None]), ("500-900", []), ("7-7", []), ("9-7", []), ("x-7", None)],
+    [
+        ("0-6", ["Bees"]),
+        ("0-9999", ["Bees", "Bees gather nectar in spring.", "Honey", "Honey is kept in combs of wax for winter."]),
+        ("500-900", []),
+        ("7-7", []),
+        ("9-7", []),
+        ("x-7", None),
+    ],
 )
-def test_a_highlight_at_the_edges_of_a_passage(page: Any, span: str, expected: list[str | None] | None) -> None:
+def test_a_highlight_at_the_edges_of_a_passage(page: Any, span: str, expected: list[str] | None) -> None:
     """A span is cut at the edges of the passage; one outside of it, or one that is none, highlights nothing."""
     ready(page).evaluate("(hash) => { location.hash = hash; }", f"#passage/manual/1/{span}")
-    passage = page.locator("#passage p")
     if expected is None:
         page.wait_for_timeout(200)
         assert page.locator("#passage[open]").count() == 0
         return
-    passage.filter(has_text="Honey").wait_for()
+    page.locator("#passage .body").filter(has_text="Honey").wait_for()
 
-    whole = passage.inner_text()
-    assert whole.startswith("# Bees")
-    assert page.locator("#passage mark").all_inner_texts() == [one or whole for one in expected]
+    assert page.locator("#passage h3").inner_text() == "Bees"
+    assert page.locator("#passage mark").all_inner_texts() == expected
 
 
 def test_positions_count_characters(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
@@ -304,7 +334,7 @@ def test_what_stands_in_no_passage_is_underlined(page: Any) -> None:
     entry.locator(".cost").wait_for()
 
     assert entry.locator(".answer u").all_inner_texts() == ["Lee", "90"]
-    assert entry.locator(".answer").inner_text() == "Lee took 90km to Leeds, not 190 or 900."
+    assert entry.locator(".answer").inner_text() == "Lee took 90km to Leeds, not 190 or 900.\u00a0[1]"
     assert entry.locator(".note").all_inner_texts() == ["The model answers:", "In no passage: 90, Lee, a.*b."]
     assert "In no passage: 90, Lee" in page.locator("[role=status]").inner_text()
 
@@ -326,16 +356,15 @@ def test_any_sentence_can_be_quoted(page: Any, sentence: str) -> None:
 
 
 def test_an_answer_without_evidence_lists_its_sources(page: Any) -> None:
-    """They are open, and nothing is quoted."""
+    """One line names them, and nothing is quoted or numbered in the answer."""
     replied(ready(page), "Bees.", [{}], verdict="unsure", confidence=0.4)
 
     entry = ask(page, "What?")
     entry.locator(".cost").wait_for()
 
     assert entry.locator(".verdict").text_content() == "Not sure. 40 % likely to be right."
-    assert entry.locator(".evidence").count() == 0
-    assert entry.locator(".others").get_attribute("open") is not None
-    assert entry.locator(".place").inner_text() == "bees.md, Bees"
+    assert entry.locator(".evidence, .cite").count() == 0
+    assert entry.locator(".others summary").inner_text() == "1 source: bees.md, Bees"
 
 
 def test_what_was_searched_is_shown(page: Any, say: Say) -> None:
@@ -356,12 +385,13 @@ def test_a_document_in_short_opens_like_a_passage(page: Any) -> None:
     ready(page).get_by_role("button", name="2 documents").click()
     page.get_by_role("button", name="mills.md").click()
     entry = ask(page, "What is this document about?")
+    entry.locator(".others summary").click()
     entry.locator(".sources a").click()
     page.get_by_role("dialog", name="mills.md").wait_for()
 
     assert entry.locator(".verdict, .evidence").count() == 0
     assert "#passage/manual/-" in page.url
-    assert "stands by the river" in page.locator("#passage p").inner_text()
+    assert "stands by the river" in page.locator("#passage .body").inner_text()
 
 
 def test_gists_that_are_still_to_be_made(
@@ -393,7 +423,7 @@ def test_modes_and_documents(page: Any, say: Say) -> None:
     entry.locator(".cost").wait_for()
 
     assert entry.locator(".evidence a").inner_text() == "mills.md, Mills"
-    assert entry.locator(".how").all_inner_texts() == ["text"]
+    assert entry.locator(".evidence .how").all_inner_texts() == ["text"]
     assert "only in mills.md" in entry.locator("h2").inner_text()
     assert "read as text" in entry.locator(".cost").inner_text()
     page.get_by_role("button", name="Searching only in mills.md").click()
@@ -461,7 +491,7 @@ def test_an_answer_stays_while_the_index_opens(page: Any, say: Say) -> None:
     held[0].continue_()
     page.locator("#show-documents", has_text="1 document").wait_for()
 
-    assert entry.locator(".answer").inner_text() == "Fine."
+    assert entry.locator(".answer").inner_text().startswith("Fine.")
 
 
 def test_no_text_becomes_markup(page: Any, say: Say) -> None:
@@ -474,11 +504,97 @@ def test_no_text_becomes_markup(page: Any, say: Say) -> None:
     entry.locator(".evidence a").click()
     page.get_by_role("dialog").wait_for()
 
-    assert EVIL == entry.locator(".answer").inner_text() == entry.locator("h2").inner_text()
-    assert page.locator("#passage p").inner_text() == EVIL
+    assert entry.locator("h2").inner_text() == EVIL
+    assert entry.locator(".answer").inner_text() == EVIL_SHOWN + "\u00a0[1]"
+    assert page.locator("#passage .plain").inner_text() == EVIL
     assert page.locator("main img, dialog img, main script, dialog script").count() == 0
-    links = page.locator("main a").evaluate_all("(links) => links.map((one) => one.getAttribute('href'))")
+    links = page.locator("main a, dialog a").evaluate_all("(links) => links.map((one) => one.getAttribute('href'))")
     assert all(link.startswith("#passage/") for link in links)
+
+
+def test_markdown_is_shown(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
+    """Headings, emphasis, lists, tables and code are elements in answers and passages; the evidence is marked."""
+    say("1. **Wax** is `kept`\n2. 9~18 or 10~12\n\n| a | b |\n|---|--:|\n| 1 | 2 |")
+    text = "# Bees\n\nHoney is *kept* in\n**combs** of wax. More.\n\n| part | of |\n|---|---|\n| wax | comb |\n"
+    index = build(tmp_path, engine, {"bees.md": text, "bees.py": "# Bees\n__all__ = ['honey']\n"})
+
+    with serving({"manual": index}, engine) as url, opened(browser, url) as page:
+        answer = ask(ready(page), "Where is the honey?").locator(".answer")
+        answer.locator(".cite").wait_for()
+        assert answer.locator("li").all_inner_texts() == ["Wax is kept", "9~18 or 10~12"]
+        assert [answer.locator(one).inner_text() for one in ("strong", "code", "th >> nth=1")] == ["Wax", "kept", "b"]
+        for span, expected in (
+            ("8-44", ["Honey is ", "kept", " in\n", "combs", " of wax."]),
+            ("76-90", ["wax", "comb"]),
+            ("14-21", ["is ", "kep"]),
+        ):
+            page.evaluate("(hash) => { location.hash = hash; }", f"#passage/manual/1/{span}")
+            page.locator("#passage mark", has_text=re.compile(f"^{expected[0].strip()}$")).first.wait_for()
+            assert page.locator("#passage mark").evaluate_all("(all) => all.map((one) => one.textContent)") == expected
+        page.evaluate("() => { location.hash = '#passage/manual/2/0-6'; }")
+        page.locator("#passage .plain").wait_for()
+        assert page.locator("#passage .plain").inner_text() == "# Bees\n__all__ = ['honey']"
+        assert page.locator("#passage mark").inner_text() == "# Bees"
+
+
+@pytest.mark.parametrize(
+    "answer", ["1986.", "# 1 and - 2", "- none", "5 * 3 * 2 = 30", "snake_case_name", "a < b && c"]
+)
+def test_an_answer_of_one_line_stays_as_it_is(page: Any, answer: str) -> None:
+    """A year with a full stop is no list, and a product is not emphasis."""
+    replied(ready(page), answer, [{}])
+
+    entry = ask(page, "When?")
+    entry.locator(".cost").wait_for()
+
+    assert entry.locator(".answer").inner_text() == answer
+
+
+def test_hostile_markdown_does_nothing(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
+    """Script, handlers, styles, frames, forms, links and remote images do nothing; no other host gets a request."""
+    say(HOSTILE)
+    with (
+        serving({"manual": build(tmp_path, engine, {"evil.md": HOSTILE})}, engine) as url,
+        opened(browser, url) as page,
+    ):
+        entry = ask(ready(page), "What?")
+        entry.locator(".cost").wait_for()
+        firsts, shown = ["Title", "iframe", "run data", "onmouseover", "base href", "http-equiv"], []
+        for number in range(1, 7):
+            page.evaluate("(hash) => { location.hash = hash; }", f"#passage/manual/{number}")
+            page.locator("#passage .body", has_text=firsts[number - 1]).wait_for()
+            shown.append(page.locator("#passage .body").inner_text())
+            tags, names = page.locator(".answer *, blockquote *, .snippet *, #passage .body *").evaluate_all(
+                "(all) => [all.map((one) => one.tagName), all.flatMap((one) => one.getAttributeNames())]"
+            )
+            assert not {"SCRIPT", "STYLE", "IFRAME", "FORM", "INPUT", "IMG", "svg", "BASE", "META"} & set(tags)
+            assert set(names) <= {"class", "title", "align", "href", "aria-label", "start"}
+            assert page.locator("#passage .body a").count() == 0
+
+        assert page.title() == "gistrag"
+        assert "<script>document.title = 'owned'</script>" in shown[0]
+        assert shown[2] == "run data http://evil.example/auto www.evil.example\nremote x"
+        assert "bold" in shown[4]
+
+
+def test_the_sanitizer_stands_by_itself(browser: Any, address: str) -> None:
+    """What the renderer let through would be stopped by DOMPurify, and then by the browser's policy."""
+    hostile = (
+        '<p style="color:red" onclick="x()">a<img src="http://evil.example/c.png" onerror="x()"><script>x</script></p>'
+        '<a href="javascript:x()">b</a><form><input></form><svg><style>@import "http://evil.example"</style></svg>'
+    )
+    with opened(browser, address, tolerated="") as page:  # the browser reports all that it stops
+        shown = ready(page).evaluate(
+            """async (markup) => {
+              const { safe } = await import("/static/markdown.js");
+              const shown = safe(markup).innerHTML;
+              try { document.body.insertAdjacentHTML("beforeend", markup); }
+              catch (error) { return [shown, error.name]; }
+            }""",
+            hostile,
+        )
+
+    assert shown == ["<p>a</p>b", "TypeError"]
 
 
 def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
@@ -508,15 +624,17 @@ def test_with_the_keyboard_alone(page: Any, say: Say) -> None:
 
     page.get_by_role("link", name="Skip to the question").focus()
     names = []
-    for place in range(8):
+    for place in range(10):
         page.keyboard.press("Tab")
         names.append(page.evaluate(FOCUSED))
-        if place == 3:
-            page.keyboard.press("Enter")  # opens the list of the other passages
+        if place == 4:
+            page.keyboard.press("Enter")  # opens the list of sources
 
-    passages = ["#passage/manual/2", "1 more passage", "#passage/manual/1"]
-    names[2] = names[2].rpartition("/")[0]
-    assert names == ["index", "show-documents", *passages, "question", "gist", "act"]
+    evidence = names[2].rpartition("/")[0]
+    assert evidence == names[3].rpartition("/")[0] == "#passage/manual/2"
+    assert names[4] == "2 sources: bees.md, Bees · mills.md, Mills"
+    assert names[5:7] == ["#passage/manual/1", "#passage/manual/2"]
+    assert names[:2] + names[7:] == ["index", "show-documents", "question", "gist", "act"]
     unnamed = page.locator("button, input, select, textarea, a").evaluate_all(
         "(all) => all.filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels?.length)).length"
     )
@@ -534,7 +652,7 @@ def test_it_fits(browser: Any, address: str, say: Say, width: int, scheme: str) 
         entry = ask(page, "b" * 100)
         entry.locator(".others summary").click()
         entry.locator(".evidence a").click()
-        page.locator("#passage mark").wait_for()
+        page.locator("#passage mark").first.wait_for()
         assert page.evaluate(CONTRAST) == []
         page.keyboard.press("Escape")
 
