@@ -49,7 +49,14 @@ from gistrag.server.protocol import (
     footnotes,
 )
 from gistrag.server.refusals import api_error, api_errors, internal_error
-from gistrag.server.registry import Record, chunk_record, document_records, hit_record, status_record
+from gistrag.server.registry import (
+    Record,
+    chunk_record,
+    document_records,
+    example_records,
+    hit_record,
+    status_record,
+)
 from gistrag.server.scheduler import Job, Scheduler
 
 logger = logging.getLogger("gistrag")
@@ -156,10 +163,13 @@ class Service:
         return self._model_record(self._named(name, request)[0])
 
     async def documents(self, request: Request, model: str | None = None) -> Record:
-        """Return the documents and the totals of an index."""
+        """Return the documents and the totals of an index, and what a newcomer may ask about."""
         name, rag = self._named(model, request)
-        listed, status = await self._run(rag, name, lambda: (document_records(rag), status_record(rag)))
-        return {"object": "list", "model": name, "data": listed, "status": status}
+
+        def look() -> Record:
+            return {"data": document_records(rag), "status": status_record(rag), "examples": example_records(rag)}
+
+        return {"object": "list", "model": name, **await self._run(rag, name, look)}
 
     async def passage(self, request: Request, chunk_id: ChunkId, model: str | None = None) -> Record:
         """Return one chunk with its whole text and the ids of its neighbors."""

@@ -24,6 +24,8 @@ from gistrag.settings import RuntimeName
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+EXAMPLES, EXAMPLE_CHARACTERS = 3, 60
+
 Record = dict[str, Any]
 """A JSON object."""
 
@@ -113,6 +115,24 @@ def document_records(rag: GistRAG) -> list[Record]:
         {**{name: getattr(row, name) for name in names}, "markdown": row.kind not in PLAIN_KINDS}
         for row in rag.store.documents()
     ]
+
+
+def example_records(rag: GistRAG) -> list[Record]:
+    """Return what a newcomer may ask about: the titles of some documents from all over the index, each with a heading.
+
+    The heading is "" where the document has no section of its own.
+    """
+    by_title = {title: path for path, title in rag.store.summaries.titles().items() if title.strip()}
+    titles = [title for title in by_title if len(title) <= EXAMPLE_CHARACTERS]
+    chosen = titles[:: max(1, len(titles) // EXAMPLES)][:EXAMPLES]
+    return [{"title": title, "heading": _section(rag, by_title[title])} for title in chosen]
+
+
+def _section(rag: GistRAG, path: str) -> str:
+    """Return the heading of a section in the middle of a document, "" where there is none."""
+    chunks = rag.store.chunks_of(path)
+    headings = [chunk.heading[-1] for chunk in chunks[len(chunks) // 2 :] if len(chunk.heading) > 1]
+    return next((heading for heading in headings if len(heading) <= EXAMPLE_CHARACTERS), "")
 
 
 def status_record(rag: GistRAG) -> Record:

@@ -529,7 +529,7 @@ def test_markdown_is_shown(browser: Any, tmp_path: Path, engine: Engine, say: Sa
             ("14-21", ["is ", "kep"]),
         ):
             page.evaluate("(hash) => { location.hash = hash; }", f"#passage/manual/1/{span}")
-            page.locator("#passage mark", has_text=re.compile(f"^{expected[0].strip()}$")).first.wait_for()
+            page.locator("#passage mark", has_text=re.compile(rf"^\s*{expected[0].strip()}\s*$")).first.wait_for()
             assert page.locator("#passage mark").evaluate_all("(all) => all.map((one) => one.textContent)") == expected
         page.evaluate("() => { location.hash = '#passage/manual/2/0-6'; }")
         page.locator("#passage .plain").wait_for()
@@ -597,6 +597,192 @@ def test_the_sanitizer_stands_by_itself(browser: Any, address: str) -> None:
     assert shown == ["<p>a</p>b", "TypeError"]
 
 
+def answered(page: Any, question: str) -> Any:
+    """Ask a question, wait for its complete answer, and return its element."""
+    entry = ask(page, question)
+    entry.locator(".cost").wait_for()
+    return entry
+
+
+def test_a_conversation_stays_in_the_browser(page: Any, say: Say) -> None:
+    """A reload shows it again, a new chat leaves it in the list, and a follow-up in it leans on its questions."""
+    say("By the **river**.")
+    answered(ready(page), "Where is the mill?")
+    before = page.locator("#conversation").inner_text()
+    page.reload()
+    page.locator("article .cost").wait_for()
+    assert page.locator("#conversation").inner_text() == before
+    assert page.locator("#welcome").is_hidden()
+
+    page.get_by_role("button", name="New chat").click()
+    assert page.locator("article").count() == 0
+    answered(page, "Where is the honey?")
+    page.get_by_role("button", name="Chats").click()
+    assert page.locator("#chats li b").all_inner_texts() == ["Where is the honey?", "Where is the mill?"]
+    page.get_by_role("button", name="Where is the mill?").first.click()
+    entry = answered(page, "And what does it do?")
+    assert entry.locator(".searched").inner_text() == "Searched: Where is the mill? And what does it do?"
+    assert page.locator("article").count() == 2
+
+
+def test_the_server_gets_questions_only(page: Any, say: Say) -> None:
+    """A request carries the questions it may lean on, six at most, and no answer."""
+    say("Yes.")
+    sent: list[Any] = []
+    page.on("request", lambda one: sent.append(one.post_data_json) if one.post_data else None)
+    ready(page)
+    for number in range(8):
+        answered(page, f"Question {number}?")
+
+    assert sent[-1]["messages"] == [{"role": "user", "content": f"Question {number}?"} for number in range(1, 8)]
+
+
+def test_chats_are_forgotten(page: Any, say: Say) -> None:
+    """One by its cross, all by a button that asks first; then the browser keeps none of them."""
+    say("Yes.")
+    answered(ready(page), "One?")
+    page.get_by_role("button", name="New chat").click()
+    answered(page, "Two?")
+    page.get_by_role("button", name="Chats").click()
+    page.get_by_role("button", name="Forget One?").click()
+    assert page.locator("#chats li b").all_inner_texts() == ["Two?"]
+    page.once("dialog", lambda one: one.dismiss())
+    page.get_by_role("button", name="Forget all").click()
+    assert page.locator("article").count() == 1
+    page.once("dialog", lambda one: one.accept())
+    page.get_by_role("button", name="Forget all").click()
+
+    page.get_by_text("No chats yet.").wait_for()
+    assert page.locator("article").count() == 0
+    assert page.evaluate("() => localStorage.length") == 0
+
+
+@pytest.mark.parametrize("kept", ["{", "null", '{"turns": 1}', '{"turns": []}', '{"index": "gone", "turns": [{}]}'])
+def test_a_broken_chat_is_left_out(page: Any, kept: str) -> None:
+    """What the browser keeps may be damaged, or of an index that is gone: the page opens without it."""
+    ready(page).evaluate("(kept) => { localStorage['gistrag.chat.1'] = kept; sessionStorage.chat = '1'; }", kept)
+    page.reload()
+    ready(page).get_by_role("button", name="Chats").click()
+
+    page.get_by_text("No chats yet.").wait_for()
+
+
+def test_a_full_browser_forgets_the_oldest(page: Any, say: Say) -> None:
+    """Where there is no room for a conversation, the oldest others go."""
+    say("Yes.")
+    turn = {"question": "q", "text": "x" * 2_000_000, "details": None}
+    ready(page).evaluate(
+        "(chat) => { for (const id of ['1', '2']) localStorage['gistrag.chat.' + id] = JSON.stringify(chat); }",
+        {"index": "manual", "turns": [turn]},
+    )
+    replied(page, "y" * 2_000_000, [{}])
+    answered(page, "Long?")
+
+    kept = page.evaluate("() => Object.keys(localStorage)")
+    assert len(kept) == 2
+    assert "gistrag.chat.1" not in kept
+
+
+def test_copy_and_export(browser: Any, address: str, say: Say) -> None:
+    """An answer is copied as it was written; a conversation is a file of Markdown, with sources and evidence."""
+    say("In **combs**\nof wax.")
+    with opened(browser, address, permissions=["clipboard-read", "clipboard-write"]) as page:
+        entry = answered(ready(page), "Where is the honey?")
+        entry.get_by_role("button", name="Copy").click()
+        entry.get_by_role("button", name="Copied").wait_for()
+        page.get_by_role("button", name="Chats").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Export this chat").click()
+
+        assert page.evaluate("() => navigator.clipboard.readText()") == "In **combs**\nof wax."
+        assert re.fullmatch(r"gistrag-[\d-]{10}\.md", download.value.suggested_filename)
+        written = Path(download.value.path()).read_text("utf-8")
+        assert written.startswith("# Where is the honey?\n\nmanual, ")
+        assert written.endswith(
+            "\n\n## Where is the honey?\n\nIn **combs**\nof wax.\n\n> Honey is kept in combs of wax for winter.\n\n"
+            "1. bees.md, Bees > Honey\n2. mills.md, Mills\n"
+        )
+
+
+def test_copying_works_over_plain_http(page: Any, say: Say) -> None:
+    """From another machine over plain HTTP there is no clipboard for scripts, and the browser copies the old way."""
+    say("Wax.")
+    page.add_init_script(
+        "delete Navigator.prototype.clipboard; document.execCommand = (what) => { window.did = what; };"
+    )
+    page.reload()
+    answered(ready(page), "Where?").get_by_role("button", name="Copy").click()
+
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("() => window.did") == "copy"
+    assert page.locator("textarea").count() == 1
+
+
+def test_try_again(page: Any, say: Say) -> None:
+    """The last question is asked once more, in the mode chosen now; its new answer takes the place of the old one."""
+    say("One.")
+    answered(ready(page), "First?")
+    assert page.get_by_role("button", name="Try again").count() == 1
+    answered(page, "Where is the mill?")
+    assert page.get_by_role("button", name="Try again").count() == 1
+    say("Two.")
+    page.get_by_role("radio", name="Text").check()
+    page.get_by_role("button", name="Try again").click()
+    page.locator(".answer", has_text="Two.").wait_for()
+    page.locator("article").last.locator(".cost").wait_for()
+
+    assert page.locator("article h2").all_inner_texts() == ["First?", "Where is the mill?"]
+    assert page.locator("article").last.locator(".evidence .how").inner_text() == "text"
+
+
+def test_a_failed_question_can_be_asked_again(browser: Any, address: str, say: Say) -> None:
+    """It stands in the box again, and in the error is a button that asks it once more."""
+    say("Fine.")
+    with opened(browser, address, tolerated="ERR_FAILED") as page:
+        ready(page).route("**/v1/chat/completions", lambda one: one.abort())
+        ask(page, "Why?").get_by_role("alert").wait_for()
+        box = page.get_by_label("Question", exact=True)
+        assert box.input_value() == "Why?"
+        page.unroute("**/v1/chat/completions")
+        page.get_by_role("button", name="Try again").click()
+        page.locator(".answer", has_text="Fine.").wait_for()
+
+        assert page.get_by_role("alert").count() == 0
+        assert page.locator("article").count() == 1
+        assert box.input_value() == ""
+
+
+def test_arrow_up_brings_the_last_question(page: Any, say: Say) -> None:
+    """In the empty box only; once more brings the one before, arrow down comes back."""
+    say("Yes.")
+    for question in ("One?", "Two?"):
+        answered(ready(page) if question == "One?" else page, question)
+    box = page.get_by_label("Question", exact=True)
+    seen = []
+    for key in ("ArrowUp", "ArrowUp", "ArrowUp", "ArrowDown", "ArrowDown", "ArrowDown"):
+        box.press(key)
+        seen.append(box.input_value())
+
+    assert seen == ["Two?", "One?", "One?", "Two?", "", ""]
+    box.fill("new")
+    box.press("ArrowUp")
+    assert box.input_value() == "new"
+
+
+def test_the_empty_page_suggests_questions(page: Any, say: Say) -> None:
+    """They come from titles and headings of the index, and a click asks one."""
+    say("It grinds.")
+    examples = ready(page).locator("#examples button")
+    assert examples.all_inner_texts() == ["What is “Bees” about?", "What is “Mills” about?"]
+    examples.nth(1).click()
+    entry = page.locator("article")
+    entry.locator(".cost").wait_for()
+
+    assert entry.locator("h2").inner_text() == "What is “Mills” about?"
+    assert entry.locator("summary").inner_text() == "1 source: mills.md, Mills"
+    assert "stands by the river" in entry.locator(".answer").inner_text()
+
+
 def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
     """If the server requires a key, the page asks for it and keeps it for the tab."""
     say("Yes.")
@@ -606,6 +792,7 @@ def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: S
         opened(browser, url, tolerated="status of 401") as page,
     ):
         page.get_by_role("textbox", name="API key").fill("wrong")
+        assert page.locator("header select, header button").locator("visible=true").count() == 0  # nothing known yet
         page.get_by_role("button", name="Continue").click()
         page.get_by_role("alert").filter(has_text="That key was not accepted.").wait_for()
         page.get_by_role("textbox", name="API key").fill("alice-0123456789")
@@ -613,7 +800,7 @@ def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: S
 
         ask(ready(page), "May I?").locator(".answer", has_text="Yes.").wait_for()
         page.reload()
-        ready(page)
+        page.locator("#show-documents", has_text="2 documents").wait_for()
         assert page.locator("#key[open]").count() == 0
 
 
@@ -624,17 +811,17 @@ def test_with_the_keyboard_alone(page: Any, say: Say) -> None:
 
     page.get_by_role("link", name="Skip to the question").focus()
     names = []
-    for place in range(10):
+    for place in range(14):
         page.keyboard.press("Tab")
         names.append(page.evaluate(FOCUSED))
-        if place == 4:
+        if place == 6:
             page.keyboard.press("Enter")  # opens the list of sources
 
-    evidence = names[2].rpartition("/")[0]
-    assert evidence == names[3].rpartition("/")[0] == "#passage/manual/2"
-    assert names[4] == "2 sources: bees.md, Bees · mills.md, Mills"
-    assert names[5:7] == ["#passage/manual/1", "#passage/manual/2"]
-    assert names[:2] + names[7:] == ["index", "show-documents", "question", "gist", "act"]
+    evidence = [name.rpartition("/")[0] for name in names[4:6]]
+    assert evidence == ["#passage/manual/2"] * 2
+    assert names[6] == "2 sources: bees.md, Bees · mills.md, Mills"
+    assert names[7:11] == ["#passage/manual/1", "#passage/manual/2", "Copy", "Try again"]
+    assert names[:4] + names[11:] == ["index", "show-documents", "show-chats", "new-chat", "question", "gist", "act"]
     unnamed = page.locator("button, input, select, textarea, a").evaluate_all(
         "(all) => all.filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels?.length)).length"
     )

@@ -63,3 +63,25 @@ def test_records_hold_no_folder(tmp_path: Path, engine: Engine) -> None:
 
     assert "bees.md" in str(records)
     assert str(tmp_path) not in str(records)
+
+
+def test_examples_come_from_all_over_the_index(tmp_path: Path, engine: Engine) -> None:
+    """Titles of three documents, the middle section of each; no title twice, none that is long or missing."""
+    texts = {f"{letter}.md": f"# Guide {letter}\n\nOne.\n\n## Part {letter}\n\nTwo.\n" for letter in "abcdefghi"}
+    texts |= {
+        "twin.md": "# Guide a\n\nOne.\n",
+        "long.md": f"# {'Very ' * 20}long\n\nOne.\n",
+        "plain.txt": "Just words.",
+    }
+    with GistRAG.open(build(tmp_path, engine, texts, chunk_tokens=32), engine=engine) as rag:
+        examples = registry.example_records(rag)
+
+    assert len({one["title"] for one in examples}) == 3
+    assert all(len(one["title"]) <= 60 for one in examples)
+    assert {"title": "Guide d", "heading": "Part d"} in examples
+
+
+def test_an_empty_index_has_no_examples(tmp_path: Path, engine: Engine) -> None:
+    """Nothing can be asked about."""
+    with GistRAG.open(build(tmp_path, engine, {}), engine=engine) as rag:
+        assert registry.example_records(rag) == []

@@ -1,6 +1,7 @@
 // The words of the page. Answers, documents and errors of the server come as they are.
 
 const english = {
+  locale: "en",
   number: (value) => value.toLocaleString("en"),
   seconds: (value) => `${value < 10 ? value.toFixed(2) : value.toFixed(0)} s`,
   passages: (count) => plural(count, "passage"),
@@ -70,12 +71,30 @@ const english = {
   kept: (tokens, gists) => `${plural(tokens, "token")}, compressed to ${plural(gists, "gist token")}.`,
   made: (made, all) => `Gists made of ${english.number(made)} of ${plural(all, "passage")}.`,
   empty: (command) => ["This index has no documents yet. Put files into its folder and run ", command, "."],
+  newChat: "New chat",
+  chats: "Chats",
+  chatsHint: "Kept in this browser only.",
+  noChats: "No chats yet.",
+  forget: (title) => `Forget ${title}`,
+  forgetAll: "Forget all",
+  forgetAllSure: "Forget all chats kept in this browser?",
+  exportChat: "Export this chat",
+  copy: "Copy",
+  copied: "Copied",
+  again: "Try again",
+  examples: "Example questions",
   page: (page) => `page ${page}`,
   passage: "Passage",
   highlighted: "Highlighted: what the answer rests on",
 };
 
 const plural = (count, word) => `${english.number(count)} ${word}${count === 1 ? "" : "s"}`;
+
+// An example asks in the language of the document.
+const isKorean = (text) => /[\uac00-\ud7a3]/.test(text);
+export const exampleAbout = (title) => (isKorean(title) ? `“${title}” 문서를 요약해 주세요.` : `What is “${title}” about?`);
+export const exampleIn = (title, heading) =>
+  isKorean(title + heading) ? `“${title}” 문서에서 “${heading}”에 대해 알려 주세요.` : `What does “${title}” say about “${heading}”?`;
 
 export const TABLES = { en: english };
 export const words = TABLES[navigator.language.slice(0, 2)] ?? english;
