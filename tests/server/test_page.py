@@ -783,6 +783,45 @@ def test_the_empty_page_suggests_questions(page: Any, say: Say) -> None:
     assert "stands by the river" in entry.locator(".answer").inner_text()
 
 
+def test_the_page_speaks_korean(browser: Any, address: str, say: Say) -> None:
+    """Where the browser's language is Korean, so are the words of the page, and its lang says so."""
+    say("In combs of wax.")
+    with opened(browser, address, locale="ko-KR") as page:
+        entry = ask_in_korean(page)
+        assert page.evaluate("() => document.documentElement.lang") == "ko"
+        assert entry.locator("summary").inner_text().startswith("출처 2개: ")
+        assert page.get_by_role("button", name="새 대화").is_visible()
+        assert page.get_by_role("button", name="묻기").is_visible()
+        page.get_by_role("button", name="대화", exact=True).click()
+        page.get_by_role("button", name="모두 지우기").wait_for()
+        english = re.compile("[a-z]{3,}")
+        for place in page.locator("[data-word], [data-name], [data-hint]").all():
+            said = [place.get_attribute("aria-label"), place.get_attribute("placeholder")]
+            if place.get_attribute("data-word"):
+                said.append(place.text_content())
+            assert not [one for one in said if one and english.search(one)]
+
+
+def ask_in_korean(page: Any) -> Any:
+    """Ask a question on the Korean page, and return the element of its complete answer."""
+    ready(page).get_by_label("질문", exact=True).fill("Where is the honey?")
+    page.keyboard.press("Enter")
+    page.locator(".cost").wait_for()
+    return page.locator("article")
+
+
+def test_every_language_has_every_word(page: Any) -> None:
+    """The tables of words have the same entries, of the same kind."""
+    tables = ready(page).evaluate("""async () => {
+      const { TABLES } = await import("/static/words.js");
+      const kinds = (table) => Object.entries(table).map(([name, one]) => [name, typeof one]).sort();
+      return Object.values(TABLES).map(kinds);
+    }""")
+
+    assert len(tables) == 2
+    assert tables[0] == tables[1]
+
+
 def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
     """If the server requires a key, the page asks for it and keeps it for the tab."""
     say("Yes.")
