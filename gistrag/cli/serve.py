@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import secrets
 import socket
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +43,7 @@ KEY = "GISTRAG_API_KEY"
 EXAMPLES = (
     "gistrag serve",
     "gistrag serve --index manual=index/ --index notes=notes-index/ --port 8080",
+    "gistrag serve --allow-build ~/documents",
     "gistrag serve --host 0.0.0.0 --allow-host docs.example.org --key-file keys.txt",
 )
 
@@ -61,6 +64,12 @@ def serve(
     key_file: Annotated[
         Path | None,
         typer.Option("--key-file", metavar="FILE", help="File of API keys and the indexes they open."),
+    ] = None,
+    allow_build: Annotated[
+        Path | None,
+        typer.Option(
+            "--allow-build", metavar="FOLDER", help="Folders in this one may be added in the page, on this machine."
+        ),
     ] = None,
     together: Annotated[
         int,
@@ -92,10 +101,14 @@ def serve(
         with loading():
             try:
                 from gistrag.server import app, http, registry
+                from gistrag.server.auth import digest
+                from gistrag.server.folders import Folders
             except ModuleNotFoundError as error:
                 raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[server]'") from error
-            folders = registry.named(index or [str(INDEX)])
+            is_bare = allow_build is not None and not index and not INDEX.exists()
+            folders = {} if is_bare else registry.named(index or [str(INDEX)])
             access = access_for(host, folders, names=allow_host or (), key_file=key_file)
+            key = build_key(host, access) if allow_build else ""
             listening = stack.enter_context(http.listen(host, port))
             gists: When = "none" if no_gists else "background"
             opened = registry.opened(
@@ -109,6 +122,11 @@ def serve(
                 embedder=embedder,
             )
             rags = stack.enter_context(opened)
+            adding = None
+            if allow_build:
+                engine = registry.engine_of(rags, device=device, runtime=runtime, reranker=reranker)
+                adding = Folders(allow_build, rags, engine)
+            access = replace(access, indexes=rags.keys(), build_key=digest(key) if key else b"")
         config = app.ServerConfig(
             together=together,
             footnotes=footnotes,
@@ -116,8 +134,11 @@ def serve(
             log_questions=log_questions,
             metrics=metrics,
         )
-        say(f"serving {', '.join(rags)} at {http.address(listening)}; Ctrl-C stops")
-        until_stopped(http.server(app.application(rags, access=access, config=config)), listening)
+        say(f"serving {', '.join(rags) or 'no index yet'} at {http.address(listening)}; Ctrl-C stops")
+        if key:
+            say(f"to add folders, open {http.address(listening)}/#key={key}")
+        running = http.server(app.application(rags, access=access, config=config, folders=adding))
+        until_stopped(running, listening)
 
 
 def until_stopped(running: uvicorn.Server, listening: socket.socket) -> None:
@@ -156,6 +177,21 @@ def access_for(host: str, indexes: Collection[str], *, names: Sequence[str], key
     own = f"[{host}]" if ":" in host else host
     hosts = frozenset(name.lower() for name in (*LOCAL_NAMES, own, *names))
     return Access(indexes=frozenset(indexes), hosts=hosts, keys=keys)
+
+
+def build_key(host: str, access: Access) -> str:
+    """Return a new key for adding folders, "" where a key that opens all indexes does it.
+
+    Raises:
+        UsageError: other machines could reach the server, or no key opens all indexes.
+    """
+    from gistrag.server.auth import ALL
+
+    if not is_local(host):
+        raise UsageError(f"expected --host 127.0.0.1 with --allow-build, got {host}, which other machines can reach")
+    if access.keys and ALL not in access.keys.values():
+        raise UsageError("expected a key that opens all indexes (*) with --allow-build; add one to the key file")
+    return "" if access.keys else secrets.token_urlsafe(24)
 
 
 def is_local(host: str) -> bool:

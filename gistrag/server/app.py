@@ -6,15 +6,17 @@
     GET  /v1/models           the indexes, one model each     POST /v1/retrieve           passages, nothing is generated
     GET  /v1/documents        the documents of an index       GET  /v1/passages/{id}      one chunk
     GET  /healthz, /metrics   for monitoring              POST /v1/embeddings         vectors of texts
+    GET, POST /v1/folders     folders to add, where that is allowed
 
 This is the only module that imports FastAPI. `gistrag.server.auth` checks a request before it arrives here. All work on
 a model or an index runs in the one thread of `gistrag.server.scheduler`, which interleaves answers: each gets its next
-token in turn. No request can add a document, name a file or load a model.
+token in turn. No request can add a document, name a file or load a model, but for `gistrag.server.folders`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import re
 import time
@@ -32,17 +34,20 @@ from starlette.exceptions import HTTPException
 
 from gistrag import __version__
 from gistrag.answering.answer import Answer
+from gistrag.errors import UsageError
 from gistrag.index.encoders import Vectors
 from gistrag.model.generation import require_room
 from gistrag.rag import GistRAG
 from gistrag.server.auth import Access, Guard
 from gistrag.server.deadline import Timed
+from gistrag.server.folders import BusyError, Folders
 from gistrag.server.page import POLICY, PageFile, page_files
 from gistrag.server.protocol import (
     APIError,
     ChatRequest,
     Completion,
     EmbeddingRequest,
+    FolderRequest,
     RetrieveRequest,
     cut,
     event,
@@ -51,12 +56,13 @@ from gistrag.server.protocol import (
 from gistrag.server.refusals import api_error, api_errors, internal_error
 from gistrag.server.registry import (
     Record,
-    chunk_record,
     document_records,
     example_records,
     hit_record,
+    passage_record,
     status_record,
 )
+from gistrag.server.reply import Reply
 from gistrag.server.scheduler import Job, Scheduler
 
 logger = logging.getLogger("gistrag")
@@ -98,9 +104,19 @@ class ServerConfig:
     metrics: bool = False
 
 
-def application(registry: Mapping[str, GistRAG], *, access: Access, config: ServerConfig | None = None) -> FastAPI:
-    """Return the ASGI application that serves the indexes of *registry* by name; all share one engine."""
-    service = Service(registry, config or ServerConfig())
+def application(
+    registry: Mapping[str, GistRAG],
+    *,
+    access: Access,
+    config: ServerConfig | None = None,
+    folders: Folders | None = None,
+) -> FastAPI:
+    """Return the ASGI application that serves the indexes of *registry* by name; all share one engine.
+
+    Args:
+        folders: adds further ones to *registry*, for clients that may; None: nobody may.
+    """
+    service = Service(registry, config or ServerConfig(), folders)
     app = FastAPI(openapi_url=None, lifespan=service.lifespan)  # FastAPI's API pages load scripts from other hosts
     app.add_middleware(Guard, access=access)
     for path, method, endpoint in service.routes():
@@ -113,8 +129,8 @@ def application(registry: Mapping[str, GistRAG], *, access: Access, config: Serv
 class Service:
     """The endpoints: a method for each route."""
 
-    def __init__(self, registry: Mapping[str, GistRAG], config: ServerConfig) -> None:
-        self._registry, self._config = registry, config
+    def __init__(self, registry: Mapping[str, GistRAG], config: ServerConfig, folders: Folders | None) -> None:
+        self._registry, self._config, self._folders = registry, config, folders
         self._started = int(time.time())
         self._watches: set[asyncio.Task[None]] = set()
         self._scheduler: Scheduler
@@ -124,6 +140,8 @@ class Service:
         """Run the scheduler while the application runs."""
         self._scheduler = Scheduler(active_max=self._config.together, queue_max=QUEUE_MAX)
         yield
+        if self._folders:
+            await self._folders.close()
         await asyncio.to_thread(self._scheduler.close)
 
     def routes(self) -> Iterator[tuple[str, str, Callable[..., Any]]]:
@@ -137,6 +155,9 @@ class Service:
         yield "/v1/retrieve", "POST", self.retrieve
         yield "/v1/embeddings", "POST", self.embeddings
         yield "/v1/chat/completions", "POST", self.chat
+        if self._folders:
+            yield "/v1/folders", "GET", self.folders
+            yield "/v1/folders", "POST", self.add_folder
         if self._config.metrics:
             from gistrag.server.prometheus import Metrics
 
@@ -149,14 +170,15 @@ class Service:
 
     async def metrics(self, request: Request) -> Response:
         """Return the metrics, which name all indexes, or 404 for a client that may not see all of them."""
-        if not request.state.indexes.issuperset(self._registry):
+        if not self._registry.keys() <= request.state.indexes:
             raise HTTPException(404)
         return Response(self._metrics.page(waiting=self._scheduler.waiting), media_type=self._metrics.MEDIA_TYPE)
 
     async def models(self, request: Request) -> Record:
         """Return the indexes that this client may ask."""
         names = [name for name in self._registry if name in request.state.indexes]
-        return {"object": "list", "data": [self._model_record(name) for name in names]}
+        may_build = self._folders is not None and request.state.may_build
+        return {"object": "list", "data": [self._model_record(name) for name in names], "may_add_folders": may_build}
 
     async def model(self, name: str, request: Request) -> Record:
         """Return one of these indexes."""
@@ -170,6 +192,30 @@ class Service:
             return {"data": document_records(rag), "status": status_record(rag), "examples": example_records(rag)}
 
         return {"object": "list", "model": name, **await self._run(rag, name, look)}
+
+    async def folders(self, request: Request) -> Record:
+        """Return how far the folder is that is being added, and which may be added."""
+        return self._allowed(request).record()
+
+    async def add_folder(self, body: FolderRequest, request: Request) -> Record:
+        """Begin to build an index of a folder."""
+        try:
+            return self._allowed(request).add(body.path)
+        except BusyError as error:
+            raise APIError(409, "build_under_way", str(error)) from None
+        except UsageError as error:
+            raise APIError(400, "invalid_value", str(error), param="path") from None
+
+    def _allowed(self, request: Request) -> Folders:
+        """Return what adds folders.
+
+        Raises:
+            APIError: this client may add none.
+        """
+        is_near = request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+        if self._folders is None or not request.state.may_build or not is_near:
+            raise APIError(403, "may_not_build", "expected a key that may add folders, from this machine")
+        return self._folders
 
     async def passage(self, request: Request, chunk_id: ChunkId, model: str | None = None) -> Record:
         """Return one chunk with its whole text and the ids of its neighbors."""
@@ -324,36 +370,6 @@ class Service:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "gistrag"}
 
 
-class Reply(AsyncIterator[str]):
-    """The pieces of an answer as they are generated.
-
-    Attributes:
-        answer: returns the answer so far; it is complete after the last piece.
-        is_cut: returns whether the time limit ended the answer.
-        is_wanted: the client is still connected.
-    """
-
-    def __init__(self, pieces: Job[str], *, answer: Callable[[], Answer], is_cut: Callable[[], bool]) -> None:
-        self._pieces = pieces
-        self._first = ""
-        self.answer = answer
-        self.is_cut = is_cut
-        self.is_wanted = True
-
-    def cancel(self) -> None:
-        """Stop generating, and end the pieces."""
-        self.is_wanted = False
-        self._pieces.cancel()
-
-    async def begin(self) -> None:
-        """Wait for the first piece, so that a bad request raises before the response starts."""
-        self._first = await anext(self._pieces, "")
-
-    async def __anext__(self) -> str:
-        first, self._first = self._first, ""
-        return first or await anext(self._pieces)
-
-
 def require_question(rag: GistRAG, question: str, *, answer_tokens: int) -> None:
     """Check that a question and its answer fit the context window, before a search with a long question.
 
@@ -362,20 +378,6 @@ def require_question(rag: GistRAG, question: str, *, answer_tokens: int) -> None
     """
     tokens = len(rag.runtime.encode_question(question)) if question.strip() else 0
     require_room(rag.runtime, rag.runtime.prefix_slots + tokens + answer_tokens)
-
-
-def passage_record(rag: GistRAG, chunk_id: int) -> Record | None:
-    """Return the record of a chunk with the ids of its neighbors, or None if there is no such chunk."""
-    with rag.store.snapshot():
-        found = rag.store.chunks([chunk_id])
-        ids = [one.id for one in rag.store.chunks_of(found[0].path)] if found else []
-    if not found:
-        return None
-    if chunk_id not in ids:  # a summary
-        return {**chunk_record(found[0]), "previous": None, "next": None}
-    at = ids.index(chunk_id)
-    previous, following = ids[at - 1] if at else None, ids[at + 1] if at + 1 < len(ids) else None
-    return {**chunk_record(found[0]), "previous": previous, "next": following}
 
 
 def endpoint_of(file: PageFile) -> Callable[[], Awaitable[Response]]:

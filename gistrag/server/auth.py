@@ -17,7 +17,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,8 @@ EXCHANGE_S = 900.0
 """Seconds after which a connection is closed, even if the client has not read the whole answer."""
 
 KEY_CHARACTERS_MIN = 16
+ALL = frozenset({"*"})
+"""What a key opens that opens every index, also one that is added later."""
 PUBLIC = re.compile(r"/|/healthz|/static/.*")
 """Paths that need no key: the page, which asks for one, and whether the server runs."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -47,14 +49,16 @@ class Access:
         indexes: names of all served indexes.
         hosts: names of this server; a request with another Host header comes from a page that lured a browser here
             (DNS rebinding).
-        keys: sha256 of each API key and the indexes it opens; empty: no request needs a key.
+        keys: sha256 of each API key and the indexes it opens, or `ALL`; empty: no request needs a key.
+        build_key: sha256 of a key that adds folders where there are no other keys; empty: there is none.
     """
 
-    indexes: frozenset[str]
+    indexes: Set[str]
     hosts: frozenset[str] = frozenset(LOCAL_NAMES)
     keys: Mapping[bytes, frozenset[str]] = field(default_factory=dict)
+    build_key: bytes = b""
 
-    def opened_by(self, authorization: str) -> frozenset[str]:
+    def opened_by(self, authorization: str) -> Set[str]:
         """Return the names of the indexes that an Authorization header opens.
 
         Raises:
@@ -62,12 +66,23 @@ class Access:
         """
         if not self.keys:
             return self.indexes
-        scheme, _, key = authorization.partition(" ")
-        given = digest(key.strip()) if scheme.lower() == "bearer" else b""
+        given = _bearer(authorization)
         opened = [names for known, names in self.keys.items() if hmac.compare_digest(known, given)]
         if not opened:
             raise APIError(401, "invalid_api_key", "expected a valid API key in the header Authorization: Bearer KEY")
-        return opened[0]
+        return self.indexes if opened[0] == ALL else opened[0]
+
+    def may_build(self, authorization: str) -> bool:
+        """Return whether an Authorization header holds a key that may add folders."""
+        known = [self.build_key] if self.build_key else [key for key, names in self.keys.items() if names == ALL]
+        given = _bearer(authorization)
+        return any(hmac.compare_digest(one, given) for one in known)
+
+
+def _bearer(authorization: str) -> bytes:
+    """Return the sha256 of the key in an Authorization header, nothing where there is none."""
+    scheme, _, key = authorization.partition(" ")
+    return digest(key.strip()) if scheme.lower() == "bearer" else b""
 
 
 def digest(key: str) -> bytes:
@@ -90,14 +105,14 @@ def read_keys(text: str, indexes: Collection[str], *, where: str) -> dict[bytes,
         key, *names = line.partition("#")[0].split() or [""]
         if not key:
             continue
-        opened = frozenset(indexes if names == ["*"] else names)
+        opened = frozenset(names)
         if len(key) < KEY_CHARACTERS_MIN:
             example = secrets.token_urlsafe(24)
             raise UsageError(
                 f"line {number} of {where}: expected a key of {KEY_CHARACTERS_MIN} characters or more, got {len(key)}; "
                 f"use a random one, such as {example}"
             )
-        if not opened or not opened <= set(indexes):
+        if not opened or (opened != ALL and not opened <= set(indexes)):
             raise UsageError(
                 f"line {number} of {where}: expected names of indexes after the key, or *, got "
                 f"{' '.join(names) or 'nothing'}; this server has {', '.join(indexes)}"
@@ -175,8 +190,9 @@ class Guard:
                 "requests from pages of other origins are not answered; a proxy must pass on Host",
             )
         is_public = PUBLIC.fullmatch(scope["path"])
-        opened = self._access.indexes if is_public else self._access.opened_by(headers.get("authorization", ""))
-        scope["state"] = {**scope.get("state", {}), "indexes": opened}
+        given = headers.get("authorization", "")
+        opened = self._access.indexes if is_public else self._access.opened_by(given)
+        scope["state"] = {**scope.get("state", {}), "indexes": opened, "may_build": self._access.may_build(given)}
         return headers
 
 

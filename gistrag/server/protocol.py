@@ -111,6 +111,14 @@ class Extension(Search):
     second_reading: bool | None = None
 
 
+class FolderRequest(BaseModel):
+    """``POST /v1/folders``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: Path
+
+
 class StreamOptions(BaseModel):
     """Options of a streamed answer."""
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gistrag.answering.answer import Source
+from gistrag.configure import fresh
 from gistrag.documents.chunking import PLAIN_KINDS
+from gistrag.engine import Engine
 from gistrag.errors import UsageError
 from gistrag.index.gist_worker import When
 from gistrag.index.retriever import Hit
@@ -75,6 +77,7 @@ def opened(
     """
     with ExitStack() as stack:
         registry: dict[str, GistRAG] = {}
+        stack.callback(_close_all, registry)  # with those that are added meanwhile
         for name, folder in folders.items():
             engine = next(iter(registry.values())).engine if registry else None
             rag = GistRAG.open(
@@ -88,8 +91,22 @@ def opened(
                 adapter=adapter,
                 embedder=embedder,
             )
-            registry[name] = stack.enter_context(rag)
+            registry[name] = rag
         yield registry
+
+
+def _close_all(registry: Mapping[str, GistRAG]) -> None:
+    for rag in registry.values():
+        rag.close()
+
+
+def engine_of(
+    registry: Mapping[str, GistRAG], *, device: str | None, reranker: str | None, runtime: RuntimeName
+) -> Engine:
+    """Return the models that the indexes share, or the default ones where there is no index yet."""
+    if registry:
+        return next(iter(registry.values())).engine
+    return Engine.load(fresh({}, None), device=device, reranker=reranker, runtime=runtime)
 
 
 def source_record(source: Source) -> Record:
@@ -106,6 +123,20 @@ def chunk_record(chunk: StoredChunk) -> Record:
     """Return the JSON record of a chunk."""
     names = ("path", "page", "heading", "start", "end", "text", "tokens", "metadata")
     return {"chunk_id": chunk.id, **{name: getattr(chunk, name) for name in names}}
+
+
+def passage_record(rag: GistRAG, chunk_id: int) -> Record | None:
+    """Return the record of a chunk with the ids of its neighbors, or None if there is no such chunk."""
+    with rag.store.snapshot():
+        found = rag.store.chunks([chunk_id])
+        ids = [one.id for one in rag.store.chunks_of(found[0].path)] if found else []
+    if not found:
+        return None
+    if chunk_id not in ids:  # a summary
+        return {**chunk_record(found[0]), "previous": None, "next": None}
+    at = ids.index(chunk_id)
+    previous, following = ids[at - 1] if at else None, ids[at + 1] if at + 1 < len(ids) else None
+    return {**chunk_record(found[0]), "previous": previous, "next": following}
 
 
 def document_records(rag: GistRAG) -> list[Record]:

@@ -16,7 +16,7 @@ import gistrag.server
 from gistrag.cli import serve
 from gistrag.cli.main import main as run_command
 from gistrag.errors import UsageError
-from gistrag.server.auth import digest
+from gistrag.server.auth import ALL, Access, digest
 
 KEY = "0123456789abcdef0123"
 
@@ -38,8 +38,38 @@ def test_others_need_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(serve.KEY, KEY[::-1])
     access = serve.access_for("0.0.0.0", ["manual", "notes"], names=("Docs.Example.org",), key_file=path)
 
-    assert access.keys == {digest(KEY): {"manual"}, digest(KEY[::-1]): {"manual", "notes"}}
+    assert access.keys == {digest(KEY): {"manual"}, digest(KEY[::-1]): ALL}
     assert access.hosts == {"localhost", "127.0.0.1", "[::1]", "0.0.0.0", "docs.example.org"}
+
+
+def test_the_key_that_adds_folders() -> None:
+    """It is made for the occasion, or is the one that opens all indexes."""
+    bare = Access(indexes=frozenset({"manual"}))
+    keyed = Access(indexes=frozenset({"manual"}), keys={digest(KEY): ALL})
+
+    assert len(serve.build_key("127.0.0.1", bare)) >= 32
+    assert serve.build_key("127.0.0.1", bare) != serve.build_key("127.0.0.1", bare)
+    assert serve.build_key("localhost", keyed) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys", "message"),
+    [
+        (["--host", "0.0.0.0"], f"{KEY} *", "expected --host 127.0.0.1 with --allow-build, got 0.0.0.0"),
+        ([], f"{KEY} index", "expected a key that opens all indexes (*) with --allow-build"),
+    ],
+)
+def test_who_may_not_add_folders(
+    arguments: list[str], keys: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other machines may not, nor a server whose keys open some indexes only: one line, before a model is loaded."""
+    path = tmp_path / "keys.txt"
+    path.write_text(keys + "\n", "utf-8")
+    path.chmod(0o600)
+    given = ["--index", f"index={tmp_path / 'index'}", "--key-file", str(path), "--allow-build", str(tmp_path)]
+
+    assert run_command(["serve", "--port", "0", *given, *arguments]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_this_machine_needs_none() -> None:

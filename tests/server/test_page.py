@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.live_server import build, serving
+from support.live_server import TEXTS, build, serving
 
 from gistrag.answering import judge
 from gistrag.answering.confidence import Again, Calibration, logit
@@ -26,6 +27,7 @@ from gistrag.index.gist_worker import GistWorker
 from gistrag.model.gist_model import GistModel
 from gistrag.rag import GistRAG
 from gistrag.server.auth import digest
+from gistrag.server.folders import Folders
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install playwright")
 
@@ -127,13 +129,14 @@ def opened(browser: Any, address: str, *, tolerated: str = "never", **options: A
         options: of the browser's context, such as its width.
     """
     wrong: list[str] = []
+    origin = address.partition("/#")[0]
 
     def hear(message: Any) -> None:
         if message.type in ("error", "warning") and tolerated not in message.text:
             wrong.append(message.text)
 
     def see(request: Any) -> None:
-        if not request.url.startswith((address, "data:")):
+        if not request.url.startswith((origin, "data:", "blob:")):
             wrong.append(request.url)
 
     context = browser.new_context(**options)
@@ -265,7 +268,7 @@ def test_how_sure_an_answer_is(
 
         order = entry.evaluate("(all) => [...all.children].map((one) => one.classList[0]).filter(Boolean)")
         assert entry.locator(".verdict").text_content() == verdict
-        assert verdict in page.locator("[role=status]").inner_text()
+        assert verdict in page.locator("#status").inner_text()
         assert (order.index("verdict") < order.index("answer")) == ("Not sure" in verdict)
         assert entry.locator("blockquote").count() == (verdict != "Not found.")
         assert entry.locator(".cite").all_inner_texts() == ([] if verdict.startswith("Not found") else ["[1]"])
@@ -336,7 +339,7 @@ def test_what_stands_in_no_passage_is_underlined(page: Any) -> None:
     assert entry.locator(".answer u").all_inner_texts() == ["Lee", "90"]
     assert entry.locator(".answer").inner_text() == "Lee took 90km to Leeds, not 190 or 900.\u00a0[1]"
     assert entry.locator(".note").all_inner_texts() == ["The model answers:", "In no passage: 90, Lee, a.*b."]
-    assert "In no passage: 90, Lee" in page.locator("[role=status]").inner_text()
+    assert "In no passage: 90, Lee" in page.locator("#status").inner_text()
 
 
 @pytest.mark.parametrize("sentence", [EVIL, LONG, ARABIC, "", "| a | *b* | (c) [d] \\ |"])
@@ -377,7 +380,7 @@ def test_what_was_searched_is_shown(page: Any, say: Say) -> None:
 
     assert page.locator(".searched").count() == 1
     assert second.locator(".searched").inner_text() == "Searched: Where is the mill? And what does it do?"
-    assert "Searched: Where is the mill?" in page.locator("[role=status]").inner_text()
+    assert "Searched: Where is the mill?" in page.locator("#status").inner_text()
 
 
 def test_a_document_in_short_opens_like_a_passage(page: Any) -> None:
@@ -403,12 +406,12 @@ def test_gists_that_are_still_to_be_made(
     monkeypatch.setattr(GistWorker, "_is_running", lambda worker: True)
 
     with serving({"manual": index}, engine) as url, opened(browser, url) as page:
-        page.get_by_text("Gists made of 0 of 2 passages.").wait_for()
+        page.locator("#facts", has_text="Gists made of 0 of 2 passages.").wait_for()
         entry = ask(page, "Where is the honey?")
         entry.locator(".cost").wait_for()
         assert "2 passages read as text: the gists are still to be made" in entry.locator(".cost").inner_text()
         GistRAG.from_folder(tmp_path / "docs", index=index, engine=engine, gists="now").close()
-        page.get_by_text("Gists made").wait_for(state="detached")
+        page.get_by_text("Gists made").first.wait_for(state="detached")
 
 
 def test_modes_and_documents(page: Any, say: Say) -> None:
@@ -822,6 +825,99 @@ def test_every_language_has_every_word(page: Any) -> None:
     assert tables[0] == tables[1]
 
 
+def test_a_folder_is_added(
+    browser: Any, tmp_path: Path, engine: Engine, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the key of the address: the page says how far it is, or what is wrong, and opens the new index."""
+    monkeypatch.setattr(GistWorker, "_start", lambda worker: None)
+    going, original = threading.Event(), Folders.read
+
+    def read(folders: Folders, *, documents: int, of: int) -> None:
+        original(folders, documents=documents, of=of)
+        going.wait(30)
+
+    monkeypatch.setattr(Folders, "read", read)
+    (tmp_path / "root" / "notes").mkdir(parents=True)
+    (tmp_path / "root" / "notes" / "bees.md").write_text(TEXTS["bees.md"], "utf-8")
+    (tmp_path / "root" / "notes" / "broken.pdf").write_bytes(b"no pdf")
+    key = "a-key-that-builds-0123456789"
+    say("In combs of wax.")
+    with (
+        serving({}, engine, access={"build_key": digest(key)}, root=tmp_path / "root") as url,
+        opened(browser, f"{url}/#key={key}", tolerated="status of 400") as page,
+    ):
+        dialog = page.get_by_role("dialog", name="Add a folder")
+        dialog.wait_for()
+        assert "#" not in page.url
+        assert page.locator("#folder-choices option").evaluate_all("(all) => all.map((one) => one.value)") == ["notes"]
+        box = dialog.get_by_label("Path of the folder")
+        box.fill("../notes")
+        dialog.get_by_role("button", name="Add").click()
+        dialog.get_by_text("expected the path of a folder in root, got '../notes'").wait_for()
+        box.fill("notes")
+        dialog.get_by_role("button", name="Add").click()
+        dialog.get_by_text("Reading notes: 0 of 2 documents").wait_for()
+        assert dialog.get_by_role("progressbar").is_visible()
+        assert dialog.get_by_role("button", name="Add").is_disabled()
+        going.set()
+        dialog.get_by_text("notes can be asked now. 1 file could not be read.").wait_for()
+        page.keyboard.press("Escape")
+
+        page.locator("#facts", has_text="Gists made of 0 of 1 passage").wait_for()
+        assert "In combs of wax." in answered(page, "Where is the honey?").locator(".answer").inner_text()
+
+
+def test_nobody_else_is_offered_to_add_folders(browser: Any, tmp_path: Path, engine: Engine) -> None:
+    """Without the key the page has no such button."""
+    index = build(tmp_path, engine)
+    access = {"build_key": digest("a-key-that-builds-0123456789")}
+    with serving({"manual": index}, engine, access=access, root=tmp_path) as url, opened(browser, url) as page:
+        assert ready(page).locator("#show-folders").is_hidden()
+
+
+def test_the_first_five_minutes(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
+    """A person with a key: types a wrong one, takes an example, opens, asks on, reloads, copies, starts anew."""
+    say("In **combs** of wax.")
+    keys = {digest("alice-0123456789"): frozenset({"manual"})}
+    with (
+        serving({"manual": build(tmp_path, engine)}, engine, access={"keys": keys}) as url,
+        opened(browser, url, tolerated="status of 401", permissions=["clipboard-read", "clipboard-write"]) as page,
+    ):
+        key = page.get_by_role("textbox", name="API key")
+        for given in ("not-the-right-one", "alice-0123456789"):
+            key.fill(given)
+            page.get_by_role("button", name="Continue").click()
+        page.get_by_role("button", name="What is “Bees” about?").click()
+        page.locator(".cost").wait_for()
+        assert "gather nectar" in page.locator(".answer").inner_text()
+
+        second = answered(page, "Where is the honey?")
+        second.get_by_role("link", name="Open source 1").click()
+        page.locator("#passage mark", has_text="Honey is kept in combs of wax for winter.").wait_for()
+        page.get_by_role("button", name="Close").click()
+        second.locator("summary").click()
+        second.locator(".sources a").nth(1).click()
+        page.get_by_role("dialog", name="mills.md").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_label("Question", exact=True).fill("And where is it?")
+        page.get_by_role("button", name="Ask").click()
+        page.locator("article").nth(2).locator(".cost").wait_for()
+        shown = page.locator("article h2").all_inner_texts()
+
+        page.reload()
+        page.locator("article").nth(2).locator(".cost").wait_for()
+        assert page.locator("article h2").all_inner_texts() == shown
+        page.get_by_role("button", name="Copy").last.click()
+        page.get_by_role("button", name="Copied").wait_for()
+        assert page.evaluate("() => navigator.clipboard.readText()") == "In **combs** of wax."
+        page.get_by_role("button", name="New chat").click()
+        assert page.locator("#welcome").is_visible()
+        assert page.evaluate("() => document.activeElement.id") == "question"
+        page.get_by_role("button", name="Chats").click()
+        page.locator("#chats .open").click()
+        page.locator("article").nth(2).wait_for()
+
+
 def test_a_key_is_asked_for(browser: Any, tmp_path: Path, engine: Engine, say: Say) -> None:
     """If the server requires a key, the page asks for it and keeps it for the tab."""
     say("Yes.")
@@ -865,7 +961,7 @@ def test_with_the_keyboard_alone(page: Any, say: Say) -> None:
         "(all) => all.filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels?.length)).length"
     )
     assert unnamed == 0
-    assert "Yes." in page.locator("[role=status]").inner_text()
+    assert "Yes." in page.locator("#status").inner_text()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (1280, "dark")])

@@ -16,6 +16,7 @@ from gistrag.rag import GistRAG
 from gistrag.server import http
 from gistrag.server.app import ServerConfig, application
 from gistrag.server.auth import Access
+from gistrag.server.folders import Folders
 
 CHAT = "/v1/chat/completions"
 HONEY = {"model": "manual", "messages": [{"role": "user", "content": "Where is the honey?"}], "max_tokens": 6}
@@ -38,13 +39,23 @@ def build(folder: Path, engine: Engine, texts: Mapping[str, str] = TEXTS, **sett
 
 @contextmanager
 def serving(
-    indexes: Mapping[str, Path], engine: Engine, *, access: Mapping[str, Any] | None = None, **config: Any
+    indexes: Mapping[str, Path],
+    engine: Engine,
+    *,
+    access: Mapping[str, Any] | None = None,
+    root: Path | None = None,
+    **config: Any,
 ) -> Iterator[str]:
-    """Serve indexes for the length of the block; yield the URL of the server."""
+    """Serve indexes for the length of the block; yield the URL of the server.
+
+    Args:
+        root: folder whose folders may be added.
+    """
     registry = {name: GistRAG.open(path, engine=engine) for name, path in indexes.items()}
-    allowed = Access(indexes=frozenset(registry), **(access or {}))
+    folders = Folders(root, registry, engine) if root else None
+    allowed = Access(**{"indexes": registry.keys(), **(access or {})})
     with http.listen("127.0.0.1", 0) as listening:
-        running = http.server(application(registry, access=allowed, config=ServerConfig(**config)))
+        running = http.server(application(registry, access=allowed, config=ServerConfig(**config), folders=folders))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

@@ -14,6 +14,7 @@ export async function openIndex() {
   at("#facts").replaceChildren();
   at("#examples").replaceChildren();
   at("#show-documents").textContent = words.documentsTitle;
+  for (const one of ["#show-documents", "#show-chats", "#new-chat"]) at(one).hidden = false;
   showChat(newChat(at("#index").value));
   await showIndex(at("#index").value);
 }
@@ -23,6 +24,7 @@ export async function showIndex(name) {
   if (name !== at("#index").value) return;  // the user has chosen another index meanwhile
   state.documents = data;
   at("#facts").replaceChildren(...facts(status));
+  at("#documents .facts").replaceChildren(...facts(status));
   showExamples(examples);
   at("#show-documents").textContent = words.documents(status.documents);
   clearTimeout(state.later);
@@ -31,9 +33,11 @@ export async function showIndex(name) {
 
 function facts(status) {
   if (!status.documents) return words.empty(make("code", "gistrag build"));
-  const lines = [words.size(status.documents, status.chunks), words.kept(status.tokens, status.gists)];
+  const lines = [words.size(status.documents, status.chunks)];
+  if (status.gists) lines.push(words.kept(status.tokens, status.gists));
   const made = status.gist_chunks - status.pending_chunks;
   if (status.pending_chunks) lines.push(words.made(made, status.gist_chunks));
+  else if (status.gists) lines.push(words.allMade);
   return lines.map((one) => make("span", one));
 }
 

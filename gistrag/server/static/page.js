@@ -2,6 +2,7 @@
 import { saved } from "./chats.js";
 import { listDocuments, openIndex, restrict } from "./documents.js";
 import { at } from "./elements.js";
+import { addFolder, showFolders } from "./folders.js";
 import { exportChat, forgetEverything, isRecalled, listChats, recall, showChat, startAnew } from "./history.js";
 import { showPassage } from "./passage.js";
 import { get } from "./server.js";
@@ -10,18 +11,30 @@ import { ask, fail } from "./turns.js";
 import { speak, words } from "./words.js";
 
 async function start() {
-  const { data } = await get("/v1/models");
+  takeKey();
+  const { data, may_add_folders: mayAdd } = await get("/v1/models");
+  at("#show-folders").hidden = !mayAdd;
+  if (!data.length) {
+    at("#facts").textContent = words.noIndex;
+    return mayAdd ? showFolders() : undefined;
+  }
   at("#index").replaceChildren(...data.map((one) => new Option(one.id)));
-  const linked = decodeURIComponent(location.hash.split("/")[1] ?? "");
-  if (data.some((one) => one.id === linked)) at("#index").value = linked;
+  const linked = data.find((one) => location.hash.startsWith(`#passage/${encodeURIComponent(one.id)}/`));
+  if (linked) at("#index").value = linked.id;
   at("header label").hidden = data.length < 2;
-  at("#show-documents").hidden = false;
-  at("#new-chat").hidden = at("#show-chats").hidden = false;
   const chat = saved(sessionStorage.getItem("chat"));
   if (chat && !linked && data.some((one) => one.id === chat.index)) at("#index").value = chat.index;
   await openIndex();
   if (chat?.index === at("#index").value && !state.chat.turns.length) showChat(chat);
   await showPassage();
+}
+
+// A key in the address, which the server prints for who may add folders, goes where a typed one would.
+function takeKey() {
+  const [, key] = location.hash.match(/^#key=([\w-]+)$/) ?? [];
+  if (!key) return;
+  sessionStorage.setItem("key", key);
+  history.replaceState(null, "", location.pathname);
 }
 
 const guarded = (work) => (...given) => work(...given).catch((error) => fail(at("#conversation"), error.message));
@@ -60,6 +73,11 @@ at("#show-documents").addEventListener("click", () => {
   at("#documents").showModal();
 });
 at("#documents input").addEventListener("input", listDocuments);
+at("#show-folders").addEventListener("click", guarded(showFolders));
+at("#folders form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  addFolder();
+});
 at("#new-chat").addEventListener("click", startAnew);
 at("#show-chats").addEventListener("click", () => {
   listChats();
@@ -78,7 +96,7 @@ at("#passage").addEventListener("close", () => {
 for (const button of document.querySelectorAll("[data-close]")) {
   button.addEventListener("click", () => button.closest("dialog").close());
 }
-for (const dialog of document.querySelectorAll("#passage, #documents, #chats")) {
+for (const dialog of document.querySelectorAll("#passage, #documents, #chats, #folders")) {
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 }
 const hint = () => { at("#hint").textContent = words[`${at("input[name=mode]:checked").value}Hint`]; };
