@@ -125,7 +125,7 @@ def serve(
             adding = None
             if allow_build:
                 engine = registry.engine_of(rags, device=device, runtime=runtime, reranker=reranker)
-                adding = Folders(allow_build, rags, engine)
+                adding = Folders(allow_build, rags, engine, gists=gists, device=device)
             access = replace(access, indexes=rags.keys(), build_key=digest(key) if key else b"")
         config = app.ServerConfig(
             together=together,

@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gistrag.configure import source_folder
 from gistrag.engine import Engine
 from gistrag.errors import GistRAGError, UsageError
+from gistrag.index.gist_worker import When
 from gistrag.rag import GistRAG
 from gistrag.server.registry import Record
 
@@ -70,15 +71,25 @@ class Folders:
         root: the folder that all must lie in.
         registry: the served indexes by name; new ones are put in, in the event loop.
         engine: the models of all of them.
+        gists: when those of added folders are made, see `GistRAG.open`; device: where.
 
     Raises:
         UsageError: the root is no folder.
     """
 
-    def __init__(self, root: Path, registry: dict[str, GistRAG], engine: Engine) -> None:
+    def __init__(
+        self,
+        root: Path,
+        registry: dict[str, GistRAG],
+        engine: Engine,
+        *,
+        gists: When = "background",
+        device: str | None = None,
+    ) -> None:
         if not root.is_dir():
             raise UsageError(f"expected a folder at {root}, found none; check --allow-build")
-        self._root, self._registry, self._engine = root.resolve(), registry, engine
+        self._root, self._registry = root.resolve(), registry
+        self._how: dict[str, Any] = {"engine": engine, "gists": gists, "device": device}
         self._build: Build | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -129,7 +140,7 @@ class Folders:
 
     async def _run(self, folder: Path, name: str) -> None:
         try:
-            rag = await asyncio.to_thread(self._built, folder, name)
+            rag, skipped = await asyncio.to_thread(self._built, folder, name)
         except _StoppedError:
             self._note(state="failed", error="stopped")
         except GistRAGError as error:
@@ -139,20 +150,21 @@ class Folders:
             self._note(state="failed", error="internal error; see the server log")
         else:
             self._registry[name] = rag
-            skipped = len(rag.report.skipped) if rag.report else 0
             self._note(state="ready", skipped=skipped)
 
-    def _built(self, folder: Path, name: str) -> GistRAG:
-        """Return the index of a folder, built or brought up to date."""
-        if known := self._registry.get(name):
-            known.sync(progress=self)
-            return known
-        index = self._root / HOME / name
-        rag = GistRAG.from_folder(folder, index=index, engine=self._engine, gists="background", progress=self)
-        if not rag.store.count():
+    def _built(self, folder: Path, name: str) -> tuple[GistRAG, int]:
+        """Return the index of a folder, built or brought up to date, and how many files are no documents."""
+        known = self._registry.get(name)
+        if known and self._how["gists"] == "background":  # its worker goes on with the new gists
+            return known, len(known.sync(progress=self).skipped)
+        rag = GistRAG.from_folder(folder, index=self._root / HOME / name, progress=self, **self._how)
+        skipped = len(rag.report.skipped) if rag.report else 0
+        if known:
+            rag.close()
+        elif not rag.store.count():
             rag.close()
             raise UsageError(f"nothing to read in {folder}; gistrag inspect names the files that were skipped")
-        return rag
+        return known or rag, skipped
 
     def _folder(self, path: str) -> Path:
         """Return the folder that a client names, without links.
@@ -198,6 +210,6 @@ class Folders:
             if name in self._registry:
                 continue
             try:
-                self._registry[name] = GistRAG.open(found.parent, engine=self._engine, gists="background")
+                self._registry[name] = GistRAG.open(found.parent, **self._how)
             except GistRAGError as error:
                 logger.warning("%s is not served: %s", name, error)

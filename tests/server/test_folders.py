@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -230,3 +231,26 @@ def test_a_root_that_is_none(tmp_path: Path, engine: Engine) -> None:
     """The option names a folder."""
     with pytest.raises(UsageError, match=r"expected a folder at .*nothing, found none; check --allow-build"):
         Folders(tmp_path / "nothing", {}, engine)
+
+
+def test_gists_are_made_as_the_server_was_told(root: Path, engine: Engine) -> None:
+    """Without gists in the background nobody makes any: for new folders, those added again, and a later server's."""
+    registry: dict[str, GistRAG] = {}
+
+    async def add(folders: Folders) -> None:
+        folders.add("notes")
+        assert folders._task
+        await folders._task
+
+    for text in ("One.", "Two."):
+        (root / "notes" / "more.md").write_text(f"# More\n\n{text} And some more words of it.\n", "utf-8")
+        asyncio.run(add(Folders(root, registry, engine, gists="none")))
+    status = registry["notes"].store.stats()
+    registry.pop("notes").close()
+    Folders(root, registry, engine, gists="none")
+    reopened = registry["notes"]
+
+    assert (status.documents, status.gists) == (3, 0)
+    assert status.pending_chunks == status.gist_chunks == 3
+    assert not reopened.progress.is_working
+    reopened.close()
