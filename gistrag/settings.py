@@ -29,6 +29,7 @@ KvCacheDtype = Literal["auto", "int8", "int4"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+MULTILINGUAL_EMBEDDER = "multilingual-e5-small"
 ADAPTER_FILE = "gist_settings.json"
 
 

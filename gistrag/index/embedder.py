@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from gistrag.errors import UnsupportedModelError
-from gistrag.index.encoders import Encoder, Kind, SentenceEncoder, Vectors, graph_encoder
+from gistrag.index.encoders import E5Encoder, Encoder, Kind, SentenceEncoder, Vectors, graph_encoder
+from gistrag.model.hashing import file_sha256
 from gistrag.model.hub import quiet
 from gistrag.model.identity import model_identity
 
@@ -28,7 +29,7 @@ class Embedder:
     """A sentence-embedding model.
 
     Attributes:
-        folder: where its files are.
+        folder: where its files are; or the one file that holds it.
     """
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
@@ -38,6 +39,8 @@ class Embedder:
 
     @cached_property
     def _encoder(self) -> Encoder:
+        if self.folder.is_file():
+            return E5Encoder(self.folder)
         if self._device == "cpu":
             try:
                 return graph_encoder(self.folder)
@@ -53,7 +56,8 @@ class Embedder:
     @property
     def fingerprint(self) -> dict[str, str]:
         """What a vector depends on: the model and the way long texts are cut."""
-        return {"embedder": model_identity(self.folder), "windows": f"overlap {OVERLAP_TOKENS}"}
+        model = file_sha256(self.folder) if self.folder.is_file() else model_identity(self.folder)
+        return {"embedder": model, "windows": f"overlap {OVERLAP_TOKENS}"}
 
     def embed_query(self, question: str) -> Vectors:
         """Return the normalized vector of a question, ``(dim,)`` float32; what exceeds `window` is cut off."""
@@ -83,15 +87,11 @@ class Embedder:
 
     def count_tokens(self, text: str) -> int:
         """Return the tokens of a text, without the special ones."""
-        return len(self._encoder.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._encoder.count_tokens(text)
 
     def windows(self, text: str) -> list[str]:
-        """Return *text* cut into pieces that the model reads whole, overlapping by `OVERLAP_TOKENS`."""
-        spans = self._encoder.tokenizer.encode(text, add_special_tokens=False).offsets
-        if len(spans) <= self.window:
-            return [text]
-        starts = range(0, len(spans) - OVERLAP_TOKENS, self.window - OVERLAP_TOKENS)  # the last one ends the text
-        return [text[spans[i][0] : spans[min(i + self.window, len(spans)) - 1][1]] for i in starts]
+        """Return *text* cut into pieces that the model reads whole, overlapping by about `OVERLAP_TOKENS`."""
+        return self._encoder.windows(text, overlap=OVERLAP_TOKENS)
 
     def unknown_share(self, words: Sequence[str]) -> float:
         """Return the share of words that stand outside of the vocabulary; 0 of a model that knows no unknown word."""

