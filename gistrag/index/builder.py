@@ -155,6 +155,7 @@ class Builder:
         self._refresh(imported)
         differing = changes(known, found, skipped, is_current=self._is_current)
         self._apply(differing, keep_gone=not delete)
+        self._store.pairs.prepare(verify=self._verify)
         self.report.skipped.extend(skipped)
         self._index(folder, differing.to_read, known)
         self._describe(folder)

@@ -7,6 +7,7 @@ overlapping windows and gets one vector for each; the nearest window decides how
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -59,8 +60,14 @@ class Embedder:
         model = file_sha256(self.folder) if self.folder.is_file() else model_identity(self.folder)
         return {"embedder": model, "windows": f"overlap {OVERLAP_TOKENS}"}
 
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether it is known to read Chinese, Japanese and Korean."""
+        return self.folder.is_file()
+
     def embed_query(self, question: str) -> Vectors:
         """Return the normalized vector of a question, ``(dim,)`` float32; what exceeds `window` is cut off."""
+        question = unicodedata.normalize("NFC", question)
         asked, vector = self._last
         if asked != question:  # an answer is judged by the vector it was searched with
             vector = self._encoder.encode([question], "query")[0]

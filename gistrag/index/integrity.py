@@ -85,6 +85,8 @@ def _check_database(store: Store, findings: Findings) -> set[str]:
     damaged, differing = damaged_documents(store), manifest.differences(store)
     chunks = (f"a chunk of {path} differs from its hash" for path in damaged)
     findings.database = [*differing, *store.database.integrity(), *chunks]
+    if count := len(store.pairs.differing()):
+        findings.database.append(f"the keywords of {count:,} chunks are missing or of another text; run gistrag build")
     record = store.vectors.file()
     if record and store.vectors.read_file(record) is None:
         findings.database.append("the vector file is missing or damaged; the vectors in index.db serve instead")

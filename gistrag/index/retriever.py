@@ -1,7 +1,8 @@
 """Hybrid search: the chunks that answer a question, by vectors and by keywords.
 
 Reciprocal rank fusion (Cormack et al. 2009) merges the two lists: a chunk scores ``1 / (60 + rank)`` in each list it is
-in. Ranks need no common scale, which cosine and BM25 do not have.
+in. Ranks need no common scale, which cosine and BM25 do not have. Where pairs of letters are looked for, many chunks
+hold some by chance; then first ranks count for more, and vectors of an embedder that knows the letters count twice.
 
 `VectorSearch` keeps the vectors of a store in memory: the faiss file as far as it goes, newer rows beside it.
 Nothing here loads a gist or answers anything.
@@ -10,6 +11,7 @@ Nothing here loads a gist or answers anything.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +28,10 @@ from gistrag.qa.stop_words import STOP_WORDS
 from gistrag.settings import TOP_K_MAX, require_between
 
 RANK_OFFSET = 60
+PAIRS_OFFSET = 5
+"""In its place where pairs of letters were looked for, see `gistrag.index.pairs`."""
+PAIRS_WEIGHT = 0.5
+"""How much the list of keywords counts then, beside vectors of an embedder that knows these letters."""
 DEPTH_MIN = 50
 """Length of each list at least: a chunk that is 20th in both beats one that is first in one and absent in the other."""
 
@@ -113,10 +119,16 @@ class Retriever:
             allowed = self._store.select(filters, scope)
             dense = dict(self._vectors.nearest(vector, depth, allowed=allowed))
             keyword = dict(self._store.keyword_search(keywords(question), depth, allowed=allowed))
-            scores = fuse(list(dense), list(keyword))
+            scores = self._fused(question, list(dense), list(keyword))
             chunks = self._store.chunks(scores)
         hits = [Hit(chunk, scores[chunk.id], dense.get(chunk.id), keyword.get(chunk.id)) for chunk in chunks]
         return self._rerank(question, hits[:depth])[:top_k]
+
+    def _fused(self, question: str, dense: Sequence[int], keyword: Sequence[int]) -> dict[int, float]:
+        if not self._store.pairs.serve(keywords(question)):
+            return fuse(dense, keyword)
+        weight = PAIRS_WEIGHT if getattr(self._embedder, "is_multilingual", False) else 1.0
+        return fuse(dense, keyword, weights=(1.0, weight), offset=PAIRS_OFFSET)
 
     def fit(self, question: str, *, filters: Mapping[str, str] | None = None, scope: str | None = None) -> Fit:
         """Return how well the best chunks fit *question*; no chunk is read and nothing is sorted again."""
@@ -203,16 +215,18 @@ def write_vector_file(store: Store) -> None:
     store.commit()
 
 
-def fuse(*rankings: Sequence[int]) -> dict[int, float]:
-    """Return the fused score of every id, best first, equal scores by id.
+def fuse(
+    *rankings: Sequence[int], weights: Sequence[float] | None = None, offset: int = RANK_OFFSET
+) -> dict[int, float]:
+    """Return the fused score of every id, best first, equal scores by id; *weights* are of the rankings.
 
     >>> fuse([5, 3], [3])
     {3: 0.03252247488101534, 5: 0.01639344262295082}
     """
     scores: dict[int, float] = {}
-    for ranking in rankings:
+    for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
         for rank, chunk_id in enumerate(ranking, 1):
-            scores[chunk_id] = scores.get(chunk_id, 0.0) + 1 / (RANK_OFFSET + rank)
+            scores[chunk_id] = scores.get(chunk_id, 0.0) + weight / (offset + rank)
     return dict(sorted(scores.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
@@ -225,5 +239,5 @@ def keywords(question: str) -> list[str]:
     >>> keywords("How long is the gist of a gist?")
     ['long', 'gist']
     """
-    words = list(dict.fromkeys(re.findall(r"\w+", question.lower())))
+    words = list(dict.fromkeys(re.findall(r"\w+", unicodedata.normalize("NFC", question).lower())))
     return [word for word in words if word not in STOP_WORDS] or words

@@ -31,6 +31,11 @@ CREATE_METADATA = """CREATE TABLE IF NOT EXISTS metadata (
         chunk_id INTEGER REFERENCES chunks ON DELETE CASCADE, name TEXT NOT NULL, value TEXT NOT NULL) STRICT"""
 CREATE_METADATA_INDEX = "CREATE INDEX metadata_by_document ON metadata (document_id, chunk_id)"
 CREATE_METADATA_CHUNK_INDEX = "CREATE INDEX metadata_by_chunk ON metadata (chunk_id)"
+CREATE_PAIRS = (
+    "CREATE VIRTUAL TABLE IF NOT EXISTS pairs USING fts5 (text, tokenize = 'unicode61')",
+    """CREATE TRIGGER IF NOT EXISTS pairs_out AFTER DELETE ON chunks BEGIN
+        DELETE FROM pairs WHERE rowid = old.id; END""",
+)
 SCHEMA = (
     "PRAGMA application_id = 0x67697374",
     "PRAGMA user_version = 1",
@@ -63,6 +68,7 @@ SCHEMA = (
         INSERT INTO words (rowid, text, heading) VALUES (new.id, new.text, new.heading); END""",
     """CREATE TRIGGER words_out AFTER DELETE ON chunks BEGIN
         INSERT INTO words (words, rowid, text, heading) VALUES ('delete', old.id, old.text, old.heading); END""",
+    *CREATE_PAIRS,
 )
 
 DOCUMENTS = """
@@ -88,6 +94,17 @@ KEYWORDS = """
     SELECT rowid, -rank FROM words
     WHERE words MATCH :match AND (:ids IS NULL OR rowid IN (SELECT value FROM json_each(:ids)))
     ORDER BY rank, rowid LIMIT :k"""
+KEYWORDS_AND_PAIRS = """
+    SELECT id, sum(score) FROM (
+        SELECT rowid AS id, -rank AS score FROM words WHERE words MATCH :match
+        UNION ALL SELECT rowid, -rank FROM pairs WHERE pairs MATCH :pairs)
+    WHERE :ids IS NULL OR id IN (SELECT value FROM json_each(:ids))
+    GROUP BY id ORDER BY sum(score) DESC, id LIMIT :k"""
+HAS_PAIRS = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pairs'"
+WITHOUT_PAIRS = """
+    SELECT id, heading, text FROM chunks
+    WHERE NOT EXISTS (SELECT 1 FROM pairs WHERE rowid = chunks.id) ORDER BY id LIMIT ?"""
+PAIRS_OF_CHUNKS = "SELECT c.id, c.heading, c.text, p.text FROM chunks c LEFT JOIN pairs p ON p.rowid = c.id"
 VECTORS = """
     SELECT v.id, v.chunk_id, v.vector FROM vectors v
     JOIN chunks c ON c.id = v.chunk_id JOIN documents d ON d.id = c.document_id

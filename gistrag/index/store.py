@@ -35,6 +35,7 @@ from gistrag.index.config import IndexConfig
 from gistrag.index.database import Database, nothing_built
 from gistrag.index.gist_store import GistStore
 from gistrag.index.metadata import Metadata, require_known
+from gistrag.index.pairs import Pairs, has_pairs, match_of, quoted
 from gistrag.index.schema import DocumentRow, Stats, StoredChunk
 from gistrag.index.summaries import Summaries
 from gistrag.index.vector_store import VectorStore
@@ -73,8 +74,7 @@ class Store:
         config: what the index was made with.
         gists: its gist files.
         vectors: its vectors.
-        summaries: those of its documents.
-        metadata: those of its documents.
+        summaries, metadata: those of its documents; pairs: of the letters of words that are not written apart.
     """
 
     def __init__(self, folder: Path, *, is_builder: bool) -> None:
@@ -87,6 +87,7 @@ class Store:
             raise
         self.gists = GistStore(self.database, self.config)
         self.vectors = VectorStore(self.database, self.config)
+        self.pairs = Pairs(self.database)
         self.summaries = Summaries(self.database, self.config, chunks_of=self.chunks_of)
         self.metadata = Metadata(self.database)
 
@@ -259,9 +260,13 @@ class Store:
         """Return up to *k* chunk ids that hold any of *words*, with their BM25, best first, equal scores by id."""
         if not words:
             return []
-        match = " OR ".join('"' + word.replace('"', '""') + '"' for word in words)
-        ids = None if allowed is None else json.dumps(list(allowed))
-        rows = self.database.execute(schema.KEYWORDS, {"match": match, "ids": ids, "k": k})
+        asked = {"ids": None if allowed is None else json.dumps(list(allowed)), "k": k}
+        if self.pairs.serve(words):
+            match = " OR ".join(quoted(word) for word in words if not has_pairs(word)) or '""'
+            rows = self.database.execute(schema.KEYWORDS_AND_PAIRS, {**asked, "match": match, "pairs": match_of(words)})
+        else:
+            match = " OR ".join(map(quoted, words))
+            rows = self.database.execute(schema.KEYWORDS, {**asked, "match": match})
         return [(row[0], row[1]) for row in rows]
 
     def stats(self) -> Stats:
@@ -293,7 +298,7 @@ class Store:
         with self.database.writing():
             document_id = self.database.execute(schema.PUT_DOCUMENT, (*made, *made_by))[0][0]
             _remove(self.database, "DELETE FROM chunks WHERE document_id = ? RETURNING id", document_id)
-            ids = [_put_chunk(self.database, document_id, entry) for entry in chunks]
+            ids = [_put_chunk(self, document_id, entry) for entry in chunks]
             self.metadata.put(document, zip(ids, (entry.chunk.start for entry in chunks), strict=True))
 
     def remove_document(self, path: str) -> None:
@@ -332,6 +337,7 @@ class Store:
             self.database.execute(schema.DROP_UNUSED_GISTS)
             if self.database.get(_HAS_DELETED_WORDS):
                 self.database.execute("INSERT INTO words (words) VALUES ('rebuild')")
+                self.pairs.forget()
                 self.database.execute("DELETE FROM settings WHERE name = ?", (_HAS_DELETED_WORDS,))
 
 
@@ -419,13 +425,15 @@ def _chunk_rows(database: Database, statement: str, values: Sequence[Any] | Mapp
     return [StoredChunk(*column) for column in columns]
 
 
-def _put_chunk(database: Database, document_id: int, entry: IndexedChunk) -> int:
-    """Put a chunk and its vectors, and return its id."""
-    chunk = entry.chunk
+def _put_chunk(store: Store, document_id: int, entry: IndexedChunk) -> int:
+    """Put a chunk, its pairs and its vectors, and return its id."""
+    database, chunk = store.database, entry.chunk
     place = (document_id, chunk.ordinal, chunk.start, chunk.end)
     heading = json.dumps(chunk.heading, ensure_ascii=False)
     values = (*place, chunk.text, heading, chunk.page, chunk.tokens, entry.gist_key)
     chunk_id: int = database.execute(schema.PUT_CHUNK, (*values, _row_sha256(values)))[0][0]
+    if store.pairs.are_stored:
+        store.pairs.put(chunk_id, heading, chunk.text)
     for vector in np.asarray(entry.vectors, "<f4"):
         database.execute("INSERT INTO vectors (chunk_id, vector) VALUES (?, ?)", (chunk_id, vector.tobytes()))
     return chunk_id
