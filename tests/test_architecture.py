@@ -48,6 +48,7 @@ DOORS = {
     "prometheus_client": {"server.prometheus"},
     "pydantic": {"server.app", "server.protocol", "server.mcp"},
     "pypdfium2": {"documents.formats.pdf"},
+    "regex": {"documents.chunking"},
     "safetensors": {
         "compression.query_map",
         "index.document_file",

@@ -14,6 +14,7 @@ from gistrag.answering.conversation import earlier, joined
 from gistrag.answering.passages import Passage, search, select, source_of
 from gistrag.answering.stream import Found
 from gistrag.answering.whole import asks_about, document_named, may_ask_about, means, named_in
+from gistrag.answering.wording import nfc
 from gistrag.index.retriever import Hit, Retriever
 from gistrag.index.store import Store
 from gistrag.model.runtime import AnyRuntime
@@ -58,6 +59,7 @@ class Finder:
         filters: Mapping[str, str] | None = None,
     ) -> Found | None:
         """Return the answer where no model is needed: to a greeting, or to a question about a whole document."""
+        question = nfc(question)
         with self._store.snapshot():
             if kind := kind_of(question):
                 return Found([], answer=self._introduced(kind, question))
@@ -80,6 +82,7 @@ class Finder:
         filters: Mapping[str, str] | None = None,
     ) -> Hit | None:
         """Return the summary of the document that a question asks about as a whole, None for any other question."""
+        question = nfc(question)
         name = named_in(question)
         if filters or (name is None and (scope is None or not may_ask_about(question))):
             return None
@@ -119,7 +122,9 @@ class Finder:
         filters: Mapping[str, str] | None = None,
     ) -> str:
         """Return what is searched for a question: itself, or with those of the earlier questions that it leans on."""
-        return joined(question, history, partial(self._retriever.fit, scope=scope, filters=filters))
+        return joined(
+            nfc(question), list(map(nfc, history)), partial(self._retriever.fit, scope=scope, filters=filters)
+        )
 
     def nothing(self) -> Phrase:
         """Return the name of the answer where no passage is found."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from gistrag.answering.answer import Answer, Options, Timings, Usage
 from gistrag.answering.judge import Judge, Judgement, Reading, is_trained_refusal
 from gistrag.answering.passages import Passage, fit, in_prompt_order
+from gistrag.answering.wording import nfc
 from gistrag.errors import ResourceError, UsageError
 from gistrag.kv.packed import Gists
 from gistrag.model.generation import decode_stream
@@ -78,7 +79,7 @@ class Stream(Iterator[str]):
             raise UsageError("the question is empty; ask something")
         self._runtime, self._options, self._find, self._nothing = runtime, options, find, nothing
         self._during, self._judge_of = during, judge
-        self._question = question.encode("utf-8", "replace").decode()  # a terminal may pass half a character
+        self._question = nfc(question.encode("utf-8", "replace").decode())  # a terminal may pass half a character
         self._language = language_of(self._question)
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import regex
 import tokenizers
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
@@ -22,6 +23,8 @@ PLAIN_KINDS = frozenset({"text", "code", "table", "json", "pdf", "rtf"})  # all 
 _SEGMENT_CHARS = 64  # characters of a segment per token of a chunk: about 16 chunks of prose
 _LONG_CHARS = 8  # characters per token of a chunk, more than prose has: a longer text is mostly too long
 _SEAM = 2  # tokens of the white space between two joined pieces
+_LETTER = regex.compile(r"\X")  # with its accents, and emojis of several characters
+_LETTER_CHARS = 64  # more than a letter has
 _SLACK = 16  # the most tokens that a cut inside of a practical word adds
 
 
@@ -165,7 +168,7 @@ def _segments(text: str, titles: Sequence[int], size: int, part: tuple[int, int]
 
 
 def _cut(text: str, titles: Sequence[int], low: int, high: int) -> int:
-    """Return where to cut between *low* and *high*: at a heading, else a blank line, a line end, a space, or *high*."""
+    """Return where to cut between *low* and *high*: at a heading, blank line, line end, space, else between letters."""
     at = bisect.bisect_right(titles, high)
     if at and titles[at - 1] > low:
         return titles[at - 1]
@@ -173,7 +176,8 @@ def _cut(text: str, titles: Sequence[int], low: int, high: int) -> int:
         found = text.rfind(mark, low, high)
         if found >= 0:
             return found + len(mark)
-    return high
+    *_, last = _LETTER.finditer(text, high - _LETTER_CHARS, high + 1)  # the one of which *high* would be a part
+    return max(int(last.start()), low + 1)
 
 
 def _heading(text: str, titles: Sequence[Title], start: int) -> tuple[str, ...]:

@@ -205,12 +205,25 @@ def _nfkc(text: str) -> str:
 
 
 def _windows(tokenizer: Tokenizer, text: str, *, size: int, overlap: int) -> list[str]:
-    """Return *text* cut into pieces of at most *size* tokens, overlapping by *overlap*."""
+    """Return *text* cut into pieces of at most *size* tokens, overlapping by *overlap*.
+
+    A piece that begins or ends inside a word may have more tokens alone than it had in the text; it is shortened.
+    """
     spans = tokenizer.encode(text, add_special_tokens=False).offsets
     if len(spans) <= size:
         return [text]
-    starts = range(0, len(spans) - overlap, size - overlap)  # the last one ends the text
-    return [text[spans[i][0] : spans[min(i + size, len(spans)) - 1][1]] for i in starts]
+    pieces, start, end = list[str](), 0, 0
+    while end < len(spans):
+        end = min(start + size, len(spans))
+        while True:
+            piece = text[spans[start][0] : spans[end - 1][1]]
+            excess = len(tokenizer.encode(piece, add_special_tokens=False).ids) - size
+            if excess <= 0 or end == start + 1:
+                break
+            end = max(start + 1, end - excess)
+        pieces.append(piece)
+        start = max(start + 1, end - overlap)
+    return pieces
 
 
 def graph_encoder(folder: Path) -> GraphEncoder:

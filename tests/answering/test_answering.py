@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -269,6 +270,20 @@ def test_empty_question(rag: GistRAG, question: str) -> None:
     """An empty question is refused."""
     with pytest.raises(UsageError, match="the question is empty"):
         rag.stream(question)
+
+
+def test_letters_in_parts_are_composed(rag: GistRAG) -> None:
+    """A question whose accents are characters of their own is searched, read and answered as the composed one."""
+    question = "Où est le café où le miel fut payé?"
+    parts = unicodedata.normalize("NFD", question)
+    assert parts != question
+
+    composed, decomposed = rag.stream(question, max_new_tokens=4), rag.stream(parts, max_new_tokens=4)
+
+    assert decomposed._question == question
+    assert (composed.result().text, question) == (decomposed.result().text, decomposed.answer.searched)
+    assert rag.retrieve(question) == rag.retrieve(parts)
+    assert rag.searched(question, [parts]) == rag.searched(parts, [question])
 
 
 @pytest.mark.parametrize(
