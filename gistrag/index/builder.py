@@ -32,9 +32,10 @@ from gistrag.index.changes import Changes, changes, without_imported
 from gistrag.index.coverage import Sample
 from gistrag.index.embedder import Embedder
 from gistrag.index.integrity import remove_unused
+from gistrag.index.remarks import imported_documents, set_left_out
 from gistrag.index.retriever import write_vector_file
 from gistrag.index.schema import DocumentRow, GistRow, StoredChunk
-from gistrag.index.store import IndexedChunk, Store, damaged_documents, imported_documents, set_left_out
+from gistrag.index.store import IndexedChunk, Store, damaged_documents
 from gistrag.index.summaries import Missing, as_chunk, summary_of
 from gistrag.model.runtime import AnyRuntime
 from gistrag.progress import NoProgress, Progress, ReadingProgress

@@ -1,6 +1,6 @@
 """Taking documents of another index into this one, gists and all, and giving them up again.
 
-An imported document is in no folder, so a sync leaves it alone; `gistrag.index.store.imported_documents` lists them.
+An imported document is in no folder, so a sync leaves it alone; `gistrag.index.remarks.imported_documents` lists them.
 Everything is looked at before anything is written, and one commit makes all of it visible.
 """
 
@@ -17,7 +17,8 @@ from gistrag.errors import CorruptGistError, UsageError
 from gistrag.index.builder import Builder
 from gistrag.index.document_file import Contents, Exported
 from gistrag.index.embedder import Embedder
-from gistrag.index.store import IndexedChunk, Store, imported_documents, mark_imported
+from gistrag.index.remarks import imported_documents, mark_imported
+from gistrag.index.store import IndexedChunk, Store
 from gistrag.kv.packed import PackedGists
 from gistrag.model.runtime import AnyRuntime
 

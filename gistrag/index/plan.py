@@ -14,8 +14,9 @@ from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import FoundFile, Skipped, find, load
 from gistrag.errors import DocumentError
 from gistrag.index.changes import changes, without_imported
+from gistrag.index.remarks import imported_documents
 from gistrag.index.schema import DocumentRow
-from gistrag.index.store import Store, imported_documents
+from gistrag.index.store import Store
 from gistrag.kv.packed import stored_bytes
 from gistrag.model.runtime import AnyRuntime
 from gistrag.settings import IndexSettings

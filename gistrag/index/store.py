@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from gistrag.documents.chunking import Chunk
 
 _HAS_DELETED_WORDS = "has_deleted_words"
-_LEFT_OUT = "left_out"
-_IMPORTED = "imported"
 BACKGROUND = "gists in the background"
 """Command of whoever holds an index only to keep a batch of gists."""
 PATIENCE_S = 30.0
@@ -361,37 +359,9 @@ def _locked(path: Path, command: str) -> Iterator[None]:
         yield
 
 
-def left_out(store: Store) -> dict[str, int]:
-    """Return how many files of the folder no reader knew, by suffix; ``""`` counts those without one."""
-    try:
-        found: dict[str, int] = json.loads(store.database.get(_LEFT_OUT) or "{}")
-    except ValueError:
-        raise store.database.damaged("the counts of files left out are no JSON") from None
-    return found
-
-
-def set_left_out(store: Store, counts: Mapping[str, int]) -> None:
-    """Record how many files of the folder no reader knows."""
-    store.database.set(_LEFT_OUT, json.dumps(dict(counts)))
-
-
 def damaged_documents(store: Store) -> list[str]:
     """Return the paths of documents of which a chunk is damaged; a build replaces them."""
     return sorted({row[2] for row in store.database.execute(schema.CHUNKS) if not _is_whole(row)})
-
-
-def imported_documents(store: Store) -> set[str]:
-    """Return the paths of documents that came from another index, which a build of the folder leaves alone."""
-    try:
-        found = json.loads(store.database.get(_IMPORTED) or "[]")
-    except ValueError:
-        raise store.database.damaged("the list of imported documents is no JSON") from None
-    return {row.path for row in store.documents()}.intersection(found)
-
-
-def mark_imported(store: Store, paths: Iterable[str]) -> None:
-    """Record which documents came from another index."""
-    store.database.set(_IMPORTED, json.dumps(sorted(paths)))
 
 
 def pending_chunks(store: Store, ids: Iterable[int] | None = None, *, most: int) -> list[StoredChunk]:

@@ -23,7 +23,8 @@ from gistrag.engine import Engine
 from gistrag.errors import ResourceError
 from gistrag.index import builder, gist_maker
 from gistrag.index.gist_store import GistStore
-from gistrag.index.store import Store, left_out
+from gistrag.index.remarks import left_out
+from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
 from gistrag.model.gist_model import GistModel
 from gistrag.rag import GistRAG
