@@ -153,7 +153,7 @@ def require_models(index: Path, given: Mapping[str, Any], engine: Engine | None)
     Raises:
         ModelNotFoundError: with the command that brings the model.
     """
-    if engine is None and not (index / "index.db").exists():
+    if engine is None and not files.exists(index / "index.db"):
         find(fresh(given, None).embedder)
 
 

@@ -190,7 +190,9 @@ class GistRAG(Contents, LlamaIndex):
             device: where to load them, such as ``cpu`` or ``cuda:0``.
             runtime: what answers, see `gistrag.Engine.load`.
             reranker: a cross-encoder that sorts the hits: hub id or folder.
-            model, embedder, adapter: where these are now, if not where the index says; they must be the same.
+            model: where the base model is now, if not where the index says; it must be the same.
+            embedder: where the embedder is now, likewise.
+            adapter: where the adapter is now, likewise.
 
         Raises:
             IncompleteIndexError: no index there.

@@ -24,7 +24,7 @@ from support.live_server import serving
 from support.pages import PAGES, PROGRAM, ROOT, fences, parse
 from support.tiny_models import HashEmbedder, tiny_model
 
-from gistrag import Engine, GistRAG, configure
+from gistrag import Engine, GistRAG, configure, searching
 from gistrag.cli import main
 
 ELSEWHERE = {"llama-index", "langchain", "server", "mcp"}  # run by other tests, see above
@@ -62,8 +62,11 @@ def built(wide: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "docs" / name).write_text(f"# {name}\n\n{text}\n", "utf-8")
     (folder / "questions.txt").write_text("What is in the house?\n", "utf-8")
     GistRAG.from_folder(folder / "docs", index=folder / "index", engine=wide, adapter="none", gists="now").close()
-    for name in ("notes-index", "manual-index"):
-        shutil.copytree(folder / "index", folder / name)
+    shutil.copytree(folder / "index", folder / "manual-index")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "tea.md").write_text(f"# Tea\n\n{PARAGRAPH.format(number=1)}\n", "utf-8")
+    notes = folder / "notes-index"
+    GistRAG.from_folder(folder / "notes", index=notes, engine=wide, adapter="none", gists="now").close()
     return folder
 
 
@@ -73,6 +76,8 @@ def place(built: Path, wide: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Engine, "load", lambda *given, **options: wide)
+    monkeypatch.setattr(searching, "find", lambda name: SimpleNamespace(path=Path(name)))
+    monkeypatch.setattr(searching, "Embedder", lambda *given, **options: wide.embedder)
     monkeypatch.setattr(configure, "find", lambda name: SimpleNamespace(path=Path(name)))
     monkeypatch.setattr(configure, "find_adapter", lambda name, model: None)
     return tmp_path

@@ -18,6 +18,7 @@ from gistrag.documents.watching import changes_of
 from gistrag.errors import IndexLockedError, ResourceError, UsageError
 from gistrag.progress import megabytes
 from gistrag.settings import Placement
+from gistrag.storage import files
 
 if TYPE_CHECKING:
     from gistrag.rag import GistRAG
@@ -110,11 +111,11 @@ def build(
         "quantize": quantize,
         "kv_cache_dtype": kv_cache_dtype,
     }
-    if not watch and not (index / "index.db").exists():
+    if not watch and not files.exists(index / "index.db"):
         require_documents(folder, include or (), exclude or ())
     if dry_run:
-        files = {"include": include, "exclude": exclude, "delete": not no_delete}
-        return dry_run_of(folder, index, settings, files, rebuild=rebuild, as_json=as_json)
+        chosen = {"include": include, "exclude": exclude, "delete": not no_delete}
+        return dry_run_of(folder, index, settings, chosen, rebuild=rebuild, as_json=as_json)
     from gistrag.rag import GistRAG
 
     with progress_of() as progress:

@@ -122,10 +122,10 @@ def serve(
                 embedder=embedder,
             )
             rags = stack.enter_context(opened)
-            adding = None
-            if allow_build:
-                engine = registry.engine_of(rags, device=device, runtime=runtime, reranker=reranker)
-                adding = Folders(allow_build, rags, engine, gists=gists, device=device)
+            loaded = (
+                registry.engine_of(rags, device=device, runtime=runtime, reranker=reranker) if allow_build else None
+            )
+            adding = Folders(allow_build, rags, loaded, gists=gists, device=device) if allow_build and loaded else None
             access = replace(access, indexes=rags.keys(), build_key=digest(key) if key else b"")
         config = app.ServerConfig(
             together=together,
@@ -134,11 +134,15 @@ def serve(
             log_questions=log_questions,
             metrics=metrics,
         )
-        say(f"serving {', '.join(rags) or 'no index yet'} at {http.address(listening)}; Ctrl-C stops")
-        if key:
-            say(f"to add folders, open {http.address(listening)}/#key={key}")
+        _announce(", ".join(rags), http.address(listening), key)
         running = http.server(app.application(rags, access=access, config=config, folders=adding))
         until_stopped(running, listening)
+
+
+def _announce(names: str, url: str, key: str) -> None:
+    say(f"serving {names or 'no index yet'} at {url}; Ctrl-C stops")
+    if key:
+        say(f"to add folders, open {url}/#key={key}")
 
 
 def until_stopped(running: uvicorn.Server, listening: socket.socket) -> None:

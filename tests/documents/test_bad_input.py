@@ -68,7 +68,7 @@ def build(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: p
         code = main.main(["build", str(docs), "--index", str(docs.parent / "index"), *options])
         output = capsys.readouterr()
         assert "Traceback" not in output.err
-        return Built(code, json.loads(output.out.splitlines()[-1]), output.err)
+        return Built(code, json.loads(output.out.splitlines()[-1]) if output.out else {}, output.err)
 
     return run
 
@@ -318,16 +318,15 @@ def test_control_tokens_are_plain_text(docs: Path, build: Build, monkeypatch: py
 # Bad folders
 
 
-def test_an_empty_folder_is_a_valid_index(docs: Path, build: Build, engine: Engine) -> None:
-    """It holds no document, and says so when asked."""
+def test_an_empty_folder_is_refused_by_the_command(docs: Path, build: Build, engine: Engine) -> None:
+    """Nothing to read is said in one line, and no index is made; in Python an empty folder is a valid index."""
     (docs / "good.md").unlink()
 
     done = build()
 
-    assert done.code == 0
-    assert done.done["documents"] == 0
-    assert done.skipped == {}
-    with GistRAG.open(docs.parent / "index", engine=engine) as rag:
+    assert (done.code, done.told.count("\n")) == (2, 1)
+    assert not (docs.parent / "index").exists()
+    with GistRAG.from_folder(docs, index=docs.parent / "index", engine=engine) as rag:
         assert rag.query("Anything?").text == "There are no documents in this index."
 
 
