@@ -16,6 +16,7 @@ from support.tiny_models import HashEmbedder, byte_tokenizer, tiny_network
 from gistrag.cli.main import main as run_command
 from gistrag.engine import Engine
 from gistrag.errors import FingerprintMismatchError, ModelNotFoundError
+from gistrag.index import background
 from gistrag.index.store import Store
 from gistrag.model.gist_model import GistModel
 from gistrag.model.hashing import folder_sha256, weights_sha256
@@ -235,3 +236,21 @@ def test_a_place_recorded_by_version_0_2_still_leads_there(home: Path, monkeypat
 
     with GistRAG.open(home / "index", runtime="torch") as rag:
         answer(rag)
+
+
+def test_the_worker_loads_the_models_from_the_new_places(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gists that are made in the background are of the model that the caller named."""
+    built(home).close()
+    places = {name: shutil.move(home / name, tmp_path / name) for name in ("model", "adapter")}
+    monkeypatch.setattr(background, "register_module_forward_pre_hook", lambda hook: None)
+    inbox: Any = None
+    with GistRAG.open(home / "index", runtime="torch", gists="on demand", **places) as rag:
+        given = json.loads(rag._worker._places)
+    with Store.open(home / "index") as store:
+        model = background._loaded(store, inbox, "cpu", given)
+
+    assert tmp_path / "model" == model.model_folder
+    assert model.adapter is not None
+    assert tmp_path / "adapter" == model.adapter.folder
