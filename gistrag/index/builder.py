@@ -26,6 +26,7 @@ from pathlib import Path
 from gistrag.compression.making import is_compressible
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
+from gistrag.documents.text import Part
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
 from gistrag.index import manifest
 from gistrag.index.changes import Changes, changes, without_imported
@@ -258,7 +259,7 @@ class Builder:
         for row in self._store.documents():
             if row.path in imported and not self._is_current(row):
                 names = ("ordinal", "start", "end", "text", "heading", "page", "tokens")
-                stored = self._store.chunks_of(row.path)
+                stored = self._store.metadata.added_to(self._store.chunks_of(row.path))
                 chunks = [Chunk(**{name: getattr(one, name) for name in names}) for one in stored]
                 vectors = self._embedder.embed_documents([chunk.search_text for chunk in chunks])
                 entries = [
@@ -266,7 +267,8 @@ class Builder:
                     for chunk, parts in zip(chunks, vectors, strict=True)
                 ]
                 about = {name: getattr(row, name) for name in ("path", "sha256", "size", "mtime_ns", "kind")}
-                self._store.replace_document(Document(**about, text=""), entries)
+                parts = tuple(Part(one.start, one.metadata) for one in stored)
+                self._store.replace_document(Document(**about, text="", parts=parts), entries)
                 self._store.commit()
 
     def _summarize(self) -> None:

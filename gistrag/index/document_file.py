@@ -26,6 +26,8 @@ from safetensors import SafetensorError
 
 from gistrag.documents.chunking import Chunk
 from gistrag.documents.discovery import PATH_CHARS_MAX, Document
+from gistrag.documents.metadata import FIELDS, is_date
+from gistrag.documents.text import Part
 from gistrag.errors import CorruptGistError, GistNotFoundError, UsageError
 from gistrag.index.store import Store
 from gistrag.kv import gist_file
@@ -86,14 +88,15 @@ def pack(store: Store, paths: Sequence[str]) -> bytes:
     documents = []
     for path in dict.fromkeys(paths):
         row, chunks = rows[path], []
-        for chunk in store.chunks_of(path):
+        for chunk in store.metadata.added_to(store.chunks_of(path)):
             found = _gists(store, chunk.gist_key) if row.gists_current else None
             if found is not None:
                 gists.append(gist_file.encode(found, key=str(len(gists)), fingerprint=by))
             number = None if found is None else len(gists) - 1
-            chunks.append({**{name: getattr(chunk, name) for name in _FIELDS}, "gist": number})
-        about = {"path": path, "sha256": row.sha256, "size": row.size, "kind": row.kind}
-        documents.append({**about, "chunks": chunks})
+            about = {"gist": number, "metadata": dict(chunk.metadata)}
+            chunks.append({**{name: getattr(chunk, name) for name in _FIELDS}, **about})
+        named = {"path": path, "sha256": row.sha256, "size": row.size, "kind": row.kind}
+        documents.append({**named, "chunks": chunks})
     contents = json.dumps({"gist_fingerprint": store.config.gist_fingerprint, "documents": documents})
     tensors = {f"gist {number}": np.frombuffer(data, np.uint8) for number, data in enumerate(gists)}
     if len(contents) > CONTENTS_BYTES_MAX:
@@ -179,7 +182,8 @@ def _document(values: Any, load: Callable[[int], PackedGists]) -> Exported:
     _require(isinstance(sha256, str) and bool(re.fullmatch("[0-9a-f]{64}", sha256)), "a sha256")
     _require(isinstance(kind, str) and bool(re.fullmatch("[a-z0-9_-]{1,32}", kind)), "a kind")
     _require(_is_count(size), "a size")
-    document = Document(path=path, sha256=sha256, size=size, mtime_ns=0, kind=kind, text="")
+    parts = tuple(Part(one["start"], _metadata(one.get("metadata", {}))) for one in values["chunks"])
+    document = Document(path=path, sha256=sha256, size=size, mtime_ns=0, kind=kind, text="", parts=parts)
     return Exported(document, tuple(_chunk(one, place, load) for place, one in enumerate(values["chunks"])))
 
 
@@ -193,6 +197,13 @@ def _chunk(values: Any, ordinal: int, load: Callable[[int], PackedGists]) -> tup
     _require(number is None or _is_count(number), "a number of a gist")
     chunk = Chunk(ordinal=ordinal, **{**given, "heading": tuple(heading)})
     return chunk, None if number is None else load(number)
+
+
+def _metadata(values: Any) -> dict[str, str]:
+    _require(isinstance(values, dict) and set(values) <= set(FIELDS), "metadata")
+    _require(all(isinstance(value, str) for value in values.values()), "texts as metadata")
+    _require("date" not in values or is_date(values["date"]), "a date")
+    return dict(values)
 
 
 def require_inside(path: object) -> None:

@@ -192,6 +192,10 @@ def test_a_path_that_escapes_is_refused(file: Path, second: GistRAG, tmp_path: P
         lambda contents, _: document(contents)["chunks"][0].update(gist=1),
         lambda contents, _: document(contents)["chunks"][0].update(text="Other words than those of the gists."),
         lambda contents, _: document(contents)["chunks"][0].update(text="word " * 900, gist=None),
+        lambda contents, _: document(contents)["chunks"][0].update(metadata={"date": "2026-13-45"}),
+        lambda contents, _: document(contents)["chunks"][0].update(metadata={"owner": "Ada"}),
+        lambda contents, _: document(contents)["chunks"][0].update(metadata={"title": 7}),
+        lambda contents, _: document(contents)["chunks"][0].update(metadata=[]),
         lambda _, tensors: tensors.update({"gist 0": tensors["gist 0"][:-9]}),
         lambda _, tensors: tensors.update({"gist 0": tensors["gist 0"] ^ 1}),
     ],
@@ -324,3 +328,21 @@ def test_the_commands_export_import_and_remove(
     assert "imported" in capsys.readouterr().out
     assert 0 == run_command(["import", "--remove", "mills.md", "--index", index, "--json"])
     assert {"index": index, "removed": ["mills.md"]} == json.loads(capsys.readouterr().out)
+
+
+def test_metadata_come_along(second: GistRAG, tmp_path: Path, engine: Engine) -> None:
+    """What a document said of itself is filtered by after the import, and after a rebuild."""
+    docs = tmp_path / "diary"
+    docs.mkdir()
+    (docs / "2026-01-05 minutes.md").write_text(MILLS, "utf-8")
+    with GistRAG.from_folder(docs, index=tmp_path / "first", engine=engine, **MODEL_OF_TESTS) as made:
+        made.export_documents(["2026-01-05 minutes.md"], tmp_path / "diary.gists")
+
+    second.import_documents(tmp_path / "diary.gists")
+    found = second.retrieve("sack", filters={"date": "2026-01"})
+    options: dict[str, Any] = {"index": tmp_path / "second", "engine": second.engine, "gists": "none"}
+    with GistRAG.from_folder(tmp_path / "second docs", **options, rebuild=True, tokens_per_gist=3) as rag:
+        again = rag.retrieve("sack", filters={"date": "2026-01"})
+
+    assert {hit.chunk.path for hit in found} == {hit.chunk.path for hit in again} == {"2026-01-05 minutes.md"}
+    assert not second.retrieve("sack", filters={"date": "2025"})
