@@ -25,6 +25,7 @@ def plan_build(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     delete: bool = True,
+    prune: bool = False,
     rebuild: bool = False,
     engine: Engine | None = None,
 ) -> tuple[Plan, AnyRuntime]:
@@ -56,6 +57,7 @@ def plan_build(
             include=with_file(store, documents) if documents.is_file() else include,
             exclude=exclude,
             delete=delete,
+            prune=prune,
             make_again=is_other,
         )
     return plan, engine.runtime

@@ -87,6 +87,7 @@ class GistRAG(Contents, LlamaIndex):
         rebuild: bool = False,
         verify: bool = False,
         delete: bool = True,
+        prune: bool = False,
         gists: When = "background",
         engine: Engine | None = None,
         device: str | None = None,
@@ -114,6 +115,7 @@ class GistRAG(Contents, LlamaIndex):
             rebuild: rebuild an index that has other settings, instead of refusing.
             verify: hash every gist file before it is trusted, and try skipped files again.
             delete: whether documents whose file is gone leave the index.
+            prune: whether they do even if most are gone, as on a disk that is not mounted.
             gists: ``"background"`` has them made by a process of low priority, those of the chunks that questions
                 retrieved first; ``"on demand"`` makes no others; ``"now"`` returns when all are made.
             engine: models already loaded.
@@ -132,7 +134,8 @@ class GistRAG(Contents, LlamaIndex):
             kv_cache_dtype: numbers in gist files, ``"int8"`` or ``"auto"``, those of the model.
 
         Raises:
-            UsageError: no such folder, a setting out of range, or a malformed pattern; nothing was made.
+            UsageError: no such folder, a setting out of range, a malformed pattern, or most documents are gone; nothing
+                was made or removed.
             ModelNotFoundError: a model is not where the index says, or not on this machine.
             FingerprintMismatchError: the index was made with other settings or models.
             IndexLockedError: another builder is at work.
@@ -160,7 +163,7 @@ class GistRAG(Contents, LlamaIndex):
             engine = engine or Engine.load(wanted, device=device, reranker=reranker, runtime=runtime)
             configure(store, wanted, engine, folder, rebuild=rebuild)
             builder = Builder(store, runtime=engine.runtime, embedder=engine.embedder, progress=shown, verify=verify)
-            report = builder.sync(folder, include=include, exclude=exclude, delete=delete)
+            report = builder.sync(folder, include=include, exclude=exclude, delete=delete, prune=prune)
             if gists == "now" and report.gists_pending:
                 make_gists(store, engine.model, report, progress=shown)
         rag = cls(Store.open(index), engine)
@@ -272,13 +275,14 @@ class GistRAG(Contents, LlamaIndex):
         """How far the gists of the index are, and whether a worker of this object makes them."""
         return self._worker.progress
 
-    def sync(self, *, delete: bool = True, progress: Progress | None = None) -> SyncReport:
+    def sync(self, *, delete: bool = True, prune: bool = False, progress: Progress | None = None) -> SyncReport:
         """Bring the index into step with its folder, by the patterns of its last build, and return what was done.
 
         Gists are made before it returns, unless a worker makes those of this index.
 
         Args:
             delete: whether documents whose file is gone leave the index; kept ones count as stale.
+            prune: whether they do even if most are gone.
             progress: receives the progress.
 
         Raises:
@@ -287,7 +291,7 @@ class GistRAG(Contents, LlamaIndex):
         with Store.build(self.folder, command="GistRAG.sync") as store:
             require_engine(store, self.engine)
             builder = Builder(store, runtime=self.runtime, embedder=self.engine.embedder, progress=progress)
-            self.report = builder.sync(source_folder(store), delete=delete)
+            self.report = builder.sync(source_folder(store), delete=delete, prune=prune)
             if self.report.gists_pending and not self._worker.is_wanted:
                 make_gists(store, self.model, self.report, progress=progress)
         self._worker.start()

@@ -83,6 +83,9 @@ def build(
     no_delete: Annotated[
         bool, typer.Option("--no-delete", help="Keep documents in the index whose file is gone.")
     ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove documents whose file is gone, even if that is most of them.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, how long it takes and how much disk; do nothing.")
     ] = False,
@@ -114,7 +117,7 @@ def build(
     if not watch and not files.exists(index / "index.db"):
         require_documents(folder, include or (), exclude or ())
     if dry_run:
-        chosen = {"include": include, "exclude": exclude, "delete": not no_delete}
+        chosen = {"include": include, "exclude": exclude, "delete": not no_delete, "prune": prune}
         return dry_run_of(folder, index, settings, chosen, rebuild=rebuild, as_json=as_json)
     from gistrag.rag import GistRAG
 
@@ -127,6 +130,7 @@ def build(
             rebuild=rebuild,
             verify=verify,
             delete=not no_delete,
+            prune=prune,
             gists="none" if no_gists else "now",
             device=device,
             progress=progress,
@@ -172,7 +176,7 @@ def _sync(rag: GistRAG, *, delete: bool, as_json: bool) -> None:
     try:
         with progress_of() as progress:
             rag.sync(delete=delete, progress=progress)
-    except (IndexLockedError, ResourceError) as error:
+    except (IndexLockedError, ResourceError, UsageError) as error:
         logger.error("%s; the next change is tried again", error)
         return
     done = summary(rag)
@@ -235,5 +239,7 @@ def _work(done: dict[str, Any]) -> str:
     made = f"{done['gists_made']:,} gists made ({megabytes(done['new_gist_bytes'])})"
     found = f", {done['gists_found']:,} found" if done["gists_found"] else ""
     text = f", {done['without_gist']:,} chunks stay text" if done["without_gist"] else ""
+    if not done["gists_made"]:
+        return f"indexed: {done['new_chunks']:,} chunks in {done['seconds']:.1f} s{found}{text}"
     work = f"{done['new_chunks']:,} chunks, {done['new_tokens']:,} tokens in {done['seconds']:.1f} s"
     return f"compressed: {work} ({done['tokens_per_s']:,.0f} tokens/s), {made}{found}{text}"

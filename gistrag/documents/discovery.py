@@ -33,6 +33,7 @@ from gistrag.errors import DocumentError, UnreadableError, UsageError
 
 INDEX_FILE = "index.db"  # a folder that contains this file is an index
 PATH_CHARS_MAX = 4096
+FOREVER_NS = 2**63 - 1
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK_BYTES = 2**20
@@ -106,6 +107,7 @@ def find(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     known: Mapping[str, tuple[int, int, str]] | None = None,
+    trusted_ns: int = FOREVER_NS,
 ) -> Findings:
     """Return the documents under *folder*, the skipped files with their reasons, and how many were left out.
 
@@ -115,6 +117,7 @@ def find(
             ``data/**``) also includes unknown suffixes, which are read as text.
         exclude: gitignore-style patterns of files and folders to leave out.
         known: path → (size, mtime_ns, sha256) of an earlier run; a file of the same size and time is not read again.
+        trusted_ns: when that run ended; a file whose inode changed later is read again, whatever its size and time.
 
     Raises:
         UsageError: *folder* is missing, not a folder, an index, unreadable, or its .gitignore is beyond the limits; or
@@ -122,7 +125,9 @@ def find(
     """
     root = Path(folder)
     _require_folder(root)
-    search = _Search(root=root, include=tuple(include), exclude=tuple(exclude), known=known or {})
+    search = _Search(
+        root=root, include=tuple(include), exclude=tuple(exclude), known=known or {}, trusted_ns=trusted_ns
+    )
     search.walk()
     return Findings(
         sorted(search.found, key=lambda one: one.path),
@@ -192,6 +197,7 @@ class _Search:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     known: Mapping[str, tuple[int, int, str]]
+    trusted_ns: int = FOREVER_NS
     found: list[FoundFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -218,6 +224,10 @@ class _Search:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         names = {entry.name for entry in entries}
         if path and INDEX_FILE in names:
+            if any(one.startswith(path) for one in self.known):  # whoever put it there removes no document by it
+                self.skip(
+                    path.rstrip("/"), f"{INDEX_FILE} in it makes it an index; its documents are kept as they were"
+                )
             return []
         if ".gitignore" in names:
             ignores = (*ignores, (path, parse_gitignore(_gitignore(folder))))
@@ -265,11 +275,12 @@ class _Search:
     def hash(self, folder: int, path: str, name: str) -> FoundFile:
         """Return the file with its hash; read it only if its size or time differs from the known one."""
         size, mtime_ns, sha256 = self.known.get(path, (-1, -1, ""))
-        digest, status = _settled(
-            folder,
-            name,
-            lambda descriptor, now: sha256 if (size, mtime_ns) == (now.st_size, now.st_mtime_ns) else _hash(descriptor),
-        )
+
+        def hashed(descriptor: int, now: os.stat_result) -> str:
+            is_same = (size, mtime_ns) == (now.st_size, now.st_mtime_ns) and now.st_ctime_ns <= self.trusted_ns
+            return sha256 if is_same else _hash(descriptor)
+
+        digest, status = _settled(folder, name, hashed)
         return FoundFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
 
     def skip(self, path: str, reason: str) -> None:

@@ -29,7 +29,7 @@ from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
 from gistrag.documents.text import Part
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
 from gistrag.index import manifest
-from gistrag.index.changes import Changes, changes, without_imported
+from gistrag.index.changes import Changes, changes, require_present, without_imported
 from gistrag.index.coverage import Sample
 from gistrag.index.embedder import Embedder
 from gistrag.index.integrity import remove_unused
@@ -132,6 +132,7 @@ class Builder:
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
         delete: bool = True,
+        prune: bool = False,
     ) -> SyncReport:
         """Bring the documents of *folder* into the index, and return what was done; gists are left pending.
 
@@ -140,9 +141,10 @@ class Builder:
             include: gitignore-style patterns; where there are any, only files they match. None: as last time.
             exclude: gitignore-style patterns of files to leave out. None: as last time.
             delete: whether documents whose file is gone are removed, or kept and marked stale.
+            prune: whether this holds even if most of them are gone.
 
         Raises:
-            UsageError: no such folder.
+            UsageError: no such folder, or most of its documents are gone; nothing was removed.
             ResourceError: the disk is full.
         """
         started_s = time.monotonic()
@@ -150,12 +152,15 @@ class Builder:
         patterns = self._store.patterns | {name: _patterns(value) for name, value in given.items() if value is not None}
         imported = imported_documents(self._store)
         known = {row.path: row for row in self._store.documents() if row.path not in imported}
+        trusted_ns = 0 if self._verify else self._store.gists.checked_ns
         stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
-        found, skipped, self.report.left_out = find(folder, **patterns, known=stamps)
+        found, skipped, self.report.left_out = find(folder, **patterns, known=stamps, trusted_ns=trusted_ns)
         found, skipped = without_imported(found, skipped, imported)
+        differing = changes(known, found, skipped, is_current=self._is_current)
+        if delete and not prune and patterns == self._store.patterns:
+            require_present(differing, known, folder)
         self._store.set_patterns(**patterns)
         self._refresh(imported)
-        differing = changes(known, found, skipped, is_current=self._is_current)
         self._apply(differing, keep_gone=not delete)
         self._store.pairs.prepare(verify=self._verify)
         self.report.skipped.extend(skipped)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from gistrag.documents.discovery import FoundFile, Skipped
+from gistrag.errors import UsageError
 from gistrag.index.schema import DocumentRow
 
 IMPORTED = "an imported document has this path; gistrag import --remove gives it up"
+
+MANY = 10
+"""Documents of an index from which on the loss of most of them is not believed."""
 
 
 @dataclass(kw_only=True)
@@ -68,6 +72,19 @@ def without_imported(
     """Return the files of a folder that are not at the path of an imported document, and what is skipped with these."""
     told = [Skipped(path=file.path, sha256="", reason=IMPORTED) for file in found if file.path in imported]
     return [file for file in found if file.path not in imported], [*skipped, *told]
+
+
+def require_present(differing: Changes, known: Mapping[str, DocumentRow], folder: str | Path) -> None:
+    """Return unless most documents of an index are gone from its folder, as when its disk is not mounted.
+
+    Raises:
+        UsageError: says how many, and what removes them all the same.
+    """
+    if len(known) >= MANY and len(differing.gone) > len(known) / 2:
+        raise UsageError(
+            f"{len(differing.gone):,} of {len(known):,} documents are gone from {folder}: is its disk mounted? "
+            "--prune removes them from the index, --no-delete keeps them"
+        )
 
 
 def _before(file: FoundFile, gone: Mapping[str, DocumentRow], is_current: Callable[[DocumentRow], bool]) -> str | None:

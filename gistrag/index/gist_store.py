@@ -222,8 +222,12 @@ class GistStore:
 
     @property
     def checked_ns(self) -> int:
-        """When the gist files were last known to be as recorded, 0 for never; nanoseconds as in a file's mtime."""
-        return self._database.number("checked_ns")
+        """When the gist files were last known to be as recorded; nanoseconds as in a file's mtime.
+
+        0 for never, and where the clock was set back since, so that no later change is taken for an earlier one.
+        """
+        checked_ns = self._database.number("checked_ns")
+        return checked_ns if checked_ns <= time.time_ns() else 0
 
     def set_checked(self) -> None:
         """Record that the gist files are as recorded, now."""

@@ -13,7 +13,7 @@ from gistrag.compression.making import gist_count, is_compressible
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import FoundFile, Skipped, find, load
 from gistrag.errors import DocumentError
-from gistrag.index.changes import changes, without_imported
+from gistrag.index.changes import changes, require_present, without_imported
 from gistrag.index.remarks import imported_documents
 from gistrag.index.schema import DocumentRow
 from gistrag.index.store import Store
@@ -63,6 +63,7 @@ def planned(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     delete: bool = True,
+    prune: bool = False,
     make_again: bool = False,
 ) -> Plan:
     """Return what `Builder.sync` and the making of gists would do with *folder*.
@@ -73,7 +74,7 @@ def planned(
         make_again: whether every document is read and every gist made again.
 
     Raises:
-        UsageError: no such folder.
+        UsageError: as `Builder.sync` would.
     """
     imported = imported_documents(store) if store else set()
     known = {row.path: row for row in store.documents() if row.path not in imported} if store else {}
@@ -81,11 +82,13 @@ def planned(
     given = {"include": include, "exclude": exclude}
     patterns |= {name: list(value) for name, value in given.items() if value is not None}
     stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
-    found, skipped, left_out = find(folder, **patterns, known=stamps)
+    found, skipped, left_out = find(folder, **patterns, known=stamps, trusted_ns=store.gists.checked_ns if store else 0)
     found, skipped = without_imported(found, skipped, imported)
     differing = changes(
         known, found, skipped, is_current=lambda row: row.gists_current and row.vectors_current and not make_again
     )
+    if store and delete and not prune and patterns == store.patterns:
+        require_present(differing, known, folder)
     plan = Plan(
         renamed=[f"{before} → {file.path}" for before, file in differing.renamed],
         removed=differing.gone if delete else [],

@@ -20,7 +20,7 @@ from gistrag.cli.build import lines_of, summary
 from gistrag.cli.inspect import overview
 from gistrag.compression import compress as making_gists
 from gistrag.engine import Engine
-from gistrag.errors import ResourceError
+from gistrag.errors import ResourceError, UsageError
 from gistrag.index import builder, gist_maker
 from gistrag.index.gist_store import GistStore
 from gistrag.index.remarks import left_out
@@ -604,3 +604,67 @@ def test_a_deleted_file_can_stay(docs: Path, engine: Engine) -> None:
     assert kept.removed == []
     assert rows == {"bees.md": True, "mills.md": False}
     assert gone.removed == ["bees.md"]
+
+
+def test_an_empty_folder_is_not_believed(tmp_path: Path, engine: Engine) -> None:
+    """Most of ten documents gone at once is refused and removes nothing, unless it is asked for."""
+    docs = fill(tmp_path / "docs", {f"{number}.md": f"{MILLS} {number}" for number in range(10)})
+    build(docs, engine)
+    for number in range(6):
+        (docs / f"{number}.md").unlink()
+
+    with pytest.raises(UsageError, match=r"6 of 10 documents are gone from .*--prune"):
+        build(docs, engine)
+    with Store.open(docs.parent / "index") as store:
+        assert len(store.documents()) == 10
+    assert len(build(docs, engine, prune=True).removed) == 6
+
+
+def test_new_patterns_may_leave_most_out(tmp_path: Path, engine: Engine) -> None:
+    """What new patterns leave out is no loss."""
+    docs = fill(tmp_path / "docs", {f"{number}.md": f"{MILLS} {number}" for number in range(10)})
+    build(docs, engine)
+
+    assert len(build(docs, engine, include=["1.md"]).removed) == 9
+
+
+def test_a_planted_index_removes_no_document(docs: Path, engine: Engine) -> None:
+    """A folder that somebody turned into an index is named, and what was indexed of it stays, as stale."""
+    fill(docs, {"sub/salt.md": SALT})
+    build(docs, engine)
+    (docs / "sub" / "index.db").touch()
+
+    report = build(docs, engine)
+
+    assert report.removed == []
+    assert [row.path for row in report.skipped] == ["sub"]
+    assert "makes it an index" in report.skipped[0].reason
+
+
+def test_a_change_that_keeps_size_and_time_is_read(docs: Path, engine: Engine) -> None:
+    """As rsync and tar leave it: other bytes, the size and the time of before."""
+    build(docs, engine)
+    times = (docs / "mills.md").stat()
+    (docs / "mills.md").write_text(MILLS.replace("wheat", "maize"), "utf-8")
+    os.utime(docs / "mills.md", ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    assert build(docs, engine).changed == ["mills.md"]
+
+
+def test_verifying_reads_every_document(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage that left no trace in size and times is found when the build is told to look."""
+    build(docs, engine)
+    with Store.build(docs.parent / "index") as store:
+        store.database.execute("UPDATE documents SET sha256 = ? WHERE path = 'mills.md'", ("0" * 64,))
+
+    assert build(docs, engine).changed == []
+    assert "mills.md" in build(docs, engine, verify=True).changed
+
+
+def test_a_clock_that_was_set_back_trusts_nothing(docs: Path, engine: Engine) -> None:
+    """A last build in the future vouches for no file."""
+    build(docs, engine)
+    with Store.build(docs.parent / "index") as store:
+        store.database.set("checked_ns", str(2**62))
+
+        assert store.gists.checked_ns == 0
