@@ -27,6 +27,7 @@ OPEN_MACHINE = {
     "notebooks/bench/believable.py": {"evaluation", "qa"},  # scores confidence, and reads question files
     "notebooks/bench/calibrate.py": {"evaluation", "qa"},  # fits on a question file
     "notebooks/bench/peers.py": {"evaluation", "model"},  # gives another program the words of the prompt
+    "notebooks/bench/plan.py": {"index"},  # times what the estimate rests on
     "notebooks/bench/query_map.py": {"compression", "model", "qa", "settings"},  # looks at the reconstruction pass
     "notebooks/bench/retrain.py": {"evaluation", "model", "qa", "settings", "training"},  # trains, and compares
     "notebooks/bench/results.py": {"evaluation", "qa", "settings", "storage"},  # gathers rows of many evaluations
