@@ -11,6 +11,7 @@ from typing import Any
 from gistrag.documents.patterns import names_one_file, only
 from gistrag.engine import Engine
 from gistrag.errors import IndexFolderError, ModelNotFoundError, UsageError
+from gistrag.index.choice import chosen_embedder, is_here
 from gistrag.index.config import PLACES, is_path
 from gistrag.index.embedder import Embedder
 from gistrag.index.fingerprint import embedder_fingerprint
@@ -19,7 +20,14 @@ from gistrag.model.gguf import converted
 from gistrag.model.hashing import folder_sha256
 from gistrag.model.hub import CATALOG, adapter_name, find, find_adapter
 from gistrag.model.identity import model_identity, recognized
-from gistrag.settings import DEFAULT_MODEL, AdapterSettings, IndexSettings
+from gistrag.settings import (
+    AUTO,
+    DEFAULT_EMBEDDER,
+    DEFAULT_MODEL,
+    MULTILINGUAL_EMBEDDER,
+    AdapterSettings,
+    IndexSettings,
+)
 from gistrag.storage import files
 from gistrag.storage.fingerprint import require_same
 
@@ -82,6 +90,32 @@ def require_places(store: Store, settings: IndexSettings) -> IndexSettings:
                 "embedder=)"
             )
     return settings
+
+
+def with_embedder(
+    store: Store | None,
+    given: Mapping[str, Any],
+    documents: Path,
+    *,
+    engine: Engine | None,
+    rebuild: bool,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Return the settings *given* with an embedder in place of none or ``"auto"``: for a new index the chosen one.
+
+    An index keeps its embedder, unless it is rebuilt with ``"auto"``.
+    """
+    if given.get("embedder", AUTO) != AUTO:
+        return dict(given)
+    rest = {name: value for name, value in given.items() if name != "embedder"}
+    if store and not store.is_new and not (rebuild and "embedder" in given):
+        return rest
+    if engine:
+        return {**rest, "embedder": engine.embedder_name}
+    wanted = [only(documents.name)] if documents.is_file() else include
+    folder = folder_of(documents, include)
+    return {**rest, "embedder": chosen_embedder(folder, include=wanted or (), exclude=exclude or ())}
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
@@ -154,7 +188,11 @@ def require_models(index: Path, given: Mapping[str, Any], engine: Engine | None)
         ModelNotFoundError: with the command that brings the model.
     """
     if engine is None and not files.exists(index / "index.db"):
-        find(fresh(given, None).embedder)
+        name = fresh({"embedder": AUTO, **given}, None).embedder
+        if name != AUTO:
+            find(name)
+        elif not is_here(MULTILINGUAL_EMBEDDER):
+            find(DEFAULT_EMBEDDER)
 
 
 def folder_of(documents: Path, include: Sequence[str] | None) -> Path:

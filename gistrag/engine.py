@@ -17,7 +17,7 @@ from gistrag.index.fingerprint import gist_fingerprint
 from gistrag.model.device import has_gpu
 from gistrag.model.hub import find, find_adapter
 from gistrag.model.runtime import AnyRuntime
-from gistrag.settings import IndexSettings, RuntimeName
+from gistrag.settings import AUTO, DEFAULT_EMBEDDER, IndexSettings, RuntimeName
 
 if TYPE_CHECKING:
     from gistrag.model.gist_model import GistModel
@@ -73,7 +73,8 @@ class Engine:
 
         calibration = Calibration.read(adapter) if adapter else None
         light = _cpu_runtime(path, adapter, settings, device, runtime, calibration)
-        embedder = Embedder(find(settings.embedder).path, device=device)
+        name = DEFAULT_EMBEDDER if settings.embedder == AUTO else settings.embedder
+        embedder = Embedder(find(name).path, device=device, name=name)
         embedder.embed_query("warm up")
         ranks = Reranker(find(reranker).path, device=device) if reranker else None
         return cls(light or load_model(), embedder, ranks, load_model, adapter, calibration)
@@ -88,6 +89,11 @@ class Engine:
     def judge(self, question: str) -> Judge:
         """Return what judges the answers to a question."""
         return Judge(self.calibration, question, Similarity(self.embedder, question))
+
+    @property
+    def embedder_name(self) -> str:
+        """What an index made with this engine records as its embedder."""
+        return getattr(self.embedder, "name", None) or DEFAULT_EMBEDDER
 
     @property
     def adapter_folder(self) -> Path | None:

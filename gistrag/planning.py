@@ -7,7 +7,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from gistrag.configure import folder_of, fresh, inherited, require_engine, require_folder, require_source, with_file
+from gistrag.configure import (
+    folder_of,
+    fresh,
+    inherited,
+    require_engine,
+    require_folder,
+    require_source,
+    with_embedder,
+    with_file,
+)
 from gistrag.documents.patterns import require_patterns
 from gistrag.engine import Engine
 from gistrag.errors import IncompleteIndexError
@@ -44,6 +53,7 @@ def plan_build(
     require_folder(folder, index)
     require_patterns(include, exclude)
     with _opened(index) or nullcontext() as store:
+        given = with_embedder(store, given, documents, engine=engine, rebuild=rebuild, include=include, exclude=exclude)
         wanted = inherited(store, given, rebuild=rebuild, engine=engine) if store else fresh(given, engine)
         if store:
             require_source(store, folder)

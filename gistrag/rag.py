@@ -31,6 +31,7 @@ from gistrag.configure import (
     require_models,
     require_source,
     source_folder,
+    with_embedder,
     with_file,
 )
 from gistrag.contents import Contents
@@ -124,7 +125,7 @@ class GistRAG(Contents, LlamaIndex):
             reranker: a cross-encoder that sorts the hits: hub id or folder.
             progress: receives the progress of the build; by default a bar where standard error is a terminal.
             model: base model, as all below a field of `IndexSettings`; None inherits the value of the index.
-            embedder: hub id, folder or catalog name.
+            embedder: hub id, folder, catalog name, or ``"auto"``: chosen by the scripts of the documents.
             adapter: folder or name of an adapter, ``"none"`` or ``"auto"``: the one shipped for the model. A new index
                 takes ``"auto"``, and of placement and rate those that the adapter was trained for.
             placement: where gists come from.
@@ -157,6 +158,9 @@ class GistRAG(Contents, LlamaIndex):
         require_patterns(include, exclude)
         require_models(Path(index), given, engine)
         with shown_or(progress) as shown, Store.build(index, command="gistrag build") as store:
+            given = with_embedder(
+                store, given, documents, engine=engine, rebuild=rebuild, include=include, exclude=exclude
+            )
             wanted = inherited(store, given, rebuild=rebuild, engine=engine)
             require_source(store, folder)
             include = with_file(store, documents) if documents.is_file() else include

@@ -30,6 +30,8 @@ KvCacheDtype = Literal["auto", "int8", "int4"]
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 MULTILINGUAL_EMBEDDER = "multilingual-e5-small"
+AUTO = "auto"
+"""Of an embedder: one of these two, by the documents of a new index, which stores which."""
 ADAPTER_FILE = "gist_settings.json"
 
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 RESEARCH = re.compile(r"gistrag\.kv(\.\w+)*|gistrag\.compression\.compress(\.\w+)?")
 # Scripts and notebooks that open the machine, and the rooms they need for it. What a user copies is not among them.
 OPEN_MACHINE = {
+    "notebooks/bench/embedders.py": {"documents", "index", "model", "qa", "settings"},  # searches by each list alone
     "notebooks/bench/follow_ups.py": {"qa"},  # compares answers
     "notebooks/bench/frontier.py": {"compression", "evaluation", "model", "qa", "settings", "storage"},  # own cases
     "notebooks/bench/home_gpu.py": {"evaluation", "model", "qa", "training"},  # times parts of a step

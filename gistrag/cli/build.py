@@ -12,7 +12,7 @@ from gistrag.cli.dry_run import dry_run_of
 from gistrag.cli.exit_codes import PARTIAL
 from gistrag.cli.options import EMBEDDER, INDEX, MODEL, QUANTIZE, Debug, Device, Index, Json, Quiet
 from gistrag.cli.output import counted, logger, print_json, progress_of, say
-from gistrag.documents.discovery import has_documents
+from gistrag.documents.discovery import listed
 from gistrag.documents.readers import READERS
 from gistrag.documents.watching import changes_of
 from gistrag.errors import IndexLockedError, ResourceError, UsageError
@@ -152,7 +152,7 @@ def require_documents(documents: Path, include: Sequence[str], exclude: Sequence
     Raises:
         UsageError: there is nothing; says what could be read.
     """
-    if documents.is_dir() and not has_documents(documents, include=include, exclude=exclude):
+    if documents.is_dir() and not listed(documents, include=include, exclude=exclude):
         chosen = " of what --include and --exclude leave" if include or exclude else ""
         raise UsageError(
             f"nothing to read in {documents}{chosen}; these suffixes are read: {' '.join(sorted(READERS))}"

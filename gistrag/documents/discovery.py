@@ -136,8 +136,8 @@ def find(
     )
 
 
-def has_documents(folder: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> bool:
-    """Return whether `find` would list any file, without reading one.
+def listed(folder: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[FoundFile]:
+    """Return the documents that `find` would, sorted by path, without reading one: their hashes are "".
 
     Raises:
         UsageError: as for `find`.
@@ -145,7 +145,7 @@ def has_documents(folder: str | Path, *, include: Sequence[str] = (), exclude: S
     _require_folder(Path(folder))
     search = _Listing(root=Path(folder), include=tuple(include), exclude=tuple(exclude), known={})
     search.walk()
-    return bool(search.found)
+    return sorted(search.found, key=lambda one: one.path)
 
 
 def load(folder: str | Path, file: FoundFile) -> Document:
@@ -299,7 +299,9 @@ class _Listing(_Search):
 
     def hash(self, folder: int, path: str, name: str) -> FoundFile:
         """Return the file without its hash."""
-        return FoundFile(path=path, size=0, mtime_ns=0, sha256="")
+        with _explained():
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return FoundFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256="")
 
 
 def _is_utf8(name: str) -> bool:

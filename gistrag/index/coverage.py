@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from tokenizers import Tokenizer
 
 from gistrag.model.suggestions import suggested
+from gistrag.settings import MULTILINGUAL_EMBEDDER
 
 SAMPLE_CHARACTERS = 4000
 """Letters of each script that are looked at."""
@@ -89,6 +90,6 @@ def _verdict(model: str, script: str, share: float, tokens: float, unknown: floa
     if unknown > UNKNOWN_MAX:
         parts.append(
             f"the embedder does not know {unknown:.0%} of its words, so a search misses passages "
-            "that use other words than the question; choose --embedder"
+            f"that use other words than the question; choose --embedder {MULTILINGUAL_EMBEDDER}"
         )
     return [f"{script}, {share:.0%} of the letters: {'; and '.join(parts)}"] if parts else []

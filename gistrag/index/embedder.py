@@ -31,10 +31,11 @@ class Embedder:
 
     Attributes:
         folder: where its files are; or the one file that holds it.
+        name: by which it was found, None where it was not asked for by name.
     """
 
-    def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, device: str | None = None, name: str | None = None) -> None:
+        self.folder, self.name = Path(folder), name
         self._device = device or "cpu"
         self._last: tuple[str | None, Vectors] = (None, np.empty(0, np.float32))  # question and vector
 
