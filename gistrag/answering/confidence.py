@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,11 +149,16 @@ class Similarity:
         return self._embedder.embed_query(self._question)
 
     def __call__(self, text: str) -> float:
-        """Return the cosine of the question and the window of a text that is nearest to it."""
+        """Return the cosine of the question and the window of a text that is nearest to it, as `comparable`."""
         if text not in self._known:
             (windows,) = self._embedder.embed_documents([text])
-            self._known[text] = float((windows @ self._vector).max())
+            self._known[text] = self.comparable(float((windows @ self._vector).max()))
         return self._known[text]
+
+    def comparable(self, cosine: float) -> float:
+        """Return a cosine of the embedder on the scale of the one that confidence was fitted with."""
+        scale: Callable[[float], float] | None = getattr(self._embedder, "comparable", None)
+        return scale(cosine) if scale else cosine
 
 
 def signals(
@@ -169,7 +174,7 @@ def signals(
     best = found[0] if found else None
     logprobs = [max(one, LEAST_LOGPROB) for one in trace.logprobs]
     opening = float(trace.opening[refusal]) if trace.opening is not None else LEAST_LOGPROB
-    cosines = [similarity(one.text) if one.cosine is None else one.cosine for one in passages]
+    cosines = [similarity(one.text) if one.cosine is None else similarity.comparable(one.cosine) for one in passages]
     return {
         "least": min(logprobs, default=LEAST_LOGPROB),
         "total": max(sum(logprobs), LEAST_LOGPROB),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,7 +73,10 @@ class Hit:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well the best chunks fit a question: the highest cosine, and the highest BM25; 0 where there are none."""
+    """How well the best chunks fit a question: the highest cosine, and the highest BM25; 0 where there are none.
+
+    The cosine is on the scale of the default embedder.
+    """
 
     dense: float
     keyword: float
@@ -137,12 +140,19 @@ class Retriever:
             allowed = self._store.select(filters, scope)
             dense = self._vectors.nearest(vector, 1, allowed=allowed)
             keyword = self._store.keyword_search(keywords(question), 1, allowed=allowed)
-        return Fit(*(found[0][1] if found else 0.0 for found in (dense, keyword)))
+        return Fit(self._comparable(dense[0][1]) if dense else 0.0, keyword[0][1] if keyword else 0.0)
 
     def nearest_summary(self, question: str) -> tuple[int, float] | None:
-        """Return the id and the cosine of the summary that is nearest to *question*, None where none is stored."""
+        """Return the id of the summary that is nearest to *question*, and its cosine on the scale of `Fit`.
+
+        None where none is stored.
+        """
         found = self._store.summaries.nearest(self._embedder.embed_query(question), 1)
-        return found[0] if found else None
+        return (found[0][0], self._comparable(found[0][1])) if found else None
+
+    def _comparable(self, cosine: float) -> float:
+        scale: Callable[[float], float] | None = getattr(self._embedder, "comparable", None)
+        return scale(cosine) if scale else cosine
 
     def _rerank(self, question: str, hits: list[Hit]) -> list[Hit]:
         if self._reranker is None or not hits:

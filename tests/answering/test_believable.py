@@ -517,6 +517,22 @@ def test_a_calibration_may_weigh_every_signal_there_is() -> None:
     assert signals(Trace(), [], [], similarity, refusal=0).keys() == SIGNALS
 
 
+def test_signals_are_on_the_scale_of_the_default_embedder() -> None:
+    """The cosine of a passage, known or measured now, is brought to the scale that confidence was fitted with."""
+
+    class Scaled(HashEmbedder):
+        def comparable(self, cosine: float) -> float:
+            return cosine / 2
+
+    source = Source("a.md", None, (), 0, 4, 0.5, "mill", 1, as_text=True)
+    measured, known = (Passage(source, [], "mill", 0, cosine) for cosine in (None, 0.8))
+    topics = [
+        signals(Trace(), [], [one], Similarity(Scaled(), "mill"), refusal=0)["topic"] for one in (measured, known)
+    ]
+
+    assert topics == pytest.approx([0.5, 0.4])
+
+
 def test_a_text_is_embedded_once() -> None:
     """Readings of the same passages ask for the same sentences; the nearest window of a long text counts."""
 

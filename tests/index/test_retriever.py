@@ -292,3 +292,20 @@ def test_lists_are_deep_enough_for_the_fusion(folder: Path, monkeypatch: pytest.
         Retriever(store, Embedder()).search("cats", top_k=7)
 
     assert [28] == asked
+
+
+class Scaled(Embedder):
+    """Has cosines of a scale of its own."""
+
+    def comparable(self, cosine: float) -> float:
+        return 10 * cosine
+
+
+def test_fit_is_on_the_scale_of_the_default_embedder(folder: Path) -> None:
+    """What rules compare is brought to one scale; the cosine of a hit is that of the embedder."""
+    with Store.open(folder) as store:
+        plain, scaled = Retriever(store, Embedder()), Retriever(store, Scaled())
+
+        assert scaled.fit("cats purr").dense == pytest.approx(10 * plain.fit("cats purr").dense)
+        assert scaled.fit("cats purr").keyword == plain.fit("cats purr").keyword
+        assert scaled.search("cats purr", top_k=1) == plain.search("cats purr", top_k=1)
