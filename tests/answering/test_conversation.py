@@ -15,6 +15,7 @@ from gistrag.engine import Engine
 from gistrag.errors import UsageError
 from gistrag.index.retriever import Fit
 from gistrag.rag import GistRAG
+from gistrag.settings import DEFAULT_EMBEDDER
 
 HOTEL = "What is paid for a hotel?"
 COMPLETE = "How many bytes does a slot take in a gist file?"
@@ -210,7 +211,8 @@ def test_an_index_without_documents_has_no_follow_ups(tmp_path: Path, engine: En
 def test_the_written_dialogues_are_understood(tmp_path: Path) -> None:
     """Of the follow-ups at least 85 % find the evidence that the full question finds; of the others 98 % stay alone."""
     records = SCRIPT["lines"](BELIEVABLE / "dialogues.jsonl")
-    with GistRAG.from_folder(BELIEVABLE / "documents", index=tmp_path / "index", gists="on demand") as rag:
+    made: dict[str, Any] = {"index": tmp_path / "index", "gists": "on demand", "embedder": DEFAULT_EMBEDDER}
+    with GistRAG.from_folder(BELIEVABLE / "documents", **made) as rag:  # the rule was fitted to this embedder
         found = SCRIPT["summary"]([SCRIPT["measured"](rag, record) for record in records])
 
     assert found["leaning_found"] >= 0.85 * found["leaning"] > 0
