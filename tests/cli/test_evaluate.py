@@ -272,7 +272,7 @@ def test_an_adapter_of_another_base_is_refused(
     model.new_adapter(rank=2, gists=1)
     assert model.adapter is not None
     model.adapter.save(tmp_path / "adapter")
-    monkeypatch.setattr(engine_module, "Embedder", lambda path, device=None: HashEmbedder())
+    monkeypatch.setattr(engine_module, "Embedder", lambda path, **_: HashEmbedder())
 
     code = run_command(
         ["evaluate", str(file), "--model", str(folder), "--embedder", str(folder),
