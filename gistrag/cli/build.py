@@ -12,9 +12,6 @@ from gistrag.cli.dry_run import dry_run_of
 from gistrag.cli.exit_codes import PARTIAL
 from gistrag.cli.options import EMBEDDER, INDEX, MODEL, QUANTIZE, Debug, Device, Index, Json, Quiet
 from gistrag.cli.output import counted, logger, print_json, progress_of, say
-from gistrag.documents.discovery import listed
-from gistrag.documents.readers import READERS
-from gistrag.documents.watching import changes_of
 from gistrag.errors import IndexLockedError, ResourceError, UsageError
 from gistrag.progress import megabytes
 from gistrag.settings import Placement
@@ -142,7 +139,7 @@ def build(
             say(*lines_of(done))
         print_json(done)
         if watch:
-            keep_up(rag, delete=not no_delete, as_json=as_json)
+            follow(rag, delete=not no_delete, as_json=as_json)
     return PARTIAL if strict and done["skipped"] else 0
 
 
@@ -152,6 +149,9 @@ def require_documents(documents: Path, include: Sequence[str], exclude: Sequence
     Raises:
         UsageError: there is nothing; says what could be read.
     """
+    from gistrag.documents.discovery import listed
+    from gistrag.documents.readers import READERS
+
     if documents.is_dir() and not listed(documents, include=include, exclude=exclude):
         chosen = " of what --include and --exclude leave" if include or exclude else ""
         raise UsageError(
@@ -159,9 +159,10 @@ def require_documents(documents: Path, include: Sequence[str], exclude: Sequence
         )
 
 
-def keep_up(rag: GistRAG, *, delete: bool, as_json: bool) -> None:
+def follow(rag: GistRAG, *, delete: bool, as_json: bool) -> None:
     """Bring an index up to date whenever files of its folder change, until the user ends it."""
     from gistrag.configure import source_folder
+    from gistrag.documents.watching import changes_of
 
     folder, patterns = source_folder(rag.store), rag.store.patterns
     say(f"watching {folder}; Ctrl-C ends")
