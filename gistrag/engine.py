@@ -93,7 +93,7 @@ class Engine:
     @property
     def embedder_name(self) -> str:
         """What an index made with this engine records as its embedder."""
-        return getattr(self.embedder, "name", None) or DEFAULT_EMBEDDER
+        return self.embedder.name or DEFAULT_EMBEDDER
 
     @property
     def adapter_folder(self) -> Path | None:

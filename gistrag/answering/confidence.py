@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +136,9 @@ class TextEmbedder(Protocol):
     def embed_documents(self, texts: Sequence[str], /) -> Sequence[Floats]:
         """Return the vectors of the windows of each text, ``(windows, dim)``."""
 
+    def comparable(self, cosine: float, /) -> float:
+        """Return a cosine on the scale of the default embedder."""
+
 
 class Similarity:
     """How near texts are in meaning to a question, each embedded once."""
@@ -157,8 +160,7 @@ class Similarity:
 
     def comparable(self, cosine: float) -> float:
         """Return a cosine of the embedder on the scale of the one that confidence was fitted with."""
-        scale: Callable[[float], float] | None = getattr(self._embedder, "comparable", None)
-        return scale(cosine) if scale else cosine
+        return self._embedder.comparable(cosine)
 
 
 def signals(

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document
-from gistrag.index.retriever import Retriever
+from gistrag.index.retriever import QuestionEmbedder, Retriever
 from gistrag.index.schema import StoredChunk
 from gistrag.index.store import IndexedChunk, Store
 from gistrag.qa.dataset import Context
@@ -41,15 +41,12 @@ class Passage:
     tokens: int = 0
 
 
-class Embedder(Protocol):
+class Embedder(QuestionEmbedder, Protocol):
     """What a corpus needs of an embedder; see `gistrag.index.embedder`."""
 
     @property
     def fingerprint(self) -> dict[str, str]:
         """What a vector depends on."""
-
-    def embed_query(self, question: str, /) -> npt.NDArray[np.float32]:
-        """Return the vector of a question, ``(dim,)``, normalized."""
 
     def embed_documents(self, texts: Sequence[str], /) -> list[npt.NDArray[np.float32]]:
         """Return the vectors of the windows of each text, ``(windows, dim)``."""

@@ -24,7 +24,6 @@ from gistrag.model.identity import model_identity
 logger = logging.getLogger("gistrag")
 
 OVERLAP_TOKENS = 32
-E5_SLOPE, E5_OFFSET = 4.09, -2.94
 
 
 class Embedder:
@@ -65,14 +64,12 @@ class Embedder:
     @property
     def is_multilingual(self) -> bool:
         """Whether it is known to read Chinese, Japanese and Korean."""
-        return self.folder.is_file()
+        return self._encoder.is_multilingual
 
     def comparable(self, cosine: float) -> float:
-        """Return a cosine on the scale of the default embedder, by which follow-ups and confidence are judged.
-
-        Those of multilingual-e5-small lie between 0.7 and 0.9; notebooks/LOG.md says how the line was found.
-        """
-        return E5_SLOPE * cosine + E5_OFFSET if self.is_multilingual else cosine
+        """Return a cosine on the scale of the default embedder, by which follow-ups and confidence are judged."""
+        slope, offset = self._encoder.cosine_line
+        return slope * cosine + offset
 
     def embed_query(self, question: str) -> Vectors:
         """Return the normalized vector of a question, ``(dim,)`` float32; what exceeds `window` is cut off."""

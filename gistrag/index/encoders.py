@@ -40,9 +40,13 @@ class Encoder(Protocol):
 
     Attributes:
         tokens_max: most tokens that the model reads, special ones included.
+        is_multilingual: whether it is known to read Chinese, Japanese and Korean.
+        cosine_line: slope and offset that bring its cosines to the scale of the default embedder, see notebooks/LOG.md.
     """
 
     tokens_max: int
+    is_multilingual: bool
+    cosine_line: tuple[float, float]
 
     def encode(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return normalized vectors of texts, ``(n, dim)``; what exceeds `tokens_max` is cut off."""
@@ -56,6 +60,9 @@ class Encoder(Protocol):
 
 class SentenceEncoder:
     """The model as sentence-transformers runs it."""
+
+    is_multilingual = False
+    cosine_line = (1.0, 0.0)
 
     def __init__(self, folder: Path, *, device: str) -> None:
         with quiet:
@@ -86,6 +93,9 @@ class GraphEncoder:
     Args:
         folder: of the conversion.
     """
+
+    is_multilingual = False
+    cosine_line = (1.0, 0.0)
 
     def __init__(self, folder: Path) -> None:
         import onnxruntime
@@ -142,6 +152,8 @@ class E5Encoder:
     """
 
     tokens_max = 512
+    is_multilingual = True
+    cosine_line = (4.09, -2.94)  # its cosines lie between 0.7 and 0.9
 
     def __init__(self, file: Path) -> None:
         if file_sha256(file) != E5_SHA256:

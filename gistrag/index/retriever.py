@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,8 +39,15 @@ DEPTH_MIN = 50
 class QuestionEmbedder(Protocol):
     """What a retriever needs of an embedder."""
 
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether it is known to read Chinese, Japanese and Korean."""
+
     def embed_query(self, question: str, /) -> npt.NDArray[np.float32]:
         """Return the vector of a question, ``(dim,)``, normalized."""
+
+    def comparable(self, cosine: float, /) -> float:
+        """Return a cosine on the scale of the default embedder."""
 
 
 class TextScorer(Protocol):
@@ -130,7 +137,7 @@ class Retriever:
     def _fused(self, question: str, dense: Sequence[int], keyword: Sequence[int]) -> dict[int, float]:
         if not self._store.pairs.serve(keywords(question)):
             return fuse(dense, keyword)
-        weight = PAIRS_WEIGHT if getattr(self._embedder, "is_multilingual", False) else 1.0
+        weight = PAIRS_WEIGHT if self._embedder.is_multilingual else 1.0
         return fuse(dense, keyword, weights=(1.0, weight), offset=PAIRS_OFFSET)
 
     def fit(self, question: str, *, filters: Mapping[str, str] | None = None, scope: str | None = None) -> Fit:
@@ -140,7 +147,7 @@ class Retriever:
             allowed = self._store.select(filters, scope)
             dense = self._vectors.nearest(vector, 1, allowed=allowed)
             keyword = self._store.keyword_search(keywords(question), 1, allowed=allowed)
-        return Fit(self._comparable(dense[0][1]) if dense else 0.0, keyword[0][1] if keyword else 0.0)
+        return Fit(self._embedder.comparable(dense[0][1]) if dense else 0.0, keyword[0][1] if keyword else 0.0)
 
     def nearest_summary(self, question: str) -> tuple[int, float] | None:
         """Return the id of the summary that is nearest to *question*, and its cosine on the scale of `Fit`.
@@ -148,11 +155,7 @@ class Retriever:
         None where none is stored.
         """
         found = self._store.summaries.nearest(self._embedder.embed_query(question), 1)
-        return (found[0][0], self._comparable(found[0][1])) if found else None
-
-    def _comparable(self, cosine: float) -> float:
-        scale: Callable[[float], float] | None = getattr(self._embedder, "comparable", None)
-        return scale(cosine) if scale else cosine
+        return (found[0][0], self._embedder.comparable(found[0][1])) if found else None
 
     def _rerank(self, question: str, hits: list[Hit]) -> list[Hit]:
         if self._reranker is None or not hits:

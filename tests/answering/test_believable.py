@@ -540,6 +540,9 @@ def test_a_text_is_embedded_once() -> None:
         def __init__(self) -> None:
             self.embedded: list[str] = []
 
+        def comparable(self, cosine: float) -> float:
+            return cosine
+
         def embed_query(self, question: str) -> Any:
             return np.array([1.0, 0.0], np.float32)
 

@@ -203,6 +203,9 @@ class Vectors:
     def __init__(self, *, is_multilingual: bool) -> None:
         self.is_multilingual = is_multilingual
 
+    def comparable(self, cosine: float) -> float:
+        return cosine
+
     def embed_query(self, question: str, /) -> np.ndarray:
         return np.full(DIM, DIM**-0.5, np.float32)
 

@@ -26,6 +26,11 @@ DIM = 16
 class Embedder:
     """Puts a text where the sum of its words' random directions points."""
 
+    is_multilingual = False
+
+    def comparable(self, cosine: float) -> float:
+        return cosine
+
     def embed_query(self, question: str, /) -> npt.NDArray[np.float32]:
         total = np.full(DIM, 1e-3)
         for word in question.lower().split():

@@ -100,7 +100,8 @@ class HashEmbedder:
     """An embedder without a model: a text is the sum of a direction for each of its words."""
 
     DIM = 64
-    folder = None
+    folder = name = None
+    is_multilingual = False
     WINDOW_WORDS = 16
 
     def __init__(self, name: str = "hash") -> None:
@@ -112,6 +113,10 @@ class HashEmbedder:
         seeds = [int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little") for word in words]
         vector = sum(np.random.default_rng(seed).standard_normal(self.DIM) for seed in seeds)
         return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+    def comparable(self, cosine: float) -> float:
+        """Return the cosine as it is."""
+        return cosine
 
     def embed_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
         """Return one vector for every `WINDOW_WORDS` words of each text, ``(parts, dim)``."""
