@@ -318,7 +318,7 @@ class GistRAG(Contents, LlamaIndex):
             require_engine(store, self.engine)
             require_gists(store, self.engine, contents.fingerprint, where=str(file))
             embedder = self.engine.embedder
-            paths = importing.take_in(store, contents, Path(file), runtime=self.runtime, embedder=embedder)
+            paths = importing.import_from(store, contents, Path(file), runtime=self.runtime, embedder=embedder)
         self._worker.start()
         return paths
 
@@ -331,7 +331,7 @@ class GistRAG(Contents, LlamaIndex):
         """
         with Store.build(self.folder, command="GistRAG.remove_imported") as store:
             require_engine(store, self.engine)
-            importing.give_up(store, paths, runtime=self.runtime, embedder=self.engine.embedder)
+            importing.remove_imported(store, paths, runtime=self.runtime, embedder=self.engine.embedder)
 
     def compress(self, texts: Sequence[str]) -> int:
         """Make the gists of *texts*, keep them in the index, and return how many were made now.

@@ -30,7 +30,7 @@ def dry_run_of(
 
     Args:
         settings: fields of `gistrag.settings.IndexSettings`, None where not given.
-        files: ``include``, ``exclude`` and ``delete``.
+        files: ``include``, ``exclude``, ``delete`` and ``prune``.
     """
     with loading():
         from gistrag.index.plan import making_rate

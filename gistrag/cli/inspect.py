@@ -80,7 +80,7 @@ def inspect(
 
 def overview(store: Store) -> dict[str, Any]:
     """Return the contents of an index, without its text."""
-    from gistrag.index.remarks import imported_documents, left_out
+    from gistrag.index.folder_record import imported_documents, left_out
 
     stats, imported = store.stats(), imported_documents(store)
     source_tokens = sum(row.source_tokens for row in store.gists.rows())

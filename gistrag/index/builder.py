@@ -25,15 +25,15 @@ from pathlib import Path
 
 from gistrag.compression.making import is_compressible
 from gistrag.documents.chunking import Chunk, Chunker
-from gistrag.documents.discovery import Document, FoundFile, Skipped, find, load
+from gistrag.documents.discovery import Document, FoundFile, Skipped, load
 from gistrag.documents.text import Part
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
 from gistrag.index import manifest
-from gistrag.index.changes import Changes, changes, require_present, without_imported
+from gistrag.index.changes import Changes, compared
 from gistrag.index.coverage import Sample
 from gistrag.index.embedder import Embedder
+from gistrag.index.folder_record import set_left_out
 from gistrag.index.integrity import remove_unused
-from gistrag.index.remarks import imported_documents, set_left_out
 from gistrag.index.retriever import write_vector_file
 from gistrag.index.schema import DocumentRow, GistRow, StoredChunk
 from gistrag.index.store import IndexedChunk, Store, damaged_documents
@@ -148,23 +148,22 @@ class Builder:
             ResourceError: the disk is full.
         """
         started_s = time.monotonic()
-        given = {"include": include, "exclude": exclude}
-        patterns = self._store.patterns | {name: _patterns(value) for name, value in given.items() if value is not None}
-        imported = imported_documents(self._store)
-        known = {row.path: row for row in self._store.documents() if row.path not in imported}
-        trusted_ns = 0 if self._verify else self._store.gists.checked_ns
-        stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
-        found, skipped, self.report.left_out = find(folder, **patterns, known=stamps, trusted_ns=trusted_ns)
-        found, skipped = without_imported(found, skipped, imported)
-        differing = changes(known, found, skipped, is_current=self._is_current)
-        if delete and not prune and patterns == self._store.patterns:
-            require_present(differing, known, folder)
-        self._store.set_patterns(**patterns)
-        self._refresh(imported)
-        self._apply(differing, keep_gone=not delete)
+        found = compared(
+            self._store,
+            folder,
+            include=include,
+            exclude=exclude,
+            is_current=self._is_current,
+            removes_any=prune or not delete,
+            read_all=self._verify,
+        )
+        self.report.left_out = found.left_out
+        self._store.set_patterns(**found.patterns)
+        self._refresh(found.imported)
+        self._apply(found.changes, keep_gone=not delete)
         self._store.pairs.prepare(verify=self._verify)
-        self.report.skipped.extend(skipped)
-        self._index(folder, differing.to_read, known)
+        self.report.skipped.extend(found.skipped)
+        self._index(folder, found.changes.to_read, found.known)
         self._describe(folder)
         self._check_coverage()
         self._summarize()
@@ -354,11 +353,6 @@ class Builder:
         write_vector_file(self._store)
         remove_unused(self._store)
         manifest.write(self._store)
-
-
-def _patterns(given: Sequence[str]) -> list[str]:
-    """Return patterns as a list; one string is one pattern."""
-    return [given] if isinstance(given, str) else list(given)
 
 
 def _batches(works: Iterator[_Work]) -> Iterator[list[_Work]]:

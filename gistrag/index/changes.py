@@ -1,4 +1,7 @@
-"""What differs between an index and its folder, told from names, times and hashes; nothing is read or written here."""
+"""What differs between an index and its folder, told from names, times and hashes; nothing is written here.
+
+`compared` looks at both, for a build and for its dry run; `changes` compares what it found.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from gistrag.documents.discovery import FoundFile, Skipped
+from gistrag.documents.discovery import FoundFile, Skipped, find
 from gistrag.errors import UsageError
+from gistrag.index.folder_record import imported_documents
 from gistrag.index.schema import DocumentRow
+from gistrag.index.store import Store
 
 IMPORTED = "an imported document has this path; gistrag import --remove gives it up"
 
@@ -64,6 +69,68 @@ def changes(
             done.to_read.append(file)
     done.gone = sorted(gone)
     return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An index beside its folder.
+
+    Attributes:
+        patterns: ``include`` and ``exclude`` to search with; known: documents of the folder, by path.
+        imported: paths of documents that are in no folder.
+        changes: what a sync has to do; skipped, left_out: see `gistrag.documents.discovery.Findings`.
+    """
+
+    patterns: dict[str, list[str]]
+    known: dict[str, DocumentRow]
+    imported: set[str]
+    changes: Changes
+    skipped: list[Skipped]
+    left_out: dict[str, int]
+
+
+def compared(
+    store: Store | None,
+    folder: str | Path,
+    *,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    is_current: Callable[[DocumentRow], bool],
+    removes_any: bool,
+    read_all: bool = False,
+) -> Comparison:
+    """Return how an index differs from its folder.
+
+    Args:
+        store: the index, None where there is none yet.
+        include: patterns, None for those of the last build; exclude: likewise.
+        is_current: whether no part of a document has to be computed again.
+        removes_any: whether documents may leave the index even if most of their files are gone.
+        read_all: whether every file is read, whatever its size and times.
+
+    Raises:
+        UsageError: no such folder, or most of its documents are gone and that is not asked for.
+    """
+    last = store.patterns if store else {"include": [], "exclude": []}
+    given = {"include": include, "exclude": exclude}
+    patterns = last | {name: _patterns(value) for name, value in given.items() if value is not None}
+    imported = imported_documents(store) if store else set()
+    known = {row.path: row for row in store.documents() if row.path not in imported} if store else {}
+    stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
+    trusted_ns = store.gists.checked_ns if store and not read_all else 0
+    found, skipped, left_out = find(folder, **patterns, known=stamps, trusted_ns=trusted_ns)
+    found, skipped = without_imported(found, skipped, imported)
+    differing = changes(known, found, skipped, is_current=is_current)
+    if not removes_any and patterns == last:
+        require_present(differing, known, folder)
+    return Comparison(
+        patterns=patterns, known=known, imported=imported, changes=differing, skipped=skipped, left_out=left_out
+    )
+
+
+def _patterns(given: Sequence[str]) -> list[str]:
+    """Return patterns as a list; one string is one pattern."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def without_imported(

@@ -1,4 +1,4 @@
-"""What an index remarks about its folder: files that no reader knows, and documents that are in no folder."""
+"""What an index records about its folder: files that no reader knows, and documents that are in no folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Taking documents of another index into this one, gists and all, and giving them up again.
+"""Importing documents of another index with their gists, and removing them again.
 
-An imported document is in no folder, so a sync leaves it alone; `gistrag.index.remarks.imported_documents` lists them.
+An imported document is in no folder, so a sync leaves it alone; `gistrag.index.folder_record` lists them.
 Everything is looked at before anything is written, and one commit makes all of it visible.
 """
 
@@ -17,13 +17,13 @@ from gistrag.errors import CorruptGistError, UsageError
 from gistrag.index.builder import Builder
 from gistrag.index.document_file import Contents, Exported
 from gistrag.index.embedder import Embedder
-from gistrag.index.remarks import imported_documents, mark_imported
+from gistrag.index.folder_record import imported_documents, mark_imported
 from gistrag.index.store import IndexedChunk, Store
 from gistrag.kv.packed import PackedGists
 from gistrag.model.runtime import AnyRuntime
 
 
-def take_in(store: Store, contents: Contents, path: Path, *, runtime: AnyRuntime, embedder: Embedder) -> list[str]:
+def import_from(store: Store, contents: Contents, path: Path, *, runtime: AnyRuntime, embedder: Embedder) -> list[str]:
     """Put documents into an index open for writing, commit, and return their paths; earlier imports are replaced.
 
     Args:
@@ -48,7 +48,7 @@ def take_in(store: Store, contents: Contents, path: Path, *, runtime: AnyRuntime
     return paths
 
 
-def give_up(store: Store, paths: Sequence[str], *, runtime: AnyRuntime, embedder: Embedder) -> None:
+def remove_imported(store: Store, paths: Sequence[str], *, runtime: AnyRuntime, embedder: Embedder) -> None:
     """Remove imported documents from an index open for writing, and commit.
 
     Raises:

@@ -11,10 +11,9 @@ import numpy as np
 
 from gistrag.compression.making import gist_count, is_compressible
 from gistrag.documents.chunking import Chunk, Chunker
-from gistrag.documents.discovery import FoundFile, Skipped, find, load
+from gistrag.documents.discovery import FoundFile, Skipped, load
 from gistrag.errors import DocumentError
-from gistrag.index.changes import changes, require_present, without_imported
-from gistrag.index.remarks import imported_documents
+from gistrag.index.changes import compared
 from gistrag.index.schema import DocumentRow
 from gistrag.index.store import Store
 from gistrag.kv.packed import stored_bytes
@@ -76,30 +75,26 @@ def planned(
     Raises:
         UsageError: as `Builder.sync` would.
     """
-    imported = imported_documents(store) if store else set()
-    known = {row.path: row for row in store.documents() if row.path not in imported} if store else {}
-    patterns = store.patterns if store else {"include": [], "exclude": []}
-    given = {"include": include, "exclude": exclude}
-    patterns |= {name: list(value) for name, value in given.items() if value is not None}
-    stamps = {path: (row.size, row.mtime_ns, row.sha256) for path, row in known.items()}
-    found, skipped, left_out = find(folder, **patterns, known=stamps, trusted_ns=store.gists.checked_ns if store else 0)
-    found, skipped = without_imported(found, skipped, imported)
-    differing = changes(
-        known, found, skipped, is_current=lambda row: row.gists_current and row.vectors_current and not make_again
+    found = compared(
+        store,
+        folder,
+        include=include,
+        exclude=exclude,
+        is_current=lambda row: row.gists_current and row.vectors_current and not make_again,
+        removes_any=prune or not delete,
     )
-    if store and delete and not prune and patterns == store.patterns:
-        require_present(differing, known, folder)
+    differing = found.changes
     plan = Plan(
         renamed=[f"{before} → {file.path}" for before, file in differing.renamed],
         removed=differing.gone if delete else [],
         kept=[] if delete else differing.gone,
         unchanged=len(differing.unchanged),
-        skipped=skipped,
-        left_out=left_out,
+        skipped=found.skipped,
+        left_out=found.left_out,
     )
     for source_tokens in store.gists.pending().values() if store and not make_again else ():
         _count(plan, source_tokens, runtime, settings)
-    _read(plan, folder, differing.to_read, known, runtime, settings)
+    _read(plan, folder, differing.to_read, found.known, runtime, settings)
     return plan
 
 

@@ -22,8 +22,8 @@ from gistrag.compression import compress as making_gists
 from gistrag.engine import Engine
 from gistrag.errors import ResourceError, UsageError
 from gistrag.index import builder, gist_maker
+from gistrag.index.folder_record import left_out
 from gistrag.index.gist_store import GistStore
-from gistrag.index.remarks import left_out
 from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
 from gistrag.model.gist_model import GistModel
