@@ -1,8 +1,8 @@
 """Hangul documents of the binary format 5.0 (.hwp), as Hancom describes it: an OLE container of compressed records.
 
-The container is read by the library olefile. A walk over the records is all that text needs. hwp-hwpx-parser was
-weighed: its version 1.0.0 reads from paths only, loses footnotes and line breaks, guesses how long a control is, which
-the description says, and takes quadratic time for notes.
+The container is read by the library olefile. A walk over the records is all that text needs. The source of
+hwp-hwpx-parser 1.0.0 reads from paths only, drops footnotes and line breaks, and guesses how long a control is, which
+the description says.
 
 Not here: outline levels, which only numbers of styles tell; pictures; documents of the version 3.0.
 """
