@@ -849,7 +849,9 @@ def test_a_folder_is_added(
         dialog = page.get_by_role("dialog", name="Add a folder")
         dialog.wait_for()
         assert "#" not in page.url
-        assert page.locator("#folder-choices option").evaluate_all("(all) => all.map((one) => one.value)") == ["notes"]
+        choices = page.locator("#folder-choices option")
+        choices.first.wait_for(state="attached")
+        assert choices.evaluate_all("(all) => all.map((one) => one.value)") == ["notes"]
         box = dialog.get_by_label("Path of the folder")
         box.fill("../notes")
         dialog.get_by_role("button", name="Add").click()
