@@ -6,12 +6,12 @@ on one of them holds for the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from itertools import chain
 
 from gistrag.kv.packed import Gists
-from gistrag.model.generation import read_text
-from gistrag.model.runtime import M, Runtime
+from gistrag.model.generation import read_text_steps
+from gistrag.model.runtime import M, Runtime, finished
 from gistrag.settings import Layout
 
 Content = Gists | Sequence[int]
@@ -29,7 +29,16 @@ def fitting_layout(passages: Sequence[Content], room: int) -> Layout:
 
 
 def assemble(runtime: Runtime[M], passages: Sequence[Content], *, layout: Layout = "spread", start: int = 0) -> M:
+    """Return what `assemble_steps` does, without a stop on the way."""
+    return finished(assemble_steps(runtime, passages, layout=layout, start=start))
+
+
+def assemble_steps(
+    runtime: Runtime[M], passages: Sequence[Content], *, layout: Layout = "spread", start: int = 0
+) -> Generator[None, None, M]:
     """Return the shared prefix and the passages as one memory: all gist caches in their order, then all texts.
+
+    Yields between pieces of the texts.
 
     Args:
         layout: of the gists, see `gistrag.kv.cache.concatenate`.
@@ -41,4 +50,4 @@ def assemble(runtime: Runtime[M], passages: Sequence[Content], *, layout: Layout
     caches = [passage for passage in passages if isinstance(passage, Gists)]
     texts = [passage for passage in passages if not isinstance(passage, Gists)]
     memory = runtime.concatenate(caches, layout=layout, start=start)
-    return read_text(runtime, memory, list(chain.from_iterable(texts)))
+    return (yield from read_text_steps(runtime, memory, list(chain.from_iterable(texts))))

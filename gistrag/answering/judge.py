@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from gistrag.answering.answer import Evidence, Options, Verdict
-from gistrag.answering.assemble import assemble
+from gistrag.answering.assemble import assemble_steps
 from gistrag.answering.confidence import Calibration, Similarity, signals
 from gistrag.answering.evidence import Candidate, Head, candidates
 from gistrag.answering.passages import Passage
 from gistrag.answering.wording import alike, stands_in, unsupported
 from gistrag.documents.headings import heading_at
-from gistrag.model.generation import HALF_LETTER, generate
+from gistrag.model.generation import HALF_LETTER, generate_steps
 from gistrag.model.runtime import AnyRuntime, Trace
 from gistrag.qa.phrases import PHRASES, REFUSAL, Language, phrase
 from gistrag.settings import Layout
@@ -41,12 +41,16 @@ class Reading:
     trace: Trace
     tokens: list[int] = field(default_factory=list)
 
-    def generate(self, options: Options, *, assembled: Callable[[], None] = lambda: None) -> Iterator[int]:
-        """Yield the tokens of the answer; *assembled* is called when the memory is."""
+    def steps(self, options: Options, *, assembled: Callable[[], None] = lambda: None) -> Iterator[int | None]:
+        """Yield the tokens of the answer, and None between pieces of what is read before it.
+
+        Args:
+            assembled: called when the memory is.
+        """
         contents = [passage.content for passage in self.passages]
-        memory = assemble(self.runtime, contents, layout=self.layout)
+        memory = yield from assemble_steps(self.runtime, contents, layout=self.layout)
         assembled()
-        for token in generate(
+        for token in generate_steps(
             self.runtime,
             memory,
             self.runtime.encode_question(self.question),
@@ -55,7 +59,8 @@ class Reading:
             seed=options.seed,
             trace=self.trace if self.trace.layers else None,  # only a calibration reads it, and that has heads
         ):
-            self.tokens.append(token)
+            if token is not None:
+                self.tokens.append(token)
             yield token
 
     @property

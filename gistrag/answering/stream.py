@@ -1,6 +1,8 @@
 """An answer in the making: passages to memory to tokens, a piece of text at a time.
 
-A `Stream` works when it is iterated over, and records what the answer took: sources, seconds and tokens.
+A `Stream` works when it is iterated over, and records what the answer took: sources, seconds and tokens. Every part
+of it that yields pieces of text also yields "" after each step of work that shows nothing, so that whoever takes the
+steps may end the work there or do some other.
 """
 
 from __future__ import annotations
@@ -84,15 +86,23 @@ class Stream(Iterator[str]):
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []
         self._text = self._searched = ""
+        self._away_s = 0.0
         self._judgement = Judgement("", 0)
         self._pieces = self._run()
         self._lock = threading.Lock()  # one thread may ask for a piece while another closes
 
     def __next__(self) -> str:
-        with self._lock:
-            piece = next(self._pieces)
-            self._text += piece
-        return piece
+        return next(piece for piece in self.steps() if piece)
+
+    def steps(self) -> Iterator[str]:
+        """Yield the pieces, and "" after each step of work that shows nothing: one token, or 128 of a text read."""
+        while True:
+            with self._lock:
+                piece = next(self._pieces, None)
+                self._text += piece or ""
+            if piece is None:
+                return
+            yield piece
 
     async def __aiter__(self) -> AsyncGenerator[str]:
         """Yield the pieces to a coroutine; the event loop runs on meanwhile, and leaving the loop ends the work."""
@@ -138,13 +148,20 @@ class Stream(Iterator[str]):
         started_s = time.perf_counter()
         with self._during():
             for piece in self._answer():
-                self._clock(started_s)
+                self._clock(started_s, has_begun=bool(piece))
+                left_s = time.perf_counter()
                 yield piece
-        self._clock(started_s)  # an answer may be empty
+                self._away_s += time.perf_counter() - left_s
+        self._clock(started_s, has_begun=True)  # an answer may be empty
 
-    def _clock(self, started_s: float) -> None:
+    def _clock(self, started_s: float, *, has_begun: bool) -> None:
         self._timings.total_s = time.perf_counter() - started_s
-        self._timings.ttft_s = self._timings.ttft_s or self._timings.total_s
+        if has_begun:
+            self._timings.ttft_s = self._timings.ttft_s or self._timings.total_s
+
+    def _worked_s(self) -> float:
+        """Return seconds from some moment on in which this answer was worked on, not another."""
+        return time.perf_counter() - self._away_s
 
     def _answer(self) -> Iterator[str]:
         """Yield the answer piece by piece: find passages, fit them into the context window, read, judge."""
@@ -155,6 +172,7 @@ class Stream(Iterator[str]):
             self._passages = found.passages
             yield found.answer
             return
+        yield ""
         self._usage.question_tokens = len(question)
         self._passages = fit(
             found.passages,
@@ -180,6 +198,8 @@ class Stream(Iterator[str]):
             if is_shown and not self._may_translate(held):
                 yield held
                 held = ""
+            else:
+                yield ""
         self._judgement = judge.of(self._reading)
         if is_shown or len(self._reading.tokens) > SHORT_TOKENS:  # the last tokens may have no text
             self._judgement = self._judgement.as_shown
@@ -187,7 +207,8 @@ class Stream(Iterator[str]):
                 yield phrase("refusal", self._language) if is_trained_refusal(held) else held
             return
         if self._options.second_reading and judge.is_doubtful(self._judgement):
-            self._judgement = judge.best([self._judgement, *self._read_again(judge)])
+            others = yield from self._read_again(judge)
+            self._judgement = judge.best([self._judgement, *others])
             self._usage.answer_tokens = self._judgement.tokens
         yield self._judgement.shown(self._language)
 
@@ -195,17 +216,20 @@ class Stream(Iterator[str]):
         """Return whether the beginning of an answer may become a refusal that is shown in another language."""
         return self._language != "en" and REFUSAL.startswith(held.strip())
 
-    def _read_again(self, judge: Judge) -> Iterator[Judgement]:
-        """Yield what is thought of the answers from the best passages, each alone, within a time limit."""
-        until_s = time.perf_counter() + AGAIN_S
+    def _read_again(self, judge: Judge) -> Generator[str, None, list[Judgement]]:
+        """Return what is thought of the answers from the best passages, each alone, within a time limit."""
+        found: list[Judgement] = []
+        until_s = self._worked_s() + AGAIN_S
         for passage in self._passages[:AGAIN_PASSAGES] if len(self._passages) > 1 else ():
-            if time.perf_counter() < until_s:
+            if self._worked_s() < until_s:
                 reading = self._reading_of([passage], judge.layers)
-                for _ in reading.generate(self._options):
+                for _ in reading.steps(self._options):
                     if reading.refuses or len(reading.tokens) > AGAIN_TOKENS:
                         break
+                    yield ""
                 if len(reading.tokens) <= AGAIN_TOKENS:
-                    yield judge.of(reading)
+                    found.append(judge.of(reading))
+        return found
 
     def _generated(self, layers: Sequence[int]) -> Iterator[str]:
         """Yield what the model generates; where memory runs out before the first piece, retry with half the chunks.
@@ -235,8 +259,8 @@ class Stream(Iterator[str]):
         self._usage.readings += 1
         return Reading(self._runtime, self._question, passages, self._usage.layout, Trace(layers))
 
-    def _tokens(self, reading: Reading) -> Iterator[int]:
-        """Yield the tokens of the answer, and count what it is made from."""
+    def _tokens(self, reading: Reading) -> Iterator[int | None]:
+        """Yield the tokens of the answer and None for other steps, and count what it is made from."""
         contents = [passage.content for passage in reading.passages]
         caches = [content for content in contents if isinstance(content, Gists)]
         self._usage.gist_slots = sum(cache.gists for cache in caches)
@@ -247,6 +271,6 @@ class Stream(Iterator[str]):
         def assembled() -> None:
             self._timings.assemble_s = time.perf_counter() - began_s
 
-        for token in reading.generate(self._options, assembled=assembled):
+        for token in reading.steps(self._options, assembled=assembled):
             self._usage.answer_tokens = len(reading.tokens)
             yield token

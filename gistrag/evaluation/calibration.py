@@ -177,7 +177,7 @@ def _layout(rag: GistRAG, question: str, passages: Sequence[Passage]) -> Layout:
 def _read(rag: GistRAG, question: str, passages: Sequence[Passage], layers: Sequence[int], layout: Layout) -> Reading:
     """Return a reading of the question to the end of its answer."""
     reading = Reading(rag.runtime, question, passages, layout, Trace(tuple(layers)))
-    for _ in reading.generate(Options(max_new_tokens=48)):
+    for _ in reading.steps(Options(max_new_tokens=48)):
         pass
     return reading
 

@@ -10,7 +10,7 @@ told with every step which slots are near enough.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ ROOM = 512
 """Slots behind a new memory, for what is read next; a buffer that is full is copied into a larger one."""
 FACTS, ANSWERS, TEXT, PREFIX, TOKENIZER = "runtime.json", "answers.onnx", "text.onnx", "prefix", "tokenizer.json"
 """Files of a converted model."""
+READING, END = -1, -2
+"""In place of a token: a piece of the prompt is read; there is no token any more."""
 FAR = np.float32(-1e30)
 """What is added to the score of a slot outside of a layer's window."""
 
@@ -126,12 +128,15 @@ class CpuRuntime(Runtime[CpuMemory]):
                 found[here] = turned(rows.keys[here], positions[here], inv_freq, self._scaling)
         return found
 
-    def read_text(self, memory: CpuMemory, ids: Sequence[int]) -> CpuMemory:
+    def read_text_steps(self, memory: CpuMemory, ids: Sequence[int]) -> Generator[None, None, CpuMemory]:
         """Return a memory with *ids* read as text behind it, by the graph without the adapter."""
         memory = memory.with_room(len(ids) + ROOM, self._spare)
         memory.is_taken = True  # for good: the text now stands where its room was
         reading = self._reading(TEXT, memory)
-        reading.feed(ids)
+        for number, piece in enumerate(self.pieces(ids)):
+            if number:
+                yield
+            reading.feed(piece)
         return replace(memory, ends=reading.ends, next_position=reading.position, is_taken=False)
 
     def decode_steps(
@@ -144,7 +149,7 @@ class CpuRuntime(Runtime[CpuMemory]):
         seed: int = 0,
         trace: Trace | None = None,
     ) -> Iterator[dict[int, int]]:
-        """Yield the next token of every unfinished row; rows take turns."""
+        """Yield the next token of every unfinished row; rows take turns, and read their prompts in pieces."""
         require_single(memories, trace)
         randomness = np.random.default_rng(seed % 2**64)
         rows = {
@@ -153,11 +158,10 @@ class CpuRuntime(Runtime[CpuMemory]):
         }
         try:
             while rows:
-                found = {row: next(tokens, None) for row, tokens in rows.items()}
-                step = {row: token for row, token in found.items() if token is not None}
-                rows = {row: rows[row] for row in step}
-                if step:
-                    yield step
+                found = {row: next(tokens, END) for row, tokens in rows.items()}
+                rows = {row: rows[row] for row, token in found.items() if token != END}
+                if rows:
+                    yield {row: token for row, token in found.items() if token not in (READING, END)}
         finally:
             for tokens in rows.values():
                 tokens.close()
@@ -170,16 +174,19 @@ class CpuRuntime(Runtime[CpuMemory]):
         temperature: float,
         randomness: np.random.Generator,
         trace: Trace | None,
-    ) -> Any:
-        """Yield the tokens of one answer."""
+    ) -> Generator[int]:
+        """Yield the tokens of one answer, `READING` after each piece of the prompt but the last."""
         memory = memory.with_room(len(prompt) + max_new_tokens, self._spare)
         memory.is_taken = True
         try:
             reading = self._reading(ANSWERS, memory, trace.layers if trace else ())
-            ids = prompt
-            for _ in range(max_new_tokens):
+            *pieces, ids = self.pieces(prompt)
+            for piece in pieces:
+                reading.feed(piece)
+                yield READING
+            for step in range(max_new_tokens):
                 logits = reading.feed(ids)
-                if ids is prompt and self.line_ends:
+                if step == 0 and self.line_ends:
                     logits[sorted(self.line_ends)] = -np.inf
                 token = pick(logits, temperature, randomness)
                 if trace:

@@ -1,20 +1,31 @@
 """From a memory and a prompt to an answer, token by token.
 
-`generate` is a plain generator: the first ``next`` takes the time to first token, and closing it ends the work. The
-runtime decodes (`gistrag.model.runtime`).
+`generate` is a plain generator: the first ``next`` takes the time to first token, and closing it ends the work. What
+is named *steps* also stops between pieces of a long text, so that its caller may end the work there or do some other.
+The runtime decodes (`gistrag.model.runtime`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
 from gistrag.errors import ContextOverflowError
-from gistrag.model.runtime import AnyRuntime, M, Runtime, Trace
+from gistrag.model.runtime import AnyRuntime, M, Runtime, Trace, finished
 
 
-def generate(
+def generate(runtime: Runtime[M], memory: M, ids: Sequence[int], **options: Any) -> Iterator[int]:
+    """Yield the token ids of the answer to the prompt *ids*, read behind *memory*; for *options* see `generate_steps`.
+
+    Raises:
+        ContextOverflowError: memory and prompt leave no position for an answer.
+    """
+    return (token for token in generate_steps(runtime, memory, ids, **options) if token is not None)
+
+
+def generate_steps(
     runtime: Runtime[M],
     memory: M,
     ids: Sequence[int],
@@ -23,8 +34,8 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     trace: Trace | None = None,
-) -> Iterator[int]:
-    """Yield the token ids of the answer to the prompt *ids*, read behind *memory*.
+) -> Iterator[int | None]:
+    """Yield the token ids of the answer to the prompt *ids*, read behind *memory*, and None between pieces of it.
 
     Args:
         max_new_tokens: an answer that does not end by itself is cut here.
@@ -38,7 +49,7 @@ def generate(
     for tokens in runtime.decode_steps(
         [memory], [ids], max_new_tokens=room, temperature=temperature, seed=seed, trace=trace
     ):
-        yield from tokens.values()
+        yield tokens.get(0)
 
 
 def generate_batch(
@@ -53,7 +64,12 @@ def generate_batch(
 
 
 def read_text(runtime: Runtime[M], memory: M, ids: Sequence[int]) -> M:
-    """Return *memory* with passages read as text behind it, without the adapter.
+    """Return what `read_text_steps` does, without a stop on the way."""
+    return finished(read_text_steps(runtime, memory, ids))
+
+
+def read_text_steps(runtime: Runtime[M], memory: M, ids: Sequence[int]) -> Generator[None, None, M]:
+    """Return *memory* with passages read as text behind it, without the adapter; yields between pieces of them.
 
     Raises:
         ContextOverflowError: they leave no position for a question.
@@ -61,7 +77,7 @@ def read_text(runtime: Runtime[M], memory: M, ids: Sequence[int]) -> M:
     if not ids:
         return memory
     require_room(runtime, memory.next_position + len(ids))
-    return runtime.read_text(memory, ids)
+    return (yield from runtime.read_text_steps(memory, ids))
 
 
 def require_room(runtime: AnyRuntime, used: int) -> int:
@@ -82,12 +98,12 @@ HALF_LETTER = "\ufffd"
 """What a decoder writes for bytes that are no whole letter; a letter of Korean often takes several tokens."""
 
 
-def decode_stream(runtime: AnyRuntime, tokens: Iterable[int]) -> Iterator[str]:
-    """Yield the text of *tokens* piece by piece; a letter whose bytes are incomplete waits for the next token.
+def decode_stream(runtime: AnyRuntime, tokens: Iterable[int | None]) -> Iterator[str]:
+    """Yield the text that each token adds, "" where that is none.
 
-    Bytes that stay incomplete are left out.
+    A letter whose bytes are incomplete waits for the next token; bytes that stay incomplete are left out.
     """
     stream = DecodeStream(skip_special_tokens=True)
     for token in tokens:
-        if piece := (stream.step(runtime.text_tokenizer, token) or "").replace(HALF_LETTER, ""):
-            yield piece
+        text = None if token is None else stream.step(runtime.text_tokenizer, token)
+        yield (text or "").replace(HALF_LETTER, "")

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +90,8 @@ class GistModel(Runtime[Memory]):
         self.window: int = config.max_position_embeddings
         self.local_window = config.sliding_window if local_layers(config) else None
         self.device: torch.device = network.device
+        if self.device.type != "cpu":
+            self.piece_tokens = 2048  # a GPU reads many tokens in the time of a few
         self.dtype: torch.dtype = dtype or network.dtype
         self.rope = rope_of(network)
 
@@ -324,11 +326,15 @@ class GistModel(Runtime[Memory]):
             [self.prefix, *(_on(self.device, one) for one in caches)], self.rope, layout=layout, start=start
         )
 
-    def read_text(self, memory: Memory, ids: Sequence[int]) -> Memory:
+    def read_text_steps(self, memory: Memory, ids: Sequence[int]) -> Generator[None, None, Memory]:
         """Return a memory with *ids* read as text behind it, by the base model."""
-        begin, reading = memory.next_position, self.read(memory)
-        reading.feed(torch.tensor([list(ids)]), positions=begin + torch.arange(len(ids)))
-        return reading.memory(begin + len(ids))
+        position, reading = memory.next_position, self.read(memory)
+        for number, piece in enumerate(self.pieces(ids)):
+            if number:
+                yield
+            reading.feed(torch.tensor([list(piece)]), positions=position + torch.arange(len(piece)))
+            position += len(piece)
+        return reading.memory(position)
 
     def decode_steps(
         self,
@@ -340,7 +346,10 @@ class GistModel(Runtime[Memory]):
         seed: int = 0,
         trace: Trace | None = None,
     ) -> Iterator[dict[int, int]]:
-        """Yield the next token of every unfinished row; all rows are computed as one batch."""
+        """Yield the next token of every unfinished row; all rows are computed as one batch.
+
+        A prompt is read in pieces where there is only one.
+        """
         require_single(memories, trace)
         return decode_steps(
             self, memories, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, trace=trace

@@ -43,6 +43,9 @@ class Network(Protocol):
     def read_behind(self, memories: Memories, /) -> Reading:
         """Return a reading that starts behind a memory for each row."""
 
+    def pieces(self, ids: Sequence[int], /) -> list[Sequence[int]]:
+        """Return token ids in pieces between which a caller may stop."""
+
 
 class Reading:
     """A text being read: keys and values of all that was fed so far, for every row of a batch.
@@ -212,7 +215,7 @@ def decode_steps(
     """Yield the next token of every unfinished row, see `gistrag.model.runtime.Runtime.decode_steps`.
 
     Rows are padded on the left, so that all end in the same column; nothing attends to padding. A batch of one has
-    none and needs no mask.
+    none, needs no mask and is read in pieces.
     """
     batch = side_by_side(memories)
     ids, is_token = _padded_left(prompts)
@@ -223,6 +226,10 @@ def decode_steps(
     mask = _causal(visible, ids.shape[1]) if is_padded else None
     randomness = torch.Generator(model.device).manual_seed(seed) if temperature else None
     reading = model.read_behind(batch)
+    for piece in model.pieces(prompts[0])[:-1] if len(prompts) == 1 else ():
+        reading.feed(ids[:, : len(piece)], positions=positions[:, : len(piece)], role="answers")
+        ids, positions = ids[:, len(piece) :], positions[:, len(piece) :]
+        yield {}
     unfinished = set(range(len(prompts)))
     for step in range(max_new_tokens):
         if step and is_padded:

@@ -11,7 +11,7 @@ A memory belongs to the runtime that made it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -81,10 +81,12 @@ class Runtime(ABC, Generic[M]):
         stop_ids: token ids that end an answer; end_id: the one that ends a turn of the chat template.
         line_ends: those of them with which no answer begins.
         model_folder: files of the base model as safetensors, None for a model that came from no folder.
+        piece_tokens: so many tokens are read between two steps, at which a caller may stop.
         name: of the runtime; out_of_memory: what it raises when memory runs out.
     """
 
     name: str
+    piece_tokens: int = 128
     window: int
     layers: int
     kv_heads: int
@@ -170,8 +172,19 @@ class Runtime(ABC, Generic[M]):
         """
 
     @abstractmethod
+    def read_text_steps(self, memory: M, ids: Sequence[int]) -> Generator[None, None, M]:
+        """Return a memory with *ids* read as text behind it, without the adapter; there is room for them.
+
+        Yields after each piece but the last.
+        """
+
     def read_text(self, memory: M, ids: Sequence[int]) -> M:
-        """Return a memory with *ids* read as text behind it, without the adapter; there is room for them."""
+        """Return what `read_text_steps` does, without a stop on the way."""
+        return finished(self.read_text_steps(memory, ids))
+
+    def pieces(self, ids: Sequence[int]) -> list[Sequence[int]]:
+        """Return token ids in pieces of `piece_tokens`; the last may be shorter."""
+        return [ids[start : start + self.piece_tokens] for start in range(0, len(ids), self.piece_tokens)]
 
     @abstractmethod
     def decode_steps(
@@ -186,7 +199,8 @@ class Runtime(ABC, Generic[M]):
     ) -> Iterator[dict[int, int]]:
         """Yield the next token of every unfinished row, by row number, one decode step after the other.
 
-        Row *n* is prompt *n*, read behind memory *n*. A row is finished by one of `stop_ids`, which is not yielded.
+        Row *n* is prompt *n*, read behind memory *n*. A row is finished by one of `stop_ids`, which is not yielded. No
+        token is yielded between two pieces of a long prompt: an empty mapping.
 
         Args:
             temperature: below `TEMPERATURE_MIN` the most likely token is taken; above, tokens are sampled with *seed*.
@@ -204,6 +218,17 @@ class Runtime(ABC, Generic[M]):
 
 
 AnyRuntime = Runtime[Any]
+T = TypeVar("T")
+
+
+def finished(steps: Generator[Any, None, T]) -> T:
+    """Return what a generator returns once all its steps are made."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def require_single(memories: Sequence[object], trace: Trace | None) -> None:

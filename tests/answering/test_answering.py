@@ -442,7 +442,7 @@ def test_memory_that_runs_out_is_tried_with_fewer_chunks(
 
 def run_out(monkeypatch: pytest.MonkeyPatch, *, times: int, after: int = 0) -> None:
     """Let the next generations run out of memory after so many tokens."""
-    real, left = judge.generate, iter(range(times))
+    real, left = judge.generate_steps, iter(range(times))
 
     def hungry(*given: Any, **options: Any) -> Iterator[int]:
         tokens = real(*given, **options)
@@ -451,7 +451,7 @@ def run_out(monkeypatch: pytest.MonkeyPatch, *, times: int, after: int = 0) -> N
             raise torch.OutOfMemoryError("tried to allocate 9 GiB")
         yield from tokens
 
-    monkeypatch.setattr(judge, "generate", hungry)
+    monkeypatch.setattr(judge, "generate_steps", hungry)
 
 
 @pytest.mark.parametrize("top_k", [1, 3])

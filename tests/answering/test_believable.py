@@ -228,8 +228,9 @@ def script(monkeypatch: pytest.MonkeyPatch, rag: GistRAG, answers: dict[Any, tup
     asked: list[list[str]] = []
     paths: list[list[str]] = []
 
-    def assemble(runtime: Any, contents: Sequence[Any], **_: Any) -> None:
+    def assemble(runtime: Any, contents: Sequence[Any], **_: Any) -> Generator[None]:
         asked.append([str(len(contents))])
+        yield
 
     def generate(*_: Any, trace: Trace | None, **options: Any) -> Iterator[int]:
         reading = readings[-1]
@@ -252,8 +253,8 @@ def script(monkeypatch: pytest.MonkeyPatch, rag: GistRAG, answers: dict[Any, tup
         readings.append(self)
 
     monkeypatch.setattr(judging.Reading, "__init__", remember)
-    monkeypatch.setattr(judging, "assemble", assemble)
-    monkeypatch.setattr(judging, "generate", generate)
+    monkeypatch.setattr(judging, "assemble_steps", assemble)
+    monkeypatch.setattr(judging, "generate_steps", generate)
     monkeypatch.setattr(judging, "candidates", without_attention)
     return paths
 

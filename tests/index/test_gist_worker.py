@@ -461,7 +461,7 @@ def test_a_pause_ends(inbox: tuple[Inbox, Callable[[object], None]], monkeypatch
 def test_questions_pause_the_worker(build: Callable[..., GistRAG], monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first of several questions to the end of the last, an abandoned one included."""
     sent: list[object] = []
-    monkeypatch.setattr(judge, "generate", lambda model, *given, **options: iter(model.encode("hello")))
+    monkeypatch.setattr(judge, "generate_steps", lambda model, *given, **options: iter(model.encode("hello")))
     with build(gists="none") as rag:
         monkeypatch.setattr(rag._worker, "_send", sent.append)
         one, other = (rag.stream("rye", max_new_tokens=5) for _ in range(2))

@@ -178,7 +178,7 @@ def test_an_unsure_answer_is_read_again_unless_told_otherwise(
     index: Path, engine: Engine, model: GistModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The confidence, the verdict and the number of readings come with the answer, and a request decides about them."""
-    monkeypatch.setattr(judge, "generate", lambda *_, **__: iter(model.encode("Wax")))
+    monkeypatch.setattr(judge, "generate_steps", lambda *_, **__: iter(model.encode("Wax")))
     doubtful = Calibration("a", (), {}, 0.0, Again(), sure=0.9, found=0.2, doubtful=0.7, measured={})
     with serving({"manual": index}, dataclasses.replace(engine, calibration=doubtful)) as url:
         replies = [
@@ -358,7 +358,7 @@ def test_an_internal_error_reveals_nothing(
         yield from model.encode("so far")
         raise RuntimeError("/tmp/secret")
 
-    monkeypatch.setattr(judge, "generate", broken)
+    monkeypatch.setattr(judge, "generate_steps", broken)
     whole, streamed = client.post(CHAT, json=HONEY), client.post(CHAT, json=STREAMED)
 
     assert error(whole) == (500, "internal_error")
@@ -436,7 +436,7 @@ def test_a_full_queue_is_429(index: Path, engine: Engine, monkeypatch: pytest.Mo
         gate.wait(60)
         yield from b"ab"
 
-    monkeypatch.setattr(judge, "generate", blocked)
+    monkeypatch.setattr(judge, "generate_steps", blocked)
     with serving({"manual": index}, engine, together=1) as url, ThreadPoolExecutor(17) as clients:
         waiting = [clients.submit(httpx.post, url + CHAT, json=HONEY, timeout=60) for _ in range(17)]
         deadline_s = time.monotonic() + 30

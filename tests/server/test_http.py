@@ -79,7 +79,7 @@ def test_slow_requests_are_closed(url: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_exchange_that_takes_too_long_is_closed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection is closed at the limit, even in the middle of an answer."""
     monkeypatch.setattr(auth, "EXCHANGE_S", 0.3)
-    monkeypatch.setattr(judge, "generate", slowly)
+    monkeypatch.setattr(judge, "generate_steps", slowly)
 
     with connect(url, timeout_s=30) as raw:
         raw.sendall(request("POST", CHAT, json.dumps(STREAMED).encode()))

@@ -163,7 +163,7 @@ def say(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> Say:
                 time.sleep(pause_s)
                 yield token
 
-        monkeypatch.setattr(judge, "generate", letters)
+        monkeypatch.setattr(judge, "generate_steps", letters)
 
     return be_told
 
