@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import secrets
+import signal
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from gistrag.index.gist_worker import When
     from gistrag.server.auth import Access
+
+logger = logging.getLogger("gistrag")
 
 KEY = "GISTRAG_API_KEY"
 
@@ -65,6 +68,10 @@ def serve(
         Path | None,
         typer.Option("--key-file", metavar="FILE", help="File of API keys and the indexes they open."),
     ] = None,
+    no_token: Annotated[
+        bool,
+        typer.Option("--no-token", help="Ask for no key: every user and program of this machine may read all indexes."),
+    ] = False,
     allow_build: Annotated[
         Path | None,
         typer.Option(
@@ -77,6 +84,9 @@ def serve(
             "--together", min=1, max=64, metavar="N", help="Answers to generate at the same time, interleaved."
         ),
     ] = 8,
+    queue: Annotated[
+        int, typer.Option("--queue", min=0, max=10_000, metavar="N", help="Requests that may wait; more are refused.")
+    ] = 200,
     footnotes: Annotated[bool, typer.Option("--footnotes", help="End every answer with its sources.")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="Serve Prometheus metrics at /metrics.")] = False,
     log_questions: Annotated[bool, typer.Option("--log-questions", help="Write questions to the log.")] = False,
@@ -93,22 +103,26 @@ def serve(
 ) -> None:
     """Serve indexes over HTTP: OpenAI-compatible API and web page.
 
-    The API is under /v1, where each index is a model; the page is at /. By default only this machine can connect. To
-    listen at another address, give API keys with --key-file, or one key for all indexes in the environment variable
-    GISTRAG_API_KEY.
+    The API is under /v1, where each index is a model; the page is at /. By default only this machine can connect, with
+    a key that is new each time and printed as a link to the page. To keep a key, or to listen at another address, give
+    keys with --key-file, or one key for all indexes in the environment variable GISTRAG_API_KEY. SIGHUP reads the key
+    file again.
     """
     with ExitStack() as stack:
         with loading():
             try:
                 from gistrag.server import app, http, registry
-                from gistrag.server.auth import digest
                 from gistrag.server.folders import Folders
             except ModuleNotFoundError as error:
                 raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[server]'") from error
             is_bare = allow_build is not None and not index and not INDEX.exists()
             folders = {} if is_bare else registry.named(index or [str(INDEX)])
             access = access_for(host, folders, names=allow_host or (), key_file=key_file)
-            key = build_key(host, access) if allow_build else ""
+            if no_token and access.keys:
+                raise UsageError(f"--no-token contradicts the keys; omit it, or --key-file and {KEY}")
+            token = "" if access.keys or no_token else new_token(access)
+            if allow_build:
+                require_builder(host, access)
             listening = stack.enter_context(http.listen(host, port))
             gists: When = "none" if no_gists else "background"
             opened = registry.opened(
@@ -126,28 +140,57 @@ def serve(
                 registry.engine_of(rags, device=device, runtime=runtime, reranker=reranker) if allow_build else None
             )
             adding = Folders(allow_build, rags, loaded, gists=gists, device=device) if allow_build and loaded else None
-            access = replace(access, indexes=rags.keys(), build_key=digest(key) if key else b"")
+            access.indexes = rags.keys()
         config = app.ServerConfig(
             together=together,
+            queue=queue,
             footnotes=footnotes,
             second_reading=not no_second_reading,
             log_questions=log_questions,
             metrics=metrics,
         )
-        _announce(", ".join(rags), http.address(listening), key)
+        _announce(", ".join(rags), http.address(listening), token, access)
         running = http.server(app.application(rags, access=access, config=config, folders=adding))
-        until_stopped(running, listening)
+        until_stopped(running, listening, hang_up=lambda: hang_up(running, access, key_file))
 
 
-def _announce(names: str, url: str, key: str) -> None:
+def _announce(names: str, url: str, token: str, access: Access) -> None:
     say(f"serving {names or 'no index yet'} at {url}; Ctrl-C stops")
-    if key:
-        say(f"to add folders, open {url}/#key={key}")
+    if token:
+        say(f"open {url}/#key={token}", f"programs use the API key {token}")
+    if not access.keys:
+        say("every user and program of this machine may read all of it (--no-token)")
 
 
-def until_stopped(running: uvicorn.Server, listening: socket.socket) -> None:
-    """Serve until Ctrl-C or SIGTERM, which end a server without an error."""
+def new_token(access: Access) -> str:
+    """Give a server a new key that opens everything, and return it."""
+    from gistrag.server.auth import ALL, digest
+
+    token = secrets.token_urlsafe(24)
+    access.keys = {digest(token): ALL}
+    return token
+
+
+def hang_up(running: uvicorn.Server, access: Access, path: Path | None) -> None:
+    """Do what SIGHUP asks for: read the key file again, or end where there is none, as when a terminal is closed.
+
+    A file that cannot be used changes no key.
+    """
+    if path is None:
+        running.should_exit = True
+        return
     try:
+        access.keys = keys_of(path, access.indexes)
+        logger.warning("%d keys are read from %s", len(access.keys), path)
+    except UsageError as error:
+        logger.error("the keys stay as they are: %s", error)
+
+
+def until_stopped(running: uvicorn.Server, listening: socket.socket, *, hang_up: Callable[[], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM, which end a server without an error; SIGHUP calls *hang_up*."""
+    try:
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            signal.signal(signal.SIGHUP, lambda *_: hang_up())
         running.run(sockets=[listening])
     except KeyboardInterrupt:
         pass
@@ -157,7 +200,7 @@ def until_stopped(running: uvicorn.Server, listening: socket.socket) -> None:
 
 
 def access_for(host: str, indexes: Collection[str], *, names: Sequence[str], key_file: Path | None) -> Access:
-    """Return who may ask a server at *host*: everybody on a local address, else clients with a key.
+    """Return who may ask a server at *host*: clients with a key of the file or the environment.
 
     Args:
         host: address or name to listen at.
@@ -168,12 +211,9 @@ def access_for(host: str, indexes: Collection[str], *, names: Sequence[str], key
     Raises:
         UsageError: other machines could reach the server, and there is no key.
     """
-    from gistrag.server.auth import LOCAL_NAMES, Access, read_keys
-    from gistrag.server.auth import key_file as keys_in
+    from gistrag.server.auth import LOCAL_NAMES, Access
 
-    keys = keys_in(key_file, indexes) if key_file else {}
-    if given := os.environ.get(KEY):
-        keys |= read_keys(f"{given} *", indexes, where=f"the environment variable {KEY}")
+    keys = keys_of(key_file, indexes)
     if not is_local(host) and not keys:
         raise UsageError(
             f"expected API keys, because other machines can reach {host}; give a file with --key-file, or set {KEY}"
@@ -183,8 +223,22 @@ def access_for(host: str, indexes: Collection[str], *, names: Sequence[str], key
     return Access(indexes=frozenset(indexes), hosts=hosts, keys=keys)
 
 
-def build_key(host: str, access: Access) -> str:
-    """Return a new key for adding folders, "" where a key that opens all indexes does it.
+def keys_of(path: Path | None, indexes: Collection[str]) -> dict[bytes, frozenset[str]]:
+    """Return the keys in a file and in the environment, see `gistrag.server.auth.read_keys`.
+
+    Raises:
+        UsageError: one of them is none.
+    """
+    from gistrag.server.auth import key_file, read_keys
+
+    keys = key_file(path, indexes) if path else {}
+    if given := os.environ.get(KEY):
+        keys |= read_keys(f"{given} *", indexes, where=f"the environment variable {KEY}")
+    return keys
+
+
+def require_builder(host: str, access: Access) -> None:
+    """Check that somebody may add folders, and nobody from elsewhere.
 
     Raises:
         UsageError: other machines could reach the server, or no key opens all indexes.
@@ -193,9 +247,10 @@ def build_key(host: str, access: Access) -> str:
 
     if not is_local(host):
         raise UsageError(f"expected --host 127.0.0.1 with --allow-build, got {host}, which other machines can reach")
-    if access.keys and ALL not in access.keys.values():
-        raise UsageError("expected a key that opens all indexes (*) with --allow-build; add one to the key file")
-    return "" if access.keys else secrets.token_urlsafe(24)
+    if ALL not in access.keys.values():
+        raise UsageError(
+            "expected a key that opens all indexes (*) with --allow-build; add one to the key file, or omit --no-token"
+        )
 
 
 def is_local(host: str) -> bool:

@@ -5,12 +5,14 @@
     GET  /, /static/...       the web page                    POST /v1/chat/completions   an answer, streamed or whole
     GET  /v1/models           the indexes, one model each     POST /v1/retrieve           passages, nothing is generated
     GET  /v1/documents        the documents of an index       GET  /v1/passages/{id}      one chunk
-    GET  /healthz, /metrics   for monitoring              POST /v1/embeddings         vectors of texts
+    GET  /healthz, /readyz    for monitoring              POST /v1/embeddings         vectors of texts
+    GET  /metrics             for Prometheus
     GET, POST /v1/folders     folders to add, where that is allowed
 
 This is the only module that imports FastAPI. `gistrag.server.auth` checks a request before it arrives here. All work on
-a model or an index runs in the one thread of `gistrag.server.scheduler`, which interleaves answers: each gets its next
-token in turn. No request can add a document, name a file or load a model, but for `gistrag.server.folders`.
+a model or an index runs in the one thread of `gistrag.server.scheduler`, which interleaves answers: clients have equal
+shares of its time, and answers of one client too. No request can add a document, name a file or load a model, but for
+`gistrag.server.folders`.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from queue import Full
@@ -32,15 +33,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from gistrag import __version__
 from gistrag.answering.answer import Answer
 from gistrag.errors import UsageError
 from gistrag.index.encoders import Vectors
 from gistrag.model.generation import require_room
 from gistrag.rag import GistRAG
-from gistrag.server.auth import Access, Guard
+from gistrag.server.auth import Access, Guard, Opened
 from gistrag.server.deadline import Timed
 from gistrag.server.folders import BusyError, Folders
+from gistrag.server.monitoring import Monitor
 from gistrag.server.page import POLICY, PageFile, page_files
 from gistrag.server.protocol import (
     APIError,
@@ -53,7 +54,7 @@ from gistrag.server.protocol import (
     event,
     footnotes,
 )
-from gistrag.server.refusals import api_error, api_errors, internal_error
+from gistrag.server.refusals import api_error, api_errors, internal_error, route_error, validation_error
 from gistrag.server.registry import (
     Record,
     document_records,
@@ -71,18 +72,14 @@ T = TypeVar("T")
 ChunkId = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 """Negative for the summary of a document."""
 
-QUEUE_MAX = 16
 EMBEDDED_TOGETHER = 8
 """Texts that are embedded before another request has its turn."""
 GENERATION_S = 120.0
 RETRY_AFTER_S = 2
 UNBUFFERED = {"x-accel-buffering": "no"}
 """Asks a proxy to pass on each event at once."""
-CODES = {404: "not_found", 405: "method_not_allowed"}
-NO_ROUTE = (
-    "no such address; there are POST /v1/chat/completions, /v1/embeddings and /v1/retrieve, "
-    "GET /v1/models, /v1/documents, /v1/passages/{id} and /healthz"
-)
+QUESTION_CHARACTERS = 2**16
+"""A question is first measured by its beginning, so that one of a megabyte is refused at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +88,7 @@ class ServerConfig:
 
     Attributes:
         together: number of interleaved answers; further requests wait.
+        queue: number of requests that may wait; one more is refused.
         footnotes: answers end with their sources, unless a request says otherwise.
         second_reading: passages are read again where an answer is unsure, unless a request says otherwise.
         log_questions: write questions to the log.
@@ -98,6 +96,7 @@ class ServerConfig:
     """
 
     together: int = 8
+    queue: int = 200
     footnotes: bool = False
     second_reading: bool = True
     log_questions: bool = False
@@ -116,21 +115,25 @@ def application(
     Args:
         folders: adds further ones to *registry*, for clients that may; None: nobody may.
     """
-    service = Service(registry, config or ServerConfig(), folders)
+    service = Service(registry, access, config or ServerConfig(), folders)
     app = FastAPI(openapi_url=None, lifespan=service.lifespan)  # FastAPI's API pages load scripts from other hosts
-    app.add_middleware(Guard, access=access)
+    app.add_middleware(Guard, access=access, refused=service.monitor.turned_away)
     for path, method, endpoint in service.routes():
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
     for kind in (APIError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, error_response)
+        app.add_exception_handler(kind, service.error_response)
     return app
 
 
 class Service:
     """The endpoints: a method for each route."""
 
-    def __init__(self, registry: Mapping[str, GistRAG], config: ServerConfig, folders: Folders | None) -> None:
+    def __init__(
+        self, registry: Mapping[str, GistRAG], access: Access, config: ServerConfig, folders: Folders | None
+    ) -> None:
         self._registry, self._config, self._folders = registry, config, folders
+        self._clients = max(1, len(access.keys))
+        self.monitor = Monitor(registry, with_metrics=config.metrics)
         self._started = int(time.time())
         self._watches: set[asyncio.Task[None]] = set()
         self._scheduler: Scheduler
@@ -138,7 +141,13 @@ class Service:
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Run the scheduler while the application runs."""
-        self._scheduler = Scheduler(active_max=self._config.together, queue_max=QUEUE_MAX)
+        self._scheduler = Scheduler(
+            active_max=self._config.together,
+            queue_max=self._config.queue,
+            clients=self._clients,
+            waited=self.monitor.waited,
+        )
+        self.monitor.scheduler = self._scheduler
         yield
         if self._folders:
             await self._folders.close()
@@ -148,6 +157,7 @@ class Service:
         """Yield the path, method and endpoint of each route."""
         yield from ((file.path, "GET", endpoint_of(file)) for file in page_files())
         yield "/healthz", "GET", self.health
+        yield "/readyz", "GET", self.ready
         yield "/v1/models", "GET", self.models
         yield "/v1/models/{name}", "GET", self.model
         yield "/v1/documents", "GET", self.documents
@@ -159,25 +169,45 @@ class Service:
             yield "/v1/folders", "GET", self.folders
             yield "/v1/folders", "POST", self.add_folder
         if self._config.metrics:
-            from gistrag.server.prometheus import Metrics
-
-            self._metrics = Metrics()
             yield "/metrics", "GET", self.metrics
 
-    async def health(self) -> Record:
-        """Return that the server runs, and how many requests wait."""
-        return {"status": "ok", "version": __version__, "waiting": self._scheduler.waiting}
+    async def health(self) -> JSONResponse:
+        """Return whether the server runs."""
+        return JSONResponse(*self.monitor.health())
+
+    async def ready(self) -> JSONResponse:
+        """Return whether the server can answer."""
+        return JSONResponse(*self.monitor.ready())
 
     async def metrics(self, request: Request) -> Response:
         """Return the metrics, which name all indexes, or 404 for a client that may not see all of them."""
-        if not self._registry.keys() <= request.state.indexes:
+        found = self.monitor.page()
+        if found is None or not self._registry.keys() <= opened(request).indexes:
             raise HTTPException(404)
-        return Response(self._metrics.page(waiting=self._scheduler.waiting), media_type=self._metrics.MEDIA_TYPE)
+        page, media_type = found
+        return Response(page, media_type=media_type)
+
+    async def error_response(self, _: Request, error: Exception) -> JSONResponse:
+        """Return an error in the form of OpenAI's API, and count it."""
+        headers = {}
+        match error:
+            case APIError():
+                shown = error
+                headers = {"retry-after": str(RETRY_AFTER_S)} if error.status == 429 else {}
+            case RequestValidationError():
+                shown = validation_error(error.errors())
+            case HTTPException(status_code=status, detail=detail):
+                shown = route_error(status, detail)
+            case _:
+                shown = internal_error()
+                headers = {"connection": "close"}  # uvicorn closes the connection after such an answer
+        self.monitor.refused(shown)
+        return JSONResponse(shown.body(), shown.status, headers)
 
     async def models(self, request: Request) -> Record:
         """Return the indexes that this client may ask."""
-        names = [name for name in self._registry if name in request.state.indexes]
-        may_build = self._folders is not None and request.state.may_build
+        names = [name for name in self._registry if name in opened(request).indexes]
+        may_build = self._folders is not None and opened(request).may_build
         return {"object": "list", "data": [self._model_record(name) for name in names], "may_add_folders": may_build}
 
     async def model(self, name: str, request: Request) -> Record:
@@ -191,7 +221,7 @@ class Service:
         def look() -> Record:
             return {"data": document_records(rag), "status": status_record(rag), "examples": example_records(rag)}
 
-        return {"object": "list", "model": name, **await self._run(rag, name, look)}
+        return {"object": "list", "model": name, **await self._run(request, rag, name, look)}
 
     async def folders(self, request: Request) -> Record:
         """Return how far the folder is that is being added, and which may be added."""
@@ -213,14 +243,14 @@ class Service:
             APIError: this client may add none.
         """
         is_near = request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
-        if self._folders is None or not request.state.may_build or not is_near:
+        if self._folders is None or not opened(request).may_build or not is_near:
             raise APIError(403, "may_not_build", "expected a key that may add folders, from this machine")
         return self._folders
 
     async def passage(self, request: Request, chunk_id: ChunkId, model: str | None = None) -> Record:
         """Return one chunk with its whole text and the ids of its neighbors."""
         name, rag = self._named(model, request)
-        found = await self._run(rag, name, lambda: passage_record(rag, chunk_id))
+        found = await self._run(request, rag, name, lambda: passage_record(rag, chunk_id))
         if found is None:
             raise APIError(404, "passage_not_found", f"no passage {chunk_id} in {name}; its document may have changed")
         return {"object": "passage", "model": name, **found}
@@ -234,7 +264,7 @@ class Service:
             hits = rag.retrieve(body.query, top_k=body.top_k, scope=body.scope, filters=body.filters)
             return [hit_record(hit) for hit in hits]
 
-        return {"object": "list", "model": name, "data": await self._run(rag, name, search)}
+        return {"object": "list", "model": name, "data": await self._run(request, rag, name, search)}
 
     async def embeddings(self, body: EmbeddingRequest, request: Request) -> Record:
         """Return the vectors of texts, by the embedder of an index."""
@@ -249,7 +279,9 @@ class Service:
                 yield embedder.embed(texts, body.input_type), sum(map(embedder.count_tokens, texts))
 
         with api_errors(rag, name):
-            made = [one async for one in self._submit(work())]
+            job = self._submit(request, work())
+            self._watch(request, job.cancel)
+            made = [one async for one in job]
         return body.record(
             [vector for vectors, _ in made for vector in vectors], tokens=sum(count for _, count in made)
         )
@@ -260,8 +292,8 @@ class Service:
         if not body.questions:
             raise APIError(400, "invalid_value", "expected a user message with some text", param="messages")
         with api_errors(rag, name):
-            reply = self._reply(name, rag, body)
-            self._watch(request, reply)
+            reply = self._reply(request, name, rag, body)
+            self._watch(request, reply.cancel)
             await reply.begin()
         if body.stream:
             return StreamingResponse(
@@ -291,13 +323,13 @@ class Service:
         for line in completion.last(answer, reason, with_usage=with_usage):
             yield line
 
-    def _reply(self, name: str, rag: GistRAG, body: ChatRequest) -> Reply:
+    def _reply(self, request: Request, name: str, rag: GistRAG, body: ChatRequest) -> Reply:
         """Queue the question of a request and return its reply."""
         question, options = body.questions[-1], body.options(second_reading=self._config.second_reading)
         if self._config.log_questions:
             logger.info("%s: question %r", name, question)
         stream = rag.stream(question, **vars(options))
-        timed = Timed(stream, GENERATION_S)
+        timed = Timed(stream.steps(), GENERATION_S)
 
         def work() -> Generator[str]:
             require_question(rag, question, answer_tokens=options.max_new_tokens)
@@ -306,30 +338,31 @@ class Service:
             finally:
                 stream.close()
 
-        return Reply(self._submit(work()), answer=lambda: stream.answer, is_cut=lambda: timed.is_cut)
+        return Reply(self._submit(request, work()), answer=lambda: stream.answer, is_cut=lambda: timed.is_cut)
 
-    async def _run(self, rag: GistRAG, name: str, call: Callable[[], T]) -> T:
+    async def _run(self, request: Request, rag: GistRAG, name: str, call: Callable[[], T]) -> T:
         """Return the result of *call*, made in the thread of the scheduler."""
 
         def work() -> Generator[T]:
             yield call()
 
         with api_errors(rag, name):
-            return await anext(self._submit(work()))
+            return await anext(self._submit(request, work()))
 
-    def _submit(self, work: Generator[T]) -> Job[T]:
+    def _submit(self, request: Request, work: Generator[T]) -> Job[T]:
         try:
-            return self._scheduler.submit(work)
+            return self._scheduler.submit(work, client=opened(request).client)
         except Full:
-            raise APIError(429, "queue_full", f"{QUEUE_MAX} requests are waiting already; try again soon") from None
+            message = f"{self._scheduler.waiting} requests are waiting already; try again soon"
+            raise APIError(429, "queue_full", message) from None
 
-    def _watch(self, request: Request, reply: Reply) -> None:
-        """Cancel a reply as soon as its client disconnects."""
+    def _watch(self, request: Request, cancel: Callable[[], None]) -> None:
+        """Cancel what a client waits for as soon as it disconnects."""
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            reply.cancel()
+            cancel()
 
         task = asyncio.create_task(watch())
         self._watches.add(task)
@@ -340,11 +373,7 @@ class Service:
         answer = reply.answer()
         is_cut = reply.is_cut() or answer.usage.answer_tokens >= body.options().max_new_tokens
         reason = "length" if is_cut else "stop" if reply.is_wanted else "gone"
-        used, timings = answer.usage, answer.timings
-        seconds = (timings.ttft_s, timings.total_s)
-        logger.info("%s: %d tokens, first after %.2f s, last after %.2f s", name, used.answer_tokens, *seconds)
-        if self._config.metrics and used.answer_tokens:
-            self._metrics.count(name, answer, reason)
+        self.monitor.answered(name, answer, reason)
         return answer, reason
 
     def _notes(self, answer: Answer, body: ChatRequest) -> str:
@@ -357,7 +386,7 @@ class Service:
         Raises:
             APIError: the index does not exist, or is not for this client, who does not learn which.
         """
-        names = [one for one in self._registry if one in request.state.indexes]
+        names = [one for one in self._registry if one in opened(request).indexes]
         if name is None and len(names) == 1:
             name = names[0]
         if name is None:
@@ -376,8 +405,15 @@ def require_question(rag: GistRAG, question: str, *, answer_tokens: int) -> None
     Raises:
         ContextOverflowError: they do not fit.
     """
-    tokens = len(rag.runtime.encode_question(question)) if question.strip() else 0
-    require_room(rag.runtime, rag.runtime.prefix_slots + tokens + answer_tokens)
+    for text in (question[:QUESTION_CHARACTERS], question):
+        tokens = len(rag.runtime.encode_question(text)) if text.strip() else 0
+        require_room(rag.runtime, rag.runtime.prefix_slots + tokens + answer_tokens)
+
+
+def opened(request: Request) -> Opened:
+    """Return what the client of a request may do, as the guard has recorded it."""
+    found: Opened = request.state.opened
+    return found
 
 
 def endpoint_of(file: PageFile) -> Callable[[], Awaitable[Response]]:
@@ -387,38 +423,3 @@ def endpoint_of(file: PageFile) -> Callable[[], Awaitable[Response]]:
         return Response(file.body, headers={"content-security-policy": POLICY}, media_type=file.media_type)
 
     return serve
-
-
-async def error_response(_: Request, error: Exception) -> JSONResponse:
-    """Return an error in the form of OpenAI's API."""
-    headers = {}
-    match error:
-        case APIError():
-            shown = error
-            headers = {"retry-after": str(RETRY_AFTER_S)} if error.status == 429 else {}
-        case RequestValidationError():
-            shown = validation_error(error)
-        case HTTPException(status_code=status):
-            detail = NO_ROUTE if status == 404 else str(error.detail)
-            shown = APIError(status, CODES.get(status, "invalid_request"), detail)
-        case _:
-            shown = internal_error()
-            headers = {"connection": "close"}  # uvicorn closes the connection after such an answer
-    return JSONResponse(shown.body(), shown.status, headers)
-
-
-def validation_error(error: RequestValidationError) -> APIError:
-    """Return the error for a request whose fields are missing or of the wrong type.
-
-    pydantic reports one fault for each form that a value may have; the deepest one belongs to the form that was meant.
-    """
-    fault = max(error.errors(), key=lambda fault: len(_names(fault["loc"])))
-    if fault["type"] == "json_invalid":
-        return APIError(400, "invalid_value", f"body: expected JSON, {fault['ctx']['error']}")
-    where = ".".join(_names(fault["loc"]))
-    return APIError(400, "invalid_value", f"{where or 'body'}: {fault['msg']}", param=where or None)
-
-
-def _names(place: Sequence[str | int]) -> list[str]:
-    """Return the field names and list positions of a path, without the names that pydantic adds for unions."""
-    return [str(part) for part in place[1:] if re.fullmatch(r"\w+", str(part))]

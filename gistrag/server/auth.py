@@ -17,7 +17,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,47 +36,54 @@ EXCHANGE_S = 900.0
 KEY_CHARACTERS_MIN = 16
 ALL = frozenset({"*"})
 """What a key opens that opens every index, also one that is added later."""
-PUBLIC = re.compile(r"/|/healthz|/static/.*")
-"""Paths that need no key: the page, which asks for one, and whether the server runs."""
+PUBLIC = re.compile(r"/|/healthz|/readyz|/static/.*")
+"""Paths that need no key: the page, which asks for one, and whether the server runs and can answer."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Access:
-    """Who may ask about which indexes.
+    """Who may ask about which indexes; `keys` may be replaced while a server runs.
 
     Attributes:
         indexes: names of all served indexes.
         hosts: names of this server; a request with another Host header comes from a page that lured a browser here
             (DNS rebinding).
         keys: sha256 of each API key and the indexes it opens, or `ALL`; empty: no request needs a key.
-        build_key: sha256 of a key that adds folders where there are no other keys; empty: there is none.
     """
 
     indexes: Set[str]
     hosts: frozenset[str] = frozenset(LOCAL_NAMES)
     keys: Mapping[bytes, frozenset[str]] = field(default_factory=dict)
-    build_key: bytes = b""
 
-    def opened_by(self, authorization: str) -> Set[str]:
-        """Return the names of the indexes that an Authorization header opens.
+    def opened_by(self, authorization: str) -> Opened:
+        """Return what an Authorization header opens.
 
         Raises:
             APIError: the header holds no valid key.
         """
         if not self.keys:
-            return self.indexes
+            return Opened(self.indexes)
         given = _bearer(authorization)
-        opened = [names for known, names in self.keys.items() if hmac.compare_digest(known, given)]
+        opened = [(known, names) for known, names in self.keys.items() if hmac.compare_digest(known, given)]
         if not opened:
             raise APIError(401, "invalid_api_key", "expected a valid API key in the header Authorization: Bearer KEY")
-        return self.indexes if opened[0] == ALL else opened[0]
+        (key, names), *_ = opened
+        return Opened(self.indexes, key.hex(), True) if names == ALL else Opened(names, key.hex())
 
-    def may_build(self, authorization: str) -> bool:
-        """Return whether an Authorization header holds a key that may add folders."""
-        known = [self.build_key] if self.build_key else [key for key, names in self.keys.items() if names == ALL]
-        given = _bearer(authorization)
-        return any(hmac.compare_digest(one, given) for one in known)
+
+@dataclass(frozen=True)
+class Opened:
+    """What a client may do.
+
+    Attributes:
+        indexes: names of those it may ask; client: its key, as a hash, "" for all clients without one.
+        may_build: whether it may add folders, which takes a key that opens all indexes.
+    """
+
+    indexes: Set[str]
+    client: str = ""
+    may_build: bool = False
 
 
 def _bearer(authorization: str) -> bytes:
@@ -143,11 +150,16 @@ def key_file(path: Path, indexes: Collection[str]) -> dict[bytes, frozenset[str]
 
 
 class Guard:
-    """An ASGI middleware that passes allowed requests on to an application and answers all others itself."""
+    """An ASGI middleware that passes allowed requests on to an application and answers all others itself.
 
-    def __init__(self, app: ASGIApp, *, access: Access) -> None:
-        self._app = app
-        self._access = access
+    Args:
+        refused: called for each request that is answered here, with the address it came from.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, access: Access, refused: Callable[[str, Scope, APIError], None] = lambda *_: None
+    ) -> None:
+        self._app, self._access, self._refused = app, access, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
@@ -165,13 +177,15 @@ class Guard:
             headers = self._check(scope)
             body = await read_body(headers, receive) if scope["method"] == "POST" else b""
         except APIError as error:
-            await JSONResponse(error.body(), error.status)(scope, receive, send)
+            self._refused((scope.get("client") or ("nowhere",))[0], scope, error)
+            closes = {"connection": "close"} if error.code == "invalid_http" else None
+            await JSONResponse(error.body(), error.status, closes)(scope, receive, send)
             return
         if body is not None:
             await self._app(scope, _replayed(body, receive), send)
 
     def _check(self, scope: Scope) -> Headers:
-        """Return the headers of an allowed request, and record in ``state.indexes`` which indexes it may ask about.
+        """Return the headers of an allowed request, and record in ``state.opened`` what its client may do.
 
         Raises:
             APIError: the request is not allowed.
@@ -180,6 +194,8 @@ class Guard:
         if size > HEAD_BYTES_MAX:
             raise headers_too_large()
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise APIError(400, "invalid_http", "expected a body with Content-Length or in chunks, not both")
         host = headers.get("host", "").lower()
         if host_name(host) not in self._access.hosts:
             raise APIError(421, "unknown_host", "this server does not go by that name; see --allow-host")
@@ -190,9 +206,10 @@ class Guard:
                 "requests from pages of other origins are not answered; a proxy must pass on Host",
             )
         is_public = PUBLIC.fullmatch(scope["path"])
-        given = headers.get("authorization", "")
-        opened = self._access.indexes if is_public else self._access.opened_by(given)
-        scope["state"] = {**scope.get("state", {}), "indexes": opened, "may_build": self._access.may_build(given)}
+        if not is_public and headers.get("sec-fetch-site") == "cross-site":
+            raise APIError(403, "unknown_origin", "requests from pages of other origins are not answered")
+        opened = Opened(self._access.indexes) if is_public else self._access.opened_by(headers.get("authorization", ""))
+        scope["state"] = {**scope.get("state", {}), "opened": opened}
         return headers
 
 

@@ -1,9 +1,9 @@
 """A listening socket, and a uvicorn server that limits how long a request may take to arrive.
 
 uvicorn limits the idle time between requests, but not the time in which a request arrives: clients that send a byte now
-and then (Slowloris) could hold all connections. No public setting of uvicorn limits that time or chooses the answer to
-bytes that are not HTTP. So `TimedProtocol` extends uvicorn's own protocol class, and pyproject.toml admits only the
-releases of uvicorn that it was tested with.
+and then (Slowloris), or nothing, could hold all connections. No public setting of uvicorn limits that time or chooses
+the answer to bytes that are not HTTP. So `TimedProtocol` extends uvicorn's own protocol class, and pyproject.toml
+admits only the releases of uvicorn that it was tested with.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ REQUEST_S = 20.0
 """Seconds in which a request must arrive, headers and body."""
 IDLE_S = 5
 CONNECTIONS_MAX = 256
-SHUTDOWN_S = 5
+"""Beyond it the connection that has waited longest for a request is closed, and a request is refused if none has."""
+SHUTDOWN_S = 3
 HEADERS = [
     ("cache-control", "no-store"),
     ("cross-origin-resource-policy", "same-origin"),
@@ -86,9 +87,11 @@ class TimedProtocol(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer for the first request."""
+        """Start the timer for the first request, and make room where there are too many connections."""
         super().connection_made(transport)
         self._update_timer()
+        if len(self.connections) >= CONNECTIONS_MAX:
+            self._close_longest_waiting()
 
     def data_received(self, data: bytes) -> None:
         """Take in a part of a request, and stop the timer once the request is whole."""
@@ -118,6 +121,13 @@ class TimedProtocol(H11Protocol):
             self.cycle.disconnected = True  # the application must not answer the earlier request any more
             self.cycle.message_event.set()
         self.transport.close()
+
+    def _close_longest_waiting(self) -> None:
+        waiting = [(one._deadline.when(), one) for one in self.connections if one is not self and one._deadline]  # type: ignore[union-attr]
+        if waiting:
+            _, longest = min(waiting, key=lambda pair: pair[0])
+            longest.transport.close()
+            self.connections.discard(longest)
 
     def _update_timer(self) -> None:
         is_incomplete = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)

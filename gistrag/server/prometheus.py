@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from gistrag.answering.answer import Answer
 
-FIRST_TOKEN_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
 class Metrics:
@@ -23,7 +23,7 @@ class Metrics:
         self._answers = Counter("gistrag_answers", "Answers.", [*by_index, "finish_reason"], registry=registry)
         self._verdicts = Counter("gistrag_verdicts", "Answers by verdict.", [*by_index, "verdict"], registry=registry)
         self._first_token_s = Histogram(
-            "gistrag_first_token_seconds", "Time to first token.", by_index, buckets=FIRST_TOKEN_S, registry=registry
+            "gistrag_first_token_seconds", "Time to first token.", by_index, buckets=SECONDS, registry=registry
         )
         self._amounts = {
             name: Counter(f"gistrag_{name}", f"Total of {name.replace('_', ' ')}.", by_index, registry=registry)
@@ -38,6 +38,9 @@ class Metrics:
             )
         }
         self._waiting = Gauge("gistrag_waiting", "Requests that wait in the queue.", registry=registry)
+        self._waited_s = Histogram("gistrag_waiting_seconds", "Time in the queue.", buckets=SECONDS, registry=registry)
+        self._refusals = Counter("gistrag_refusals", "Requests answered with an error.", ["code"], registry=registry)
+        self._restarts = Gauge("gistrag_worker_restarts", "Failures of the worker thread.", registry=registry)
 
     def count(self, index: str, answer: Answer, finish_reason: str) -> None:
         """Count an answer."""
@@ -47,7 +50,16 @@ class Metrics:
         for name, counter in self._amounts.items():
             counter.labels(index).inc(getattr(answer.usage, name))
 
-    def page(self, *, waiting: int) -> bytes:
+    def waited(self, seconds: float) -> None:
+        """Count how long a request waited for its turn."""
+        self._waited_s.observe(seconds)
+
+    def refused(self, code: str) -> None:
+        """Count a request that was answered with an error."""
+        self._refusals.labels(code).inc()
+
+    def page(self, *, waiting: int, restarts: int) -> bytes:
         """Return all metrics in the text format."""
         self._waiting.set(waiting)
+        self._restarts.set(restarts)
         return generate_latest(self._registry)

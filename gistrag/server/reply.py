@@ -31,8 +31,10 @@ class Reply(AsyncIterator[str]):
 
     async def begin(self) -> None:
         """Wait for the first piece, so that a bad request raises before the response starts."""
-        self._first = await anext(self._pieces, "")
+        self._first = await anext(self, "")
 
     async def __anext__(self) -> str:
-        first, self._first = self._first, ""
-        return first or await anext(self._pieces)
+        text, self._first = self._first, ""
+        while not text:  # a step that shows nothing
+            text = await anext(self._pieces)
+        return text

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.live_server import exchange, request
@@ -42,14 +44,46 @@ def test_others_need_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert access.hosts == {"localhost", "127.0.0.1", "[::1]", "0.0.0.0", "docs.example.org"}
 
 
-def test_the_key_that_adds_folders() -> None:
-    """It is made for the occasion, or is the one that opens all indexes."""
-    bare = Access(indexes=frozenset({"manual"}))
-    keyed = Access(indexes=frozenset({"manual"}), keys={digest(KEY): ALL})
+def test_a_new_key_opens_everything() -> None:
+    """Without keys the server makes one, another each time."""
+    access = Access(indexes=frozenset({"manual"}))
+    first = serve.new_token(access)
 
-    assert len(serve.build_key("127.0.0.1", bare)) >= 32
-    assert serve.build_key("127.0.0.1", bare) != serve.build_key("127.0.0.1", bare)
-    assert serve.build_key("localhost", keyed) == ""
+    assert len(first) >= 32
+    assert access.keys == {digest(first): ALL}
+    assert first != serve.new_token(access)
+
+
+def test_a_terminal_that_closes_ends_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SIGHUP reads the key file again, keeps the keys if it is bad, and ends a server that has none."""
+    path = tmp_path / "keys.txt"
+    path.write_text(f"{KEY} manual\n", "utf-8")
+    path.chmod(0o600)
+    running: Any = SimpleNamespace(should_exit=False)
+    access = serve.access_for("127.0.0.1", ["manual"], names=(), key_file=path)
+
+    path.write_text(f"{KEY[::-1]} manual\n", "utf-8")
+    serve.hang_up(running, access, path)
+    assert access.keys == {digest(KEY[::-1]): {"manual"}}
+
+    path.write_text("short manual\n", "utf-8")
+    serve.hang_up(running, access, path)
+    assert access.keys == {digest(KEY[::-1]): {"manual"}}
+    assert "the keys stay as they are: line 1" in caplog.text
+    assert not running.should_exit
+
+    serve.hang_up(running, access, None)
+    assert running.should_exit
+
+
+def test_no_token_beside_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two wishes that contradict each other are refused."""
+    monkeypatch.setenv(serve.KEY, KEY)
+
+    assert run_command(["serve", "--port", "0", "--index", str(tmp_path / "index"), "--no-token"]) == 2
+    assert "--no-token contradicts the keys" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -57,6 +91,7 @@ def test_the_key_that_adds_folders() -> None:
     [
         (["--host", "0.0.0.0"], f"{KEY} *", "expected --host 127.0.0.1 with --allow-build, got 0.0.0.0"),
         ([], f"{KEY} index", "expected a key that opens all indexes (*) with --allow-build"),
+        (["--no-token"], "", "expected a key that opens all indexes (*) with --allow-build"),
     ],
 )
 def test_who_may_not_add_folders(
@@ -66,18 +101,11 @@ def test_who_may_not_add_folders(
     path = tmp_path / "keys.txt"
     path.write_text(keys + "\n", "utf-8")
     path.chmod(0o600)
-    given = ["--index", f"index={tmp_path / 'index'}", "--key-file", str(path), "--allow-build", str(tmp_path)]
+    given = ["--index", f"index={tmp_path / 'index'}", "--allow-build", str(tmp_path)]
+    given += ["--key-file", str(path)] if keys else []
 
     assert run_command(["serve", "--port", "0", *given, *arguments]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_this_machine_needs_none() -> None:
-    """On a loopback address no client needs a key."""
-    access = serve.access_for("::1", ["manual"], names=(), key_file=None)
-
-    assert access.keys == {}
-    assert access.indexes == {"manual"}
 
 
 @pytest.mark.parametrize("arguments", [["serve", "--port", "0"], ["mcp"]])
@@ -129,7 +157,7 @@ def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatc
 
 @pytest.mark.model
 def test_the_command_serves_and_ends(tmp_path: Path) -> None:
-    """With the real models: the command prints its address, answers, and ends at SIGTERM with code 0."""
+    """With the real models: the command prints address and key, answers whoever has it, ends at SIGTERM with code 0."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "port.md").write_text("The harbour of Anlaby has three cranes.", "utf-8")
     run = [sys.executable, "-m", "gistrag"]
@@ -138,11 +166,13 @@ def test_the_command_serves_and_ends(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
         try:
             assert running.stderr is not None
-            line = next(line for line in running.stderr if line.startswith("serving"))
-            url = re.findall(r"http://\S+:\d+", line)[0]
+            line = next(line for line in running.stderr if line.startswith("open"))
+            url, key = re.findall(r"(http://\S+:\d+)/#key=(\S+)", line)[0]
             body = b'{"model": "index", "max_tokens": 8, "messages": [{"role": "user", "content": "How many cranes?"}]}'
 
-            assert exchange(url, request("POST", "/v1/chat/completions", body)) == 200
+            assert exchange(url, request("POST", "/v1/chat/completions", body)) == 401
+            asked = request("POST", "/v1/chat/completions", body, Authorization=f"Bearer {key}")
+            assert exchange(url, asked) == 200
             running.send_signal(signal.SIGTERM)
             assert running.wait(timeout=60) == 0
         finally:

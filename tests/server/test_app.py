@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.live_server import CHAT, HONEY, STREAMED, connect, error, request, serving
+from support.live_server import CHAT, HONEY, STREAMED, build, connect, error, request, serving
 
 from gistrag.answering import judge
 from gistrag.answering.confidence import Again, Calibration
@@ -25,6 +25,7 @@ from gistrag.model.gist_model import GistModel, Reading
 from gistrag.rag import GistRAG
 from gistrag.server import app
 from gistrag.server.auth import digest
+from gistrag.server.scheduler import Scheduler
 
 httpx = pytest.importorskip("httpx2")
 openai = pytest.importorskip("openai")
@@ -437,10 +438,10 @@ def test_a_full_queue_is_429(index: Path, engine: Engine, monkeypatch: pytest.Mo
         yield from b"ab"
 
     monkeypatch.setattr(judge, "generate_steps", blocked)
-    with serving({"manual": index}, engine, together=1) as url, ThreadPoolExecutor(17) as clients:
+    with serving({"manual": index}, engine, together=1, queue=16) as url, ThreadPoolExecutor(17) as clients:
         waiting = [clients.submit(httpx.post, url + CHAT, json=HONEY, timeout=60) for _ in range(17)]
         deadline_s = time.monotonic() + 30
-        while httpx.get(url + "/healthz").json()["waiting"] < app.QUEUE_MAX and time.monotonic() < deadline_s:
+        while httpx.get(url + "/healthz").json()["waiting"] < 16 and time.monotonic() < deadline_s:
             time.sleep(0.01)
 
         refused = httpx.post(url + CHAT, json=HONEY)
@@ -454,11 +455,12 @@ def test_a_full_queue_is_429(index: Path, engine: Engine, monkeypatch: pytest.Mo
 # Clients that disconnect, or are slow
 
 
-@pytest.mark.parametrize("body", [STREAMED, HONEY])
+@pytest.mark.parametrize("body", [STREAMED, HONEY, {**HONEY, "gistrag": {"mode": "text"}}])
 def test_a_client_that_disconnects_frees_its_place(
-    url: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    url: str, body: dict[str, Any], model: GistModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When a client disconnects, its answer is not computed any further."""
+    """When a client disconnects, its answer is not computed any further, nor a text read that it would be made from."""
+    monkeypatch.setattr(model, "piece_tokens", 1)
     made: list[float] = []
     feed = Reading.feed
 
@@ -478,6 +480,28 @@ def test_a_client_that_disconnects_frees_its_place(
     assert len(made) < 350
 
 
+def test_others_are_answered_while_a_text_is_read(url: str, model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long text is read in pieces, and between them others have their turn."""
+    monkeypatch.setattr(model, "piece_tokens", 1)
+    feed, begun = Reading.feed, threading.Event()
+
+    def slow(self: Reading, ids: Any, **options: Any) -> Any:
+        begun.set()
+        time.sleep(0.02)
+        return feed(self, ids, **options)
+
+    monkeypatch.setattr(Reading, "feed", slow)
+    as_text = {**HONEY, "max_tokens": 200, "gistrag": {"mode": "text", "top_k": 3}}
+    with ThreadPoolExecutor(1) as clients:
+        reading = clients.submit(httpx.post, url + CHAT, json=as_text, timeout=60)
+        assert begun.wait(30)
+
+        assert httpx.get(url + "/v1/documents", params={"model": "manual"}, timeout=60).status_code == 200
+
+        assert not reading.done()
+        assert reading.result().json()["usage"]["completion_tokens"] > 0
+
+
 def test_an_answer_that_takes_too_long_is_cut(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the time limit an answer ends with what it has."""
     monkeypatch.setattr(app, "GENERATION_S", 0.0)
@@ -488,7 +512,63 @@ def test_an_answer_that_takes_too_long_is_cut(client: Any, monkeypatch: pytest.M
     assert reply["usage"]["completion_tokens"] < 10
 
 
-# The log
+# Monitoring, and the log
+
+
+@pytest.mark.parametrize(
+    ("worker", "status", "said"),
+    [({}, 200, "ok"), ({"busy_s": 61.0}, 503, "stuck"), ({"is_alive": False}, 503, "stopped")],
+)
+def test_a_worker_that_is_stuck_is_told(
+    client: Any, worker: dict[str, Any], status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/readyz says whether an answer can be had; /healthz only whether the program has to be started again."""
+    for name, value in worker.items():
+        monkeypatch.setattr(Scheduler, name, value)
+
+    ready, health = client.get("/readyz"), client.get("/healthz")
+
+    assert (ready.status_code, ready.json()) == (status, {"status": said})
+    assert health.status_code == (503 if said == "stopped" else 200)
+
+
+def test_an_index_that_is_gone_is_told(engine: Engine, tmp_path: Path) -> None:
+    """/readyz says so, by no name."""
+    index = build(tmp_path, engine)
+    with serving({"manual": index}, engine) as url:
+        assert httpx.get(url + "/readyz").status_code == 200
+        index.rename(tmp_path / "elsewhere")
+
+        answer = httpx.get(url + "/readyz")
+
+    assert (answer.status_code, answer.json()) == (503, {"status": "an index is missing"})
+
+
+def test_what_the_guard_refuses_is_logged_and_counted(
+    index: Path, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong key leaves a line with address and path, harmless on a terminal and without the key, and is counted."""
+    keys = {digest("alice"): frozenset({"*"})}
+    with serving({"manual": index}, engine, access={"keys": keys}, metrics=True) as url:
+        httpx.get(url + "/v1/models%1B%0A?key=secret", headers={"Authorization": "Bearer mallory"})
+        counts = httpx.get(url + "/metrics", headers={"Authorization": "Bearer alice"}).text
+
+    line = next(one for one in caplog.messages if one.startswith("refused"))
+    assert line == r"refused GET /v1/models\x1b\n from 127.0.0.1: 401 invalid_api_key"
+    assert 'gistrag_refusals_total{code="invalid_api_key"} 1.0' in counts
+    assert "gistrag_waiting_seconds_count" in counts
+    assert "mallory" not in caplog.text
+
+
+def test_a_question_of_a_megabyte_is_refused_by_its_beginning(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not read to its end to find that it does not fit."""
+    read: list[int] = []
+    real = GistModel.encode_question
+    monkeypatch.setattr(GistModel, "encode_question", lambda self, text: read.append(len(text)) or real(self, text))
+    body = {**HONEY, "messages": [{"role": "user", "content": "honey " * 150_000}]}
+
+    assert error(client.post(CHAT, json=body)) == (400, "context_length_exceeded")
+    assert max(read) == app.QUESTION_CHARACTERS
 
 
 @pytest.mark.parametrize("wanted", [False, True])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gistrag.errors import UsageError
-from gistrag.server.auth import Access, digest, key_file, read_keys
+from gistrag.server.auth import Access, Opened, digest, key_file, read_keys
 from gistrag.server.protocol import APIError
 
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
@@ -19,8 +19,8 @@ def test_a_key_opens_its_indexes_and_no_others() -> None:
     keys = read_keys(f"# who\n\n{ALICE} manual  # the first\n{BOB} *\n", INDEXES, where="here")
 
     access = Access(indexes=frozenset(INDEXES), keys=keys)
-    assert access.opened_by(f"Bearer {ALICE}") == {"manual"}
-    assert access.opened_by(f"bearer  {BOB} ") == {"manual", "notes"}
+    assert access.opened_by(f"Bearer {ALICE}") == Opened(frozenset({"manual"}), digest(ALICE).hex())
+    assert access.opened_by(f"bearer  {BOB} ") == Opened({"manual", "notes"}, digest(BOB).hex(), may_build=True)
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", f"Basic {ALICE}", ALICE, "Bearer nonsense", "Bearer \xff"])
@@ -36,7 +36,7 @@ def test_without_a_key_nothing_opens(header: str) -> None:
 
 def test_without_keys_everything_opens() -> None:
     """A server without keys ignores the header."""
-    assert Access(indexes=frozenset({"manual"})).opened_by("Bearer whatever") == {"manual"}
+    assert Access(indexes=frozenset({"manual"})).opened_by("Bearer whatever") == Opened({"manual"})
 
 
 @pytest.mark.parametrize(

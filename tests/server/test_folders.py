@@ -21,7 +21,7 @@ from gistrag.server.folders import Folders
 
 httpx = pytest.importorskip("httpx2")
 KEY = "a-key-that-builds-0123456789"
-BUILDS = {"build_key": digest(KEY)}
+BUILDS = {"keys": {digest(KEY): ALL}}
 ADD = "/v1/folders"
 
 
@@ -201,14 +201,16 @@ def test_a_server_that_ends_ends_the_build(
 
 
 def test_who_may_not(root: Path, tmp_path: Path, engine: Engine) -> None:
-    """Without the key, with another one, or with one of some indexes only: 403, and the list of models says so."""
+    """Without the key it is 401, with one of some indexes only, or on a server without keys, 403."""
     index = build(tmp_path, engine)
     with serving({"manual": index}, engine, access=BUILDS, root=root) as url:
         for key in ("none", "another-key-0123456789"):
             with opened(url, key) as client:
-                assert error(client.post(ADD, json={"path": "notes"})) == (403, "may_not_build")
-                assert error(client.get(ADD)) == (403, "may_not_build")
-                assert client.get("/v1/models").json()["may_add_folders"] is False
+                assert error(client.post(ADD, json={"path": "notes"})) == (401, "invalid_api_key")
+                assert error(client.get(ADD)) == (401, "invalid_api_key")
+    with serving({"manual": index}, engine, root=root) as url, opened(url, "none") as client:
+        assert error(client.get(ADD)) == (403, "may_not_build")
+        assert client.get("/v1/models").json()["may_add_folders"] is False
     keys = {digest("all-0123456789012"): ALL, digest("some-0123456789012"): frozenset({"manual"})}
     with serving({"manual": index}, engine, access={"keys": keys}, root=root) as url:
         with opened(url, "some-0123456789012") as client:

@@ -34,6 +34,9 @@ pytestmark = pytest.mark.usefixtures("no_early_end")
         (request("POST", CHAT, b"[" * 100_000), 400),
         (request("POST", CHAT, b"\xff\xfe"), 400),
         (b"hello\r\n\r\n", 400),
+        (request("POST", CHAT, b"2\r\n{}\r\n0\r\n\r\n", Transfer_Encoding="chunked"), 400),
+        (request("GET", "/v1/models", Sec_Fetch_Site="cross-site"), 403),
+        (request("GET", "/", Sec_Fetch_Site="cross-site"), 200),
         (request("GET", "/healthz", Origin="http://localhost"), 200),
         (request("GET", "/healthz", Host="[::1]:8000"), 200),
     ],
@@ -74,6 +77,31 @@ def test_slow_requests_are_closed(url: str, monkeypatch: pytest.MonkeyPatch) -> 
                 left = raw.recv(65536)
 
     assert exchange(url, health) == 200
+
+
+def test_two_lengths_end_the_connection(url: str) -> None:
+    """A body with a length and in chunks is read differently by different programs; nothing after it is answered."""
+    doubtful = request("POST", CHAT, b"2\r\n{}\r\n0\r\n\r\n", Transfer_Encoding="chunked")
+    with connect(url) as raw:
+        raw.sendall(doubtful + request("GET", "/healthz"))
+        answers = b"".join(iter(lambda: raw.recv(65536), b""))
+
+    assert answers.startswith(b"HTTP/1.1 400")
+    assert answers.count(b"HTTP/1.1") == 1
+
+
+def test_idle_connections_keep_nobody_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are too many connections, the one that has waited longest is closed and the newest is answered."""
+    monkeypatch.setattr(http, "CONNECTIONS_MAX", 20)
+    health = request("GET", "/healthz", Content_Length="", Content_Type="")
+    idle = [connect(url) for _ in range(40)]
+
+    assert [exchange(url, health) for _ in range(5)] == [200] * 5
+
+    idle[0].settimeout(10)
+    assert idle[0].recv(1) == b""
+    for one in idle:
+        one.close()
 
 
 def test_an_exchange_that_takes_too_long_is_closed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from gistrag.engine import Engine
 from gistrag.index.gist_worker import GistWorker
 from gistrag.model.gist_model import GistModel
 from gistrag.rag import GistRAG
-from gistrag.server.auth import digest
+from gistrag.server.auth import ALL, digest
 from gistrag.server.folders import Folders
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install playwright")
@@ -843,7 +843,7 @@ def test_a_folder_is_added(
     key = "a-key-that-builds-0123456789"
     say("In combs of wax.")
     with (
-        serving({}, engine, access={"build_key": digest(key)}, root=tmp_path / "root") as url,
+        serving({}, engine, access={"keys": {digest(key): ALL}}, root=tmp_path / "root") as url,
         opened(browser, f"{url}/#key={key}", tolerated="status of 400") as page,
     ):
         dialog = page.get_by_role("dialog", name="Add a folder")
@@ -870,10 +870,17 @@ def test_a_folder_is_added(
 
 
 def test_nobody_else_is_offered_to_add_folders(browser: Any, tmp_path: Path, engine: Engine) -> None:
-    """Without the key the page has no such button."""
-    index = build(tmp_path, engine)
-    access = {"build_key": digest("a-key-that-builds-0123456789")}
-    with serving({"manual": index}, engine, access=access, root=tmp_path) as url, opened(browser, url) as page:
+    """With a key of some indexes the page has no such button."""
+    key = "a-key-that-reads-0123456789"
+    with (
+        serving(
+            {"manual": build(tmp_path, engine)},
+            engine,
+            access={"keys": {digest(key): frozenset({"manual"})}},
+            root=tmp_path,
+        ) as url,
+        opened(browser, f"{url}/#key={key}") as page,
+    ):
         assert ready(page).locator("#show-folders").is_hidden()
 
 

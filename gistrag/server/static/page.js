@@ -29,7 +29,7 @@ async function start() {
   await showPassage();
 }
 
-// A key in the address, which the server prints for who may add folders, goes where a typed one would.
+// A key in the address, which the server prints, goes where a typed one would.
 function takeKey() {
   const [, key] = location.hash.match(/^#key=([\w-]+)$/) ?? [];
   if (!key) return;
