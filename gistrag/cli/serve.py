@@ -8,8 +8,8 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,18 +109,14 @@ def serve(
     file again.
     """
     with ExitStack() as stack:
-        with loading():
-            try:
-                from gistrag.server import app, http, registry
-                from gistrag.server.folders import Folders
-            except ModuleNotFoundError as error:
-                raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[server]'") from error
+        with loading(), needs_extra():
+            from gistrag.server import app, http, registry
+            from gistrag.server.folders import Folders
+
             is_bare = allow_build is not None and not index and not INDEX.exists()
             folders = {} if is_bare else registry.named(index or [str(INDEX)])
             access = access_for(host, folders, names=allow_host or (), key_file=key_file)
-            if no_token and access.keys:
-                raise UsageError(f"--no-token contradicts the keys; omit it, or --key-file and {KEY}")
-            token = "" if access.keys or no_token else new_token(access)
+            token = own_token(access, no_token=no_token)
             if allow_build:
                 require_builder(host, access)
             listening = stack.enter_context(http.listen(host, port))
@@ -136,10 +132,10 @@ def serve(
                 embedder=embedder,
             )
             rags = stack.enter_context(opened)
-            loaded = (
-                registry.engine_of(rags, device=device, runtime=runtime, reranker=reranker) if allow_build else None
-            )
-            adding = Folders(allow_build, rags, loaded, gists=gists, device=device) if allow_build and loaded else None
+            adding = None
+            if allow_build:
+                loaded = registry.engine_of(rags, device=device, runtime=runtime, reranker=reranker)
+                adding = Folders(allow_build, rags, loaded, gists=gists, device=device)
             access.indexes = rags.keys()
         config = app.ServerConfig(
             together=together,
@@ -154,6 +150,15 @@ def serve(
         until_stopped(running, listening, hang_up=lambda: hang_up(running, access, key_file))
 
 
+@contextmanager
+def needs_extra() -> Iterator[None]:
+    """Name what has to be installed if a module is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed; run pip install 'gistrag[server]'") from error
+
+
 def _announce(names: str, url: str, token: str, access: Access) -> None:
     say(f"serving {names or 'no index yet'} at {url}; Ctrl-C stops")
     if token:
@@ -162,10 +167,18 @@ def _announce(names: str, url: str, token: str, access: Access) -> None:
         say("every user and program of this machine may read all of it (--no-token)")
 
 
-def new_token(access: Access) -> str:
-    """Give a server a new key that opens everything, and return it."""
+def own_token(access: Access, *, no_token: bool) -> str:
+    """Give a server without keys a new one that opens everything, and return it; "" where it needs none.
+
+    Raises:
+        UsageError: keys are given, and none is wanted.
+    """
     from gistrag.server.auth import ALL, digest
 
+    if no_token and access.keys:
+        raise UsageError(f"--no-token contradicts the keys; omit it, or --key-file and {KEY}")
+    if no_token or access.keys:
+        return ""
     token = secrets.token_urlsafe(24)
     access.keys = {digest(token): ALL}
     return token

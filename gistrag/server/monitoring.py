@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-
-from starlette.types import Scope
+from typing import Any
 
 from gistrag import __version__
 from gistrag.answering.answer import Answer
@@ -67,7 +66,7 @@ class Monitor:
         page = self._metrics.page(waiting=self.scheduler.waiting, restarts=self.scheduler.restarts)
         return page, self._metrics.MEDIA_TYPE
 
-    def turned_away(self, client: str, scope: Scope, error: APIError) -> None:
+    def turned_away(self, client: str, scope: Mapping[str, Any], error: APIError) -> None:
         """Log and count a request that came no further than the guard; no key is written."""
         asked = visible(f"{scope['method']} {scope['path'][:PATH_CHARACTERS]}")
         logger.warning("refused %s from %s: %d %s", asked, client, error.status, error.code)

@@ -47,11 +47,15 @@ def test_others_need_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_new_key_opens_everything() -> None:
     """Without keys the server makes one, another each time."""
     access = Access(indexes=frozenset({"manual"}))
-    first = serve.new_token(access)
+    first = serve.own_token(access, no_token=False)
 
     assert len(first) >= 32
     assert access.keys == {digest(first): ALL}
-    assert first != serve.new_token(access)
+    assert serve.own_token(access, no_token=False) == ""
+
+    access.keys = {}
+    assert serve.own_token(access, no_token=True) == ""
+    assert first != serve.own_token(access, no_token=False)
 
 
 def test_a_terminal_that_closes_ends_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

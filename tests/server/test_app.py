@@ -24,7 +24,7 @@ from gistrag.engine import Engine
 from gistrag.model.gist_model import GistModel, Reading
 from gistrag.rag import GistRAG
 from gistrag.server import app
-from gistrag.server.auth import digest
+from gistrag.server.auth import ALL, digest
 from gistrag.server.scheduler import Scheduler
 
 httpx = pytest.importorskip("httpx2")
@@ -248,8 +248,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def test_examples_in_python(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_in_python(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python examples run as they are, with another address."""
+    monkeypatch.setenv("GISTRAG_API_KEY", "alice")
     for block in blocks("python"):
         exec(block.replace("http://127.0.0.1:8000", url), {})
 
@@ -259,12 +260,14 @@ def test_examples_in_python(url: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
-def test_examples_with_curl(url: str) -> None:
-    """The curl examples run as they are, without an error."""
-    (block,) = (block for block in blocks("bash") if block.startswith("curl"))
-    script = f'set -e\ncurl() {{ command curl -sS --fail-with-body "$@"; }}\n{block}'
+def test_examples_with_curl(index: Path, engine: Engine) -> None:
+    """The curl examples run as they are, with their key, without an error."""
+    (block,) = (block for block in blocks("bash") if block.startswith("auth"))
+    script = f'set -e\nGISTRAG_API_KEY=alice\ncurl() {{ command curl -sS --fail-with-body "$@"; }}\n{block}'
 
-    ran = subprocess.run(["bash", "-c", script.replace("http://127.0.0.1:8000", url)], capture_output=True, text=True)
+    with serving({"manual": index}, engine, access={"keys": {digest("alice"): ALL}}) as url:
+        script = script.replace("http://127.0.0.1:8000", url)
+        ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
 
     assert ran.returncode == 0
     assert ran.stderr == ""
