@@ -39,6 +39,7 @@ OPEN_MACHINE = {
         "index",
         "storage",
     },  # runs a build with one protection left out
+    "notebooks/bench/fairness.py": {"evaluation"},  # asks the questions of `gistrag bench`
     "notebooks/bench/serving.py": {"evaluation"},  # asks the questions of `gistrag bench`
     "notebooks/bench/untrained.py": {"answering", "compression", "model", "qa"},  # reads without an index
 }

@@ -336,10 +336,11 @@ def _footnote(number: int, source: Source, quoted: str) -> str:
 def cut(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
     """Yield *pieces* without leading white space, up to the first of the texts *stops*.
 
-    Text that may be the beginning of a stop is held back until the next piece decides.
+    Text that may be the beginning of a stop is held back until the next piece decides; an empty piece stands for a step
+    that shows nothing.
 
-    >>> list(cut(iter([" one", " two#", "# three"]), ["##"]))
-    ['one', ' two']
+    >>> list(cut(iter([" one", "", " two#", "# three"]), ["##"]))
+    ['one', '', ' two']
     """
     held, has_begun = "", False
     for piece in pieces:
@@ -349,8 +350,7 @@ def cut(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
             held = held[: min(ends)]
             break
         safe = len(held) - max((_overlap(held, stop) for stop in stops), default=0)
-        if held[:safe]:
-            yield held[:safe]
+        yield held[:safe]
         held = held[safe:]
     if held:
         yield held

@@ -36,28 +36,43 @@ from gistrag.evaluation.speed import machine
 
 CHAT = "/v1/chat/completions"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+KEY = "the-key-of-the-benchmark"
 QUIET_S = 0.5  # OpenMP's threads spin a while after their work, on the cores of who is asked next
 
 
 @contextmanager
 def server(index: Path, together: int) -> Iterator[str]:
     """Run a server for the length of the block and give its address."""
-    command = [sys.executable, "-m", "gistrag", "serve", "--index", f"bench={index}", "--port", "0"]
-    with subprocess.Popen([*command, "--together", str(together)], stderr=subprocess.PIPE, text=True) as running:
+    with process(index, "--together", str(together)) as (url, _):
+        yield url
+
+
+@contextmanager
+def process(index: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run a server for the length of the block and give its address and its process."""
+    command = [sys.executable, "-m", "gistrag", "serve", "--index", f"bench={index}", "--port", "0", *options]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "GISTRAG_API_KEY": KEY}
+    ) as running:
         assert running.stderr is not None
         told = next(line for line in running.stderr if line.startswith("serving"))
         threading.Thread(target=running.stderr.read, daemon=True).start()  # so that it never waits for a reader
         try:
-            yield re.findall(r"http://\S+:\d+", told)[0]
+            yield re.findall(r"http://\S+:\d+", told)[0], running
         finally:
             running.terminate()
 
 
-def streamed(url: str, question: str, tokens: int) -> dict[str, float]:
-    """Return seconds to the first and the last piece of a streamed answer, and its tokens."""
+def streamed(url: str, question: str, tokens: int, *, key: str = KEY, **chosen: Any) -> dict[str, float]:
+    """Return seconds to the first and the last piece of a streamed answer, and its tokens.
+
+    Args:
+        chosen: what the request chooses under ``gistrag``.
+    """
     body = {"model": "bench", "messages": [{"role": "user", "content": question}], "max_tokens": tokens, "stream": True}
+    body, headers = {**body, "gistrag": chosen}, {"Authorization": f"Bearer {key}"}
     started_s, first_s, said = time.perf_counter(), 0.0, 0
-    with httpx.stream("POST", url + CHAT, json=body, timeout=600) as response:
+    with httpx.stream("POST", url + CHAT, json=body, headers=headers, timeout=600) as response:
         for line in response.iter_lines():
             event = json.loads(line[6:]) if line.startswith("data: {") else {}
             if event.get("choices", [{}])[0].get("delta", {}).get("content") and not first_s:
@@ -110,7 +125,7 @@ def first_paints(url: str, repeats: int) -> list[float]:
         for _ in range(repeats):
             context = browser.new_context()
             page = context.new_page()
-            page.goto(url)
+            page.goto(f"{url}/#key={KEY}")
             page.locator("#facts:not(:empty)").wait_for()
             samples.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000)
             context.close()
