@@ -131,8 +131,7 @@ class Service:
     def __init__(
         self, registry: Mapping[str, GistRAG], access: Access, config: ServerConfig, folders: Folders | None
     ) -> None:
-        self._registry, self._config, self._folders = registry, config, folders
-        self._clients = max(1, len(access.keys))
+        self._registry, self._access, self._config, self._folders = registry, access, config, folders
         self.monitor = Monitor(registry, with_metrics=config.metrics)
         self._started = int(time.time())
         self._watches: set[asyncio.Task[None]] = set()
@@ -144,7 +143,7 @@ class Service:
         self._scheduler = Scheduler(
             active_max=self._config.together,
             queue_max=self._config.queue,
-            clients=self._clients,
+            clients=lambda: max(1, len(self._access.keys)),
             waited=self.monitor.waited,
         )
         self.monitor.scheduler = self._scheduler

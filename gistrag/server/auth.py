@@ -33,7 +33,7 @@ BODY_BYTES_MAX = 1024 * 1024
 EXCHANGE_S = 900.0
 """Seconds after which a connection is closed, even if the client has not read the whole answer."""
 
-KEY_CHARACTERS_MIN = 16
+KEY_CHARACTERS_MIN, KEY_DIFFERENT_MIN = 16, 8
 ALL = frozenset({"*"})
 """What a key opens that opens every index, also one that is added later."""
 PUBLIC = re.compile(r"/|/healthz|/readyz|/static/.*")
@@ -113,11 +113,11 @@ def read_keys(text: str, indexes: Collection[str], *, where: str) -> dict[bytes,
         if not key:
             continue
         opened = frozenset(names)
-        if len(key) < KEY_CHARACTERS_MIN:
-            example = secrets.token_urlsafe(24)
+        if len(key) < KEY_CHARACTERS_MIN or len(set(key)) < KEY_DIFFERENT_MIN:
             raise UsageError(
-                f"line {number} of {where}: expected a key of {KEY_CHARACTERS_MIN} characters or more, got {len(key)}; "
-                f"use a random one, such as {example}"
+                f"line {number} of {where}: expected a key of {KEY_CHARACTERS_MIN} characters or more, "
+                f"{KEY_DIFFERENT_MIN} of them different, got {len(key)} and {len(set(key))}; "
+                f"use a random one, such as {secrets.token_urlsafe(24)}"
             )
         if not opened or (opened != ALL and not opened <= set(indexes)):
             raise UsageError(

@@ -105,7 +105,7 @@ class Scheduler:
     """A worker thread that interleaves up to *active_max* jobs while up to *queue_max* more wait.
 
     Args:
-        clients: how many share it; one may hold so many parts of both.
+        clients: returns how many share it; each may hold that part of both.
         waited: called with the seconds that a job has waited, when it becomes active.
 
     Attributes:
@@ -113,11 +113,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, *, active_max: int, queue_max: int, clients: int = 1, waited: Callable[[float], None] = lambda _: None
+        self,
+        *,
+        active_max: int,
+        queue_max: int,
+        clients: Callable[[], int] = lambda: 1,
+        waited: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self._active_max, self._queue_max, self._waited = active_max, queue_max, waited
-        self._share = max(1, active_max // clients)
-        self._queue_share = queue_max // clients
+        self._active_max, self._queue_max, self._clients, self._waited = active_max, queue_max, clients, waited
         self._changed = threading.Condition()
         self._queue: list[Job[Any]] = []
         self._active: list[Job[Any]] = []
@@ -133,6 +136,11 @@ class Scheduler:
         """Number of jobs that wait because others are active."""
         counts = Counter(job.client for job in (*self._queue, *self._active))
         return max(counts.total() - self._active_max, sum(max(0, count - self._share) for count in counts.values()))
+
+    @property
+    def _share(self) -> int:
+        """Places that one client may hold."""
+        return max(1, self._active_max // self._clients())
 
     @property
     def busy_s(self) -> float:
@@ -156,7 +164,7 @@ class Scheduler:
             self._queue = [queued for queued in self._queue if queued.is_wanted]
             held = [other.client for other in (*self._queue, *self._active)]
             is_full = len(held) >= self._active_max + self._queue_max
-            if is_full or held.count(client) >= self._share + self._queue_share:
+            if is_full or held.count(client) >= self._share + self._queue_max // self._clients():
                 raise Full
             self._queue.append(job)
             self._changed.notify()

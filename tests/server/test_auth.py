@@ -42,7 +42,8 @@ def test_without_keys_everything_opens() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("short *", "line 1 of here: expected a key of 16 characters or more, got 5; use a random one"),
+        ("short *", "line 1 of here: expected a key of 16 characters or more, 8 of them different, got 5 and 5; use a"),
+        ("aaaaaaaaaaaaaaaaaaaa *", "8 of them different, got 20 and 1; use a random one"),
         (f"\n{ALICE}", "line 2 of here: expected names of indexes after the key, .* this server has manual, notes"),
         (f"{ALICE} diary", "got diary; this server has"),
         (f"{ALICE} manual\n{ALICE} notes", "line 2 of here: this key is already on an earlier line"),

@@ -183,7 +183,7 @@ def test_clients_share_time_whatever_they_ask_for() -> None:
             yield name
 
     async def talk() -> None:
-        scheduler = Scheduler(active_max=8, queue_max=8, clients=2)
+        scheduler = Scheduler(active_max=8, queue_max=8, clients=lambda: 2)
         crowd = [scheduler.submit(work("a"), client="a") for _ in range(4)]
         await anext(crowd[0])
 
@@ -207,7 +207,7 @@ def test_no_client_takes_the_places_of_another() -> None:
         yield 1
 
     async def talk() -> None:
-        scheduler = Scheduler(active_max=2, queue_max=4, clients=2)
+        scheduler = Scheduler(active_max=2, queue_max=4, clients=lambda: 2)
         crowd = [scheduler.submit(blocked(), client="a") for _ in range(3)]
         with pytest.raises(Full):
             scheduler.submit(blocked(), client="a")
