@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ class Contents:
         self.folder = store.folder
         self._retriever, self._finder = retriever, finder
 
-    @cached_property
+    @property
     def index_id(self) -> str:
         """Twelve hex digits that tell this index from every other one."""
         return hashlib.sha256(self.store.config.salt.encode()).hexdigest()[:12]

@@ -30,13 +30,14 @@ from gistrag.documents.text import Part
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
 from gistrag.index import manifest
 from gistrag.index.changes import Changes, compared
+from gistrag.index.chunk_rows import damaged_documents
 from gistrag.index.coverage import Sample
 from gistrag.index.embedder import Embedder
 from gistrag.index.folder_record import set_left_out
 from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
 from gistrag.index.schema import DocumentRow, GistRow, StoredChunk
-from gistrag.index.store import IndexedChunk, Store, damaged_documents
+from gistrag.index.store import IndexedChunk, Store
 from gistrag.index.summaries import Missing, as_chunk, summary_of
 from gistrag.model.runtime import AnyRuntime
 from gistrag.progress import NoProgress, Progress, ReadingProgress
@@ -202,7 +203,7 @@ class Builder:
             return {row.id for row in self._store.documents()}
         gists = self._store.gists
         broken = {row.key for row in gists.rows() if not self._is_sound(row)} | gists.unrecorded()
-        damaged = set(damaged_documents(self._store))
+        damaged = set(damaged_documents(self._store.database))
         return {row.id for row in self._store.documents() if row.path in damaged or self._uses(row, broken)}
 
     def _uses(self, row: DocumentRow, keys: set[str]) -> bool:

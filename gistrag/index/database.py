@@ -1,14 +1,14 @@
 """The SQLite session of an index: connecting, transactions, settings, and SQLite's errors made ours.
 
 A builder opens ``index.db`` to read and write, with a write-ahead log. A reader never writes: it follows a builder
-where the folder allows it, and otherwise opens the file as one that nobody changes.
+where the folder allows it, and otherwise opens the file as one that nobody changes. Where another ``index.db`` was put
+in place of the one it reads, it opens that one.
 
 Nothing here knows what a table holds; the statements are in `gistrag.index.schema`.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from gistrag.errors import IncompleteIndexError, IndexFolderError, ResourceError, UsageError
 from gistrag.index import schema
+from gistrag.index.trust import require_trust
 from gistrag.storage import files
 from gistrag.storage.fingerprint import digest
 
@@ -35,6 +36,7 @@ CONNECTION_PRAGMAS = (
 )
 
 _Inode = tuple[int, int]
+_NOWHERE: _Inode = (0, 0)
 _sessions: Counter[_Inode] = Counter()
 """How many databases of each file are open in this process."""
 _hashed: dict[_Inode, int] = {}
@@ -57,6 +59,8 @@ class Database:
         path: of the database file.
         is_builder: whether it was opened to write.
         is_immutable: whether SQLite was told that nobody writes.
+        openings: how often a file was opened; what was read from an earlier one is of no use any more.
+        on_replaced: called after another file was opened; what it raises, the reading statement raises.
 
     Raises:
         IncompleteIndexError: no build has committed there yet.
@@ -67,11 +71,14 @@ class Database:
         self.folder, self.path = folder, folder / "index.db"
         self.is_builder = is_builder
         self._guard = threading.RLock()  # one connection, one transaction: threads take turns
+        self._is_closed, self.openings = False, 0
+        self.on_replaced: Callable[[], None] = lambda: None
         self._connect()
 
     def close(self) -> None:
         """Close the connection; what was not committed is lost."""
         with self._guard:
+            self._is_closed = True
             self._disconnect()
 
     # Connecting
@@ -80,7 +87,7 @@ class Database:
         with self.explained():
             if not self.path.is_file():
                 raise nothing_built(self.folder)
-            _require_trust(self.folder)
+            require_trust(self.folder)
             if not self.is_builder and _is_half_made(self.folder):
                 raise nothing_built(self.folder)
             self._opened, self._inode = files.stamp(self.path), _inode(self.path)
@@ -94,8 +101,36 @@ class Database:
             self.is_immutable = True  # the disk has no room for the files by which a reader follows a builder
             self._connect_as("immutable=1")
         self._is_counted = True
+        self.openings += 1
         with _registry:
             _sessions[self._inode] += 1
+
+    def _follow(self) -> None:
+        """Open the file that was put in place of the one that is open, between two transactions of a reader.
+
+        Raises:
+            IndexFolderError: there is none, or it is no index; the next statement looks again.
+        """
+        if self.is_builder or self._is_closed or not self._is_replaced():
+            return
+        self._disconnect()
+        try:
+            self._connect()
+            self.on_replaced()
+        except BaseException:
+            self._disconnect()
+            self._inode = _NOWHERE
+            raise
+
+    def _is_replaced(self) -> bool:
+        if self._inode == _NOWHERE:
+            return True
+        if self.in_transaction:
+            return False
+        try:
+            return (files.stamp(self.path) != self._opened) if self.is_immutable else _inode(self.path) != self._inode
+        except OSError:
+            return True
 
     def _disconnect(self) -> None:
         self._connection.close()
@@ -126,20 +161,20 @@ class Database:
         self._connection.text_factory = lambda data: data.decode(errors="replace")  # what is damaged fails its hash
         self._connection.create_function("casefold", 1, str.casefold, deterministic=True)
         for pragma in CONNECTION_PRAGMAS:
-            self.execute(pragma)
+            self._run(pragma)
         is_empty = self._require_format()
         if self.is_builder:
             for pragma in schema.BUILDER_PRAGMAS:
-                self.execute(pragma)
+                self._run(pragma)
         if is_empty:
-            self.execute("BEGIN IMMEDIATE")  # an index exists from the first commit on
+            self._run("BEGIN IMMEDIATE")  # an index exists from the first commit on
             for statement in schema.SCHEMA:
-                self.execute(statement)
+                self._run(statement)
 
     def _require_format(self) -> bool:
         """Return whether the file is empty, as it may be for a builder; any other is an index of a known format."""
-        application, version = self.execute("PRAGMA application_id")[0][0], self.execute("PRAGMA user_version")[0][0]
-        is_empty = not application and not self.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+        application, version = self._run("PRAGMA application_id")[0][0], self._run("PRAGMA user_version")[0][0]
+        is_empty = not application and not self._run("SELECT 1 FROM sqlite_master LIMIT 1")
         if is_empty and not self.is_builder:
             raise nothing_built(self.folder)
         if not is_empty and application != schema.APPLICATION_ID:
@@ -158,9 +193,14 @@ class Database:
 
         Raises:
             ResourceError: the disk is full.
-            IndexFolderError: SQLite refuses for any other reason.
+            IndexFolderError: SQLite refuses for any other reason, or the index is gone.
         """
-        with self._guard, self.explained():
+        with self._guard:
+            self._follow()
+            return self._run(statement, values)
+
+    def _run(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+        with self.explained():
             return self._connection.execute(statement, values).fetchall()
 
     def values(self, kind: Callable[..., _Row], rows: Iterable[Sequence[Any]]) -> list[_Row]:
@@ -181,22 +221,16 @@ class Database:
         Inside another snapshot, or in a builder's transaction, it adds nothing.
         """
         with self._guard:
+            self._follow()
             if self.in_transaction:
                 yield
                 return
-            if self.is_immutable and self._is_replaced():
-                self._disconnect()
-                self._connect()
-            self.execute("BEGIN")
+            self._run("BEGIN")
             try:
                 yield
             finally:
                 with suppress(sqlite3.Error):  # nothing was written; a failed read may have ended it already
                     self._connection.rollback()
-
-    def _is_replaced(self) -> bool:
-        with self.explained():
-            return files.stamp(self.path) != self._opened
 
     @property
     def in_transaction(self) -> bool:
@@ -395,30 +429,3 @@ def _is_refusal(error: Exception) -> bool:
 def _code(error: BaseException | None) -> int:
     """Return the kind of an error of SQLite, 0 for any other error."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind
-
-
-def _require_trust(folder: Path) -> None:
-    """Return if no stranger can put a gist into an index and so steer the model; known others are only warned of.
-
-    Raises:
-        IndexFolderError: everybody can, or index.db is a link out of the folder. Root, as whom containers run on
-            folders that are open to everybody, is only warned as well.
-    """
-    if (folder / "index.db").is_symlink():
-        raise IndexFolderError(f"expected a file at {folder / 'index.db'}, found a link; name the folder of the index")
-    for path in (folder, folder / "gists", folder / "index.db"):
-        others = files.writers(path) if path.exists() else ""
-        if others == "everybody" and os.geteuid():
-            raise IndexFolderError(
-                f"everybody may write to {path}, and whoever does steers the answers; if all in it is yours, run "
-                f"chmod -R go-w {folder}"
-            )
-        if others:
-            _warn(folder, others)
-            return
-
-
-@functools.cache
-def _warn(folder: Path, others: str) -> None:
-    """Say it once in a process."""
-    logger.warning("%s may write to the index in %s, and whoever does steers the answers", others, folder)

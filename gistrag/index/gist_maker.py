@@ -20,8 +20,9 @@ from gistrag.compression.making import gist_count, is_compressible
 from gistrag.errors import ResourceError
 from gistrag.index import manifest
 from gistrag.index.builder import SyncReport
+from gistrag.index.chunk_rows import leave_as_text
 from gistrag.index.schema import StoredChunk
-from gistrag.index.store import Store, leave_as_text, pending_chunks
+from gistrag.index.store import Store, pending_chunks
 from gistrag.kv.packed import stored_bytes
 from gistrag.progress import NoProgress, Progress, megabytes
 from gistrag.settings import GistSettings
@@ -121,7 +122,7 @@ def make(model: GistModel, wanted: Mapping[str, Sequence[int]], settings: GistSe
 def keep(store: Store, made: Mapping[str, GistCache | None]) -> int:
     """Put gists into an index open for writing, and return how many chunks stay text because theirs were not made."""
     store.gists.put({key: cache for key, cache in made.items() if cache is not None})
-    return sum(leave_as_text(store, key) for key, cache in made.items() if cache is None)
+    return sum(leave_as_text(store.database, key) for key, cache in made.items() if cache is None)
 
 
 def compress_texts(store: Store, model: GistModel, texts: Sequence[str]) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from gistrag.errors import CorruptGistError, GistNotFoundError
 from gistrag.index import manifest
-from gistrag.index.store import Store, damaged_documents
+from gistrag.index.chunk_rows import damaged_documents
+from gistrag.index.store import Store
 from gistrag.storage import files
 
 _LEFT_BY_A_BUILD = re.compile(
@@ -82,7 +83,7 @@ def _check_gists(store: Store, findings: Findings) -> set[str]:
 
 def _check_database(store: Store, findings: Findings) -> set[str]:
     """Look into index.db and at the vectors, and return the paths of documents that have to be written again."""
-    damaged, differing = damaged_documents(store), manifest.differences(store)
+    damaged, differing = damaged_documents(store.database), manifest.differences(store)
     chunks = (f"a chunk of {path} differs from its hash" for path in damaged)
     findings.database = [*differing, *store.database.integrity(), *chunks]
     if count := len(store.pairs.differing()):
@@ -122,6 +123,7 @@ def remove_unused(store: Store) -> int:
     store.commit()
     strays = unreferenced(store)
     for path in strays:
+        store.require_lock()  # or they may be what another builder is about to commit
         files.remove(path)
     return len(strays)
 

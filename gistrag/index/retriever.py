@@ -172,7 +172,7 @@ class VectorSearch:
         self._store = store
         self._record: VectorFile | None = None
         self._main: VectorIndex | None = None
-        self._main_last = self._last = 0
+        self._main_last = self._last = self._opening = 0
         self._tail: VectorIndex | None = None
 
     def nearest(
@@ -201,8 +201,9 @@ class VectorSearch:
 
     def _refresh(self) -> None:
         record, last = self._store.vectors.file(), self._store.vectors.last_id()
-        if self._main is None or record != self._record:
+        if self._opening != self._store.database.openings or record != self._record:
             self._load(record)
+            self._opening = self._store.database.openings
         if last > self._last:
             rows = self._store.vectors.rows(after=self._main_last)
             self._tail, self._last = VectorIndex.build(rows.chunk_ids, rows.vectors), rows.last_id

@@ -15,15 +15,15 @@ This module embeds nothing, ranks no vectors and knows no model.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ import numpy.typing as npt
 from gistrag.documents.discovery import Document, Skipped
 from gistrag.errors import IndexLockedError, UsageError
 from gistrag.index import schema
+from gistrag.index.chunk_rows import chunk_rows, row_sha256
 from gistrag.index.config import IndexConfig
 from gistrag.index.database import Database, nothing_built
 from gistrag.index.gist_store import GistStore
@@ -41,6 +42,7 @@ from gistrag.index.summaries import Summaries
 from gistrag.index.vector_store import VectorStore
 from gistrag.settings import IndexSettings
 from gistrag.storage import files
+from gistrag.storage.fingerprint import require_same
 
 if TYPE_CHECKING:
     from gistrag.documents.chunking import Chunk
@@ -88,6 +90,8 @@ class Store:
         self.pairs = Pairs(self.database)
         self.summaries = Summaries(self.database, self.config, chunks_of=self.chunks_of)
         self.metadata = Metadata(self.database)
+        self.database.on_replaced = partial(_use_replacement, self)
+        self.require_lock: Callable[[], None] = lambda: None
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
@@ -116,9 +120,10 @@ class Store:
         """
         folder = Path(folder).absolute()
         files.make_folder(folder)
-        with _locked(folder / "lock", command):
+        with _locked(folder / "lock", command) as require_lock:
             files.make_private(folder / "index.db")
             store = cls(folder, is_builder=True)
+            store.require_lock = require_lock
             try:
                 yield store
                 store.commit()
@@ -141,7 +146,12 @@ class Store:
         return self.database.snapshot()
 
     def commit(self) -> None:
-        """Make all that was written since the last time durable and visible, at once."""
+        """Make all that was written since the last time durable and visible, at once.
+
+        Raises:
+            IndexLockedError: somebody removed the lock file, so that another builder may be at work.
+        """
+        self.require_lock()
         self.database.commit()
 
     # What it was made with
@@ -173,13 +183,14 @@ class Store:
         Documents made with other fingerprints stay, say so in their `DocumentRow`, and are answered from their text
         until they are replaced.
         """
-        self.config = self.gists.config = self.vectors.config = self.summaries.config = self.config.write(
+        config = self.config.write(
             self.database,
             settings,
             source=source,
             gist_fingerprint=gist_fingerprint,
             embedder_fingerprint=embedder_fingerprint,
         )
+        _use(self, config)
 
     @property
     def patterns(self) -> dict[str, list[str]]:
@@ -211,7 +222,7 @@ class Store:
     def chunks(self, ids: Iterable[int]) -> list[StoredChunk]:
         """Return the chunks *ids*, summaries among them, in that order; gone and damaged ones are left out."""
         wanted = list(ids)
-        found = {row.id: row for row in _chunk_rows(self.database, schema.CHUNKS_BY_ID, (json.dumps(wanted),))}
+        found = {row.id: row for row in chunk_rows(self.database, schema.CHUNKS_BY_ID, (json.dumps(wanted),))}
         for chunk_id in wanted:
             if chunk_id < 0 and (row := self.summaries.of_document(-chunk_id)):
                 found[chunk_id] = row
@@ -219,7 +230,7 @@ class Store:
 
     def chunks_of(self, path: str) -> list[StoredChunk]:
         """Return the chunks of one document, in the order of its text; none where there is no such document."""
-        return self.metadata.added_to(_chunk_rows(self.database, schema.CHUNKS_BY_PATH, (path,)))
+        return self.metadata.added_to(chunk_rows(self.database, schema.CHUNKS_BY_PATH, (path,)))
 
     def present(self, ids: Iterable[int]) -> set[int]:
         """Return those of the chunk *ids* that are in the index."""
@@ -334,14 +345,37 @@ class Store:
         with self.database.writing():
             self.database.execute(schema.DROP_UNUSED_GISTS)
             if self.database.get(_HAS_DELETED_WORDS):
-                self.database.execute("INSERT INTO words (words) VALUES ('rebuild')")
-                self.pairs.forget()
+                index_words(self)
                 self.database.execute("DELETE FROM settings WHERE name = ?", (_HAS_DELETED_WORDS,))
 
 
+def index_words(store: Store) -> None:
+    """Index the words of all chunks anew."""
+    with store.database.writing():
+        store.database.execute("INSERT INTO words (words) VALUES ('rebuild')")
+        store.pairs.forget()
+
+
+def _use(store: Store, config: IndexConfig) -> None:
+    store.config = store.gists.config = store.vectors.config = store.summaries.config = config
+
+
+def _use_replacement(store: Store) -> None:
+    """Read what the index was made with that was put in place of the one that was opened.
+
+    Raises:
+        FingerprintMismatchError: by other models, which whoever opened this one did not load.
+    """
+    config, where = IndexConfig.read(store.database), f"the index that was put into {store.folder}"
+    for kind in ("gist_fingerprint", "embedder_fingerprint"):
+        found, expected = getattr(config, kind), getattr(store.config, kind)
+        require_same(found, expected, where=where, remedy="open it again; a server, start it again")
+    _use(store, config)
+
+
 @contextmanager
-def _locked(path: Path, command: str) -> Iterator[None]:
-    """Hold the lock of builders; waits while a batch of gists is kept in the background, and for nobody else.
+def _locked(path: Path, command: str) -> Iterator[Callable[[], None]]:
+    """Hold the lock of builders, see `files.lock`; waits while a batch of gists is kept in the background only.
 
     Raises:
         IndexLockedError: another builder is at work.
@@ -350,49 +384,24 @@ def _locked(path: Path, command: str) -> Iterator[None]:
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(files.lock(path, command=command))
+                held = stack.enter_context(files.lock(path, command=command))
                 break
             except IndexLockedError as error:
                 if f"({BACKGROUND})" not in str(error) or time.monotonic() > end_s:
                     raise
                 time.sleep(0.02)
-        yield
-
-
-def damaged_documents(store: Store) -> list[str]:
-    """Return the paths of documents of which a chunk is damaged; a build replaces them."""
-    return sorted({row[2] for row in store.database.execute(schema.CHUNKS) if not _is_whole(row)})
+        yield held
 
 
 def pending_chunks(store: Store, ids: Iterable[int] | None = None, *, most: int) -> list[StoredChunk]:
     """Return chunks whose gists are still to be made, in the order of the documents: of *ids*, or of all."""
     asked = {"ids": None if ids is None else json.dumps(list(ids)), "most": most, "gists_by": store.config.gists_by}
-    return _chunk_rows(store.database, schema.PENDING_CHUNKS, asked)
+    return chunk_rows(store.database, schema.PENDING_CHUNKS, asked)
 
 
 def chunks_of_gist(store: Store, key: str) -> list[StoredChunk]:
     """Return the chunks that a gist is of: equal ones, each below the same heading path."""
-    return _chunk_rows(store.database, schema.CHUNKS_BY_GIST, (key,))
-
-
-def leave_as_text(store: Store, key: str) -> int:
-    """Let the chunks of a gist that cannot be made be read as text for good, and return how many they are."""
-    rows = store.database.execute(schema.CHUNKS_BY_GIST, (key,))
-    with store.database.writing():
-        for row in rows:
-            sha256 = _row_sha256((row[1], *row[3:10], None)) if _is_whole(row) else row[11]
-            store.database.execute(schema.LEAVE_AS_TEXT, (sha256, row[0]))
-        store.database.execute("DELETE FROM gists WHERE key = ?", (key,))
-    return len(rows)
-
-
-def _chunk_rows(database: Database, statement: str, values: Sequence[Any] | Mapping[str, Any]) -> list[StoredChunk]:
-    rows = database.execute(statement, values)
-    whole = [row for row in rows if _is_whole(row)]
-    if len(whole) < len(rows):
-        logger.warning("%d damaged chunks are left out; run gistrag build", len(rows) - len(whole))
-    columns = ([*row[:7], tuple(json.loads(row[7])), *row[8:11]] for row in whole)
-    return [StoredChunk(*column) for column in columns]
+    return chunk_rows(store.database, schema.CHUNKS_BY_GIST, (key,))
 
 
 def _put_chunk(store: Store, document_id: int, entry: IndexedChunk) -> int:
@@ -401,7 +410,7 @@ def _put_chunk(store: Store, document_id: int, entry: IndexedChunk) -> int:
     place = (document_id, chunk.ordinal, chunk.start, chunk.end)
     heading = json.dumps(chunk.heading, ensure_ascii=False)
     values = (*place, chunk.text, heading, chunk.page, chunk.tokens, entry.gist_key)
-    chunk_id: int = database.execute(schema.PUT_CHUNK, (*values, _row_sha256(values)))[0][0]
+    chunk_id: int = database.execute(schema.PUT_CHUNK, (*values, row_sha256(values)))[0][0]
     if store.pairs.are_stored:
         store.pairs.put(chunk_id, heading, chunk.text)
     for vector in np.asarray(entry.vectors, "<f4"):
@@ -412,12 +421,3 @@ def _put_chunk(store: Store, document_id: int, entry: IndexedChunk) -> int:
 def _remove(database: Database, statement: str, value: int | str) -> None:
     if database.execute(statement, (value,)):
         database.set(_HAS_DELETED_WORDS, "1")
-
-
-def _row_sha256(values: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(list(values), default=repr).encode()).hexdigest()
-
-
-def _is_whole(row: Sequence[Any]) -> bool:
-    """Return whether a row of CHUNKS is what was put: SQLite notices a broken page, not a changed letter."""
-    return bool(row[11] == _row_sha256((row[1], *row[3:11])))

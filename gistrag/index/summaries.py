@@ -55,7 +55,7 @@ class Summaries:
     ) -> None:
         self.config = config
         self._database, self._chunks_of = database, chunks_of
-        self._vectors: tuple[int, list[int], npt.NDArray[np.float32]] | None = None
+        self._vectors: tuple[tuple[int, int], list[int], npt.NDArray[np.float32]] | None = None
 
     @property
     def are_stored(self) -> bool:
@@ -115,8 +115,8 @@ class Summaries:
         """Return the ids and vectors of all summaries, read anew after each commit."""
         if not self.are_stored:
             return [], np.empty((0, 0), np.float32)
-        commits = self._database.commits
-        if self._vectors is None or self._vectors[0] != commits:
+        state = self._database.openings, self._database.commits
+        if self._vectors is None or self._vectors[0] != state:
             rows = self._database.execute(schema.SUMMARY_VECTORS, {"vectors_by": self.config.vectors_by})
             parts = [
                 (-document_id, np.frombuffer(blob, "<f4").reshape(count, -1))
@@ -125,7 +125,7 @@ class Summaries:
             ]
             ids = [chunk_id for chunk_id, vectors in parts for _ in vectors]
             empty = np.empty((0, 0), np.float32)
-            self._vectors = commits, ids, np.concatenate([part for _, part in parts]) if parts else empty
+            self._vectors = state, ids, np.concatenate([part for _, part in parts]) if parts else empty
         return self._vectors[1], self._vectors[2]
 
     # Writing

@@ -18,7 +18,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -192,8 +192,10 @@ def free_bytes(path: Path) -> int:
 
 
 @contextmanager
-def lock(path: Path, *, command: str, holds: Path | None = None) -> Iterator[None]:
+def lock(path: Path, *, command: str, holds: Path | None = None) -> Iterator[Callable[[], None]]:
     """Hold the file *path* locked; the system frees it when the process ends, however it ends.
+
+    What is yielded returns as long as the lock holds, and raises IndexLockedError when its file was removed.
 
     Whoever holds it may remove the file. A link of that name is refused, since signing the lock would empty what it
     points to.
@@ -212,7 +214,7 @@ def lock(path: Path, *, command: str, holds: Path | None = None) -> Iterator[Non
     try:
         with explained("lock", path):
             _sign(descriptor, command)
-        yield
+        yield lambda: _require_held(descriptor, path, holds or path.parent)
     finally:
         os.close(descriptor)
 
@@ -232,6 +234,16 @@ def _take(path: Path, holds: Path) -> int:
                 if os.path.samestat(path.stat(), os.fstat(descriptor)):
                     opened.pop_all()
                     return descriptor
+
+
+def _require_held(descriptor: int, path: Path, holds: Path) -> None:
+    with explained("look at", path), suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), os.fstat(descriptor)):
+            return
+    by = f"{_holder(path)} holds it now" if path.exists() else "nobody holds it now"
+    raise IndexLockedError(
+        f"{path} was removed while {holds} was in use, {by}; what was committed stands, run the same command again"
+    )
 
 
 def _sign(descriptor: int, command: str) -> None:

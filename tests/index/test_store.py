@@ -33,8 +33,9 @@ from gistrag.errors import (
     UsageError,
 )
 from gistrag.index import database, gist_store, schema
+from gistrag.index.chunk_rows import damaged_documents
 from gistrag.index.integrity import remove_unused, unreferenced
-from gistrag.index.store import Store, damaged_documents
+from gistrag.index.store import Store
 from gistrag.kv.cache import GistCache
 from gistrag.kv.packed import BITS, stored_bytes
 from gistrag.kv.quantization import dequantize, quantize
@@ -397,7 +398,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
             reader.config.source,
             reader.config.gist_fingerprint,
         )
-        assert ([], [], []) == (reader.database.integrity(), damaged_documents(reader), unreferenced(reader))
+        assert ([], [], []) == (reader.database.integrity(), damaged_documents(reader.database), unreferenced(reader))
 
 
 def test_ids_are_never_reused(tmp_path: Path) -> None:
@@ -705,7 +706,7 @@ def test_changed_letter_in_a_chunk_is_left_out(tmp_path: Path, caplog: pytest.Lo
         rewrite(tmp_path / "index.db", data.replace(b"swordfish", letter + b"wordfish"))
         with Store.open(tmp_path) as reader:
             assert ["other"] == [chunk.text for chunk in reader.chunks([1, 2])]
-            assert ["a.md"] == damaged_documents(reader)
+            assert ["a.md"] == damaged_documents(reader.database)
     assert "damaged" in caplog.text
 
 
