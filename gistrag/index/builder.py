@@ -28,7 +28,7 @@ from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document, FoundFile, Skipped, load
 from gistrag.documents.text import Part
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
-from gistrag.index import manifest
+from gistrag.index import doubt, manifest
 from gistrag.index.changes import Changes, compared
 from gistrag.index.chunk_rows import damaged_documents
 from gistrag.index.coverage import Sample
@@ -37,7 +37,7 @@ from gistrag.index.folder_record import set_left_out
 from gistrag.index.integrity import remove_unused
 from gistrag.index.retriever import write_vector_file
 from gistrag.index.schema import DocumentRow, GistRow, StoredChunk
-from gistrag.index.store import IndexedChunk, Store
+from gistrag.index.store import IndexedChunk, Store, index_words
 from gistrag.index.summaries import Missing, as_chunk, summary_of
 from gistrag.model.runtime import AnyRuntime
 from gistrag.progress import NoProgress, Progress, ReadingProgress
@@ -125,6 +125,7 @@ class Builder:
         self._verify = verify
         self._settings = store.settings
         self._sample = Sample()
+        self._is_doubtful = False
 
     def sync(
         self,
@@ -149,6 +150,7 @@ class Builder:
             ResourceError: the disk is full.
         """
         started_s = time.monotonic()
+        self._look_for_doubt()
         found = compared(
             self._store,
             folder,
@@ -162,7 +164,7 @@ class Builder:
         self._store.set_patterns(**found.patterns)
         self._refresh(found.imported)
         self._apply(found.changes, keep_gone=not delete)
-        self._store.pairs.prepare(verify=self._verify)
+        self._store.pairs.prepare(verify=self._verify or self._is_doubtful)
         self.report.skipped.extend(found.skipped)
         self._index(folder, found.changes.to_read, found.known)
         self._describe(folder)
@@ -173,6 +175,14 @@ class Builder:
         self.report.gists_pending = len(self._store.gists.pending())
         self.report.seconds = time.monotonic() - started_s
         return self.report
+
+    def _look_for_doubt(self) -> None:
+        """Make keywords, and later vectors, anew where index.db is not what the last build left."""
+        found = doubt.differences(self._store.database)
+        self._is_doubtful = bool(found)
+        if found:
+            logger.warning("%s; its keywords and vectors are made again", found[0])
+            index_words(self._store)
 
     def _apply(self, differing: Changes, *, keep_gone: bool) -> None:
         """Record what is clear without reading a file: unchanged, renamed, hidden, gone."""
@@ -197,9 +207,9 @@ class Builder:
     def _damaged(self) -> set[int]:
         """Ids of documents with a damaged chunk, or a gist that is missing or differs from its record.
 
-        When a build that verifies finds index.db changed, all documents: not every row has a hash of its own.
+        All documents where index.db was changed: keywords and vectors have no hash of their own.
         """
-        if self._verify and manifest.differences(self._store):
+        if self._is_doubtful:
             return {row.id for row in self._store.documents()}
         gists = self._store.gists
         broken = {row.key for row in gists.rows() if not self._is_sound(row)} | gists.unrecorded()
@@ -342,6 +352,8 @@ class Builder:
         self._store.set_skipped(self.report.skipped)
         set_left_out(self._store, self.report.left_out)
         self._store.gists.set_checked()
+        if self._is_doubtful:
+            doubt.settle(self._store.database)
         self._seal()
 
     def settle(self) -> None:

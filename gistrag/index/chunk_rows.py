@@ -1,7 +1,7 @@
 """The rows of chunks in index.db as values: only those that are what was put.
 
-SQLite notices a broken page, not a changed letter, so a chunk has a hash of its own. What differs is left out, and a
-build makes it again.
+SQLite notices a broken page, not a changed letter, so a chunk has a hash of its own, and its document has its path in
+two places: see `gistrag.index.metadata.Metadata.misplaced`. What differs is left out, and a build makes it again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from gistrag.index import schema
 from gistrag.index.database import Database
+from gistrag.index.metadata import Metadata
 from gistrag.index.schema import StoredChunk
 
 logger = logging.getLogger("gistrag")
@@ -22,7 +23,8 @@ logger = logging.getLogger("gistrag")
 def chunk_rows(database: Database, statement: str, values: Sequence[Any] | Mapping[str, Any]) -> list[StoredChunk]:
     """Return the whole chunks that a statement which begins with `schema.CHUNKS` finds, without their metadata."""
     rows = database.execute(statement, values)
-    whole = [row for row in rows if is_whole(row)]
+    misplaced = Metadata(database).misplaced({row[1] for row in rows})
+    whole = [row for row in rows if is_whole(row) and row[1] not in misplaced]
     if len(whole) < len(rows):
         logger.warning("%d damaged chunks are left out; run gistrag build", len(rows) - len(whole))
     columns = ([*row[:7], tuple(json.loads(row[7])), *row[8:11]] for row in whole)
@@ -30,9 +32,10 @@ def chunk_rows(database: Database, statement: str, values: Sequence[Any] | Mappi
 
 
 def damaged_documents(database: Database) -> list[str]:
-    """Return the paths of documents of which a chunk is damaged; a build replaces them."""
+    """Return the paths of documents of which a chunk or the path is damaged; a build replaces them."""
     rows = database.execute(schema.CHUNKS)
-    return sorted({row[2] for row in rows if not is_whole(row)})
+    misplaced = Metadata(database).misplaced({row[1] for row in rows})
+    return sorted({row[2] for row in rows if row[1] in misplaced or not is_whole(row)})
 
 
 def leave_as_text(database: Database, key: str) -> int:

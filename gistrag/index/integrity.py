@@ -1,7 +1,8 @@
 """Checking and cleaning an index: whether every file is what was recorded of it, and what nothing refers to.
 
-`check` changes nothing. It looks at gists, rows and vectors by their own hashes, and in full at the rest of index.db by
-the hash in the manifest. `collect` removes what a stopped build left behind, and every trace of what was deleted.
+`check` changes nothing. It looks at gists and rows by their own hashes, and at the rest of index.db by the hash in the
+manifest; in full at the structure of index.db, at the pairs of letters and at the vector file as well.
+`collect` removes what a stopped build left behind, and every trace of what was deleted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from gistrag.errors import CorruptGistError, GistNotFoundError
 from gistrag.index import manifest
 from gistrag.index.chunk_rows import damaged_documents
+from gistrag.index.doubt import differences
 from gistrag.index.store import Store
 from gistrag.storage import files
 
@@ -51,10 +53,12 @@ class Findings:
 
 
 def check(store: Store, *, full: bool = False) -> Findings:
-    """Return what is wrong with an index; *full* looks at every bit of the database and of the vectors as well."""
+    """Return what is wrong with an index; *full* looks at the structure of the database and at the vector file too."""
     findings = Findings(stale=[row.path for row in store.documents() if row.stale])
     broken = _check_gists(store, findings)
-    affected = _check_database(store, findings) if full else set()
+    affected = _check_rows(store, findings)
+    if full:
+        _check_structure(store, findings)
     for row in store.documents():
         count = sum(chunk.gist_key in broken for chunk in store.chunks_of(row.path))
         if count or row.path in affected:
@@ -81,17 +85,21 @@ def _check_gists(store: Store, findings: Findings) -> set[str]:
     return broken
 
 
-def _check_database(store: Store, findings: Findings) -> set[str]:
-    """Look into index.db and at the vectors, and return the paths of documents that have to be written again."""
-    damaged, differing = damaged_documents(store.database), manifest.differences(store)
-    chunks = (f"a chunk of {path} differs from its hash" for path in damaged)
-    findings.database = [*differing, *store.database.integrity(), *chunks]
+def _check_rows(store: Store, findings: Findings) -> set[str]:
+    """Compare index.db and its rows with their hashes; return the paths of documents that have to be written again."""
+    damaged, differing = damaged_documents(store.database), differences(store.database)
+    findings.database = [*differing, *(f"{path}: its path or a chunk differs from its hash" for path in damaged)]
+    return {row.path for row in store.documents()} if differing else set(damaged)
+
+
+def _check_structure(store: Store, findings: Findings) -> None:
+    """Look at every page of index.db, at the pairs of letters, and at the vector file."""
+    findings.database.extend(store.database.integrity())
     if count := len(store.pairs.differing()):
         findings.database.append(f"the keywords of {count:,} chunks are missing or of another text; run gistrag build")
     record = store.vectors.file()
     if record and store.vectors.read_file(record) is None:
         findings.database.append("the vector file is missing or damaged; the vectors in index.db serve instead")
-    return {row.path for row in store.documents()} if differing else set(damaged)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,22 @@ class Metadata:
         passing = [{row[0] for row in self._database.execute(schema.SELECT_METADATA, one)} for one in conditions]
         return set.intersection(*passing)
 
+    def misplaced(self, documents: Iterable[int]) -> set[int]:
+        """Return those of the *documents*, by id, whose path differs from the one their metadata were read under.
+
+        None where no metadata were read yet, or those of other content, as by a version that knew none.
+        """
+        if not self.are_stored:
+            return set()
+        asked = json.dumps(sorted(documents))
+        return {row[0] for row in self._database.execute(schema.MISPLACED, (asked,))}
+
     # Writing
+
+    def outdate(self, path: str) -> None:
+        """Let the metadata of a document that was given this *path* be read again."""
+        if self.are_stored:
+            self._database.execute(schema.OUTDATE_METADATA, (path,))
 
     def prepare(self) -> None:
         """Let the index hold metadata, if it was made before there was any."""

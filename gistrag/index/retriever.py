@@ -10,6 +10,7 @@ Nothing here loads a gist or answers anything.
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gistrag.errors import UsageError
+from gistrag.index.doubt import differences
 from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
 from gistrag.index.vector_index import VectorIndex
@@ -27,11 +29,15 @@ from gistrag.index.vector_store import VectorFile
 from gistrag.qa.stop_words import STOP_WORDS
 from gistrag.settings import TOP_K_MAX, require_between
 
+logger = logging.getLogger("gistrag")
+
 RANK_OFFSET = 60
 PAIRS_OFFSET = 5
 """In its place where pairs of letters were looked for, see `gistrag.index.pairs`."""
 PAIRS_WEIGHT = 0.5
 """How much the list of keywords counts then, beside vectors of an embedder that knows these letters."""
+HASHED_BYTES_MAX = 2**28
+"""A larger index.db is not hashed before its first search, which would take more than about 0.3 s."""
 DEPTH_MIN = 50
 """Length of each list at least: a chunk that is 20th in both beats one that is first in one and absent in the other."""
 
@@ -201,12 +207,19 @@ class VectorSearch:
 
     def _refresh(self) -> None:
         record, last = self._store.vectors.file(), self._store.vectors.last_id()
+        if self._opening != self._store.database.openings:
+            self._warn_of_damage()
         if self._opening != self._store.database.openings or record != self._record:
             self._load(record)
             self._opening = self._store.database.openings
         if last > self._last:
             rows = self._store.vectors.rows(after=self._main_last)
             self._tail, self._last = VectorIndex.build(rows.chunk_ids, rows.vectors), rows.last_id
+
+    def _warn_of_damage(self) -> None:
+        database = self._store.database
+        if database.size_bytes <= HASHED_BYTES_MAX and (found := differences(database)):
+            logger.warning("%s; other passages than the best may be found until gistrag build has run", found[0])
 
     def _load(self, record: VectorFile | None) -> None:
         data = self._store.vectors.read_file(record) if record else None

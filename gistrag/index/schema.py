@@ -199,6 +199,14 @@ WITHOUT_METADATA = """
         SELECT 1 FROM metadata m WHERE m.document_id = d.id AND m.chunk_id IS NULL AND m.name = ''
             AND m.value = :version || ' ' || d.sha256 || ' ' || d.path)
     ORDER BY d.path"""
+MISPLACED = """
+    SELECT d.id FROM json_each(?) asked JOIN documents d ON d.id = asked.value
+    JOIN metadata m ON m.document_id = d.id AND m.chunk_id IS NULL AND m.name = ''
+    WHERE substr(m.value, instr(m.value, ' ') + 1, length(d.sha256) + 1) = d.sha256 || ' '
+        AND substr(m.value, instr(m.value, ' ') + length(d.sha256) + 2) <> d.path"""
+OUTDATE_METADATA = """
+    DELETE FROM metadata WHERE document_id = (SELECT id FROM documents WHERE path = ?)
+        AND chunk_id IS NULL AND name = ''"""
 DROP_METADATA = "DELETE FROM metadata WHERE document_id = (SELECT id FROM documents WHERE path = ?)"
 PUT_METADATA = (
     "INSERT INTO metadata (chunk_id, name, value, document_id) SELECT ?, ?, ?, id FROM documents WHERE path = ?"

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from gistrag.documents.discovery import Document, Skipped
 from gistrag.errors import IndexLockedError, UsageError
-from gistrag.index import schema
+from gistrag.index import doubt, schema
 from gistrag.index.chunk_rows import chunk_rows, row_sha256
 from gistrag.index.config import IndexConfig
 from gistrag.index.database import Database, nothing_built
@@ -125,6 +125,7 @@ class Store:
             store = cls(folder, is_builder=True)
             store.require_lock = require_lock
             try:
+                doubt.remember(store.database)
                 yield store
                 store.commit()
                 store.database.checkpoint()
@@ -319,6 +320,7 @@ class Store:
         """Give a document another path; its chunks keep their ids."""
         with self.database.writing():
             self.database.execute("UPDATE documents SET path = ? WHERE path = ?", (new, old))
+            self.metadata.outdate(new)
 
     def mark_seen(self, path: str, *, size: int, mtime_ns: int) -> None:
         """Record that the file of a document was seen again with the same content."""

@@ -406,6 +406,7 @@ def test_damaged_row_is_made_again(docs: Path, engine: Engine, compressed: list[
     database.execute("UPDATE chunks SET text = replace(text, 'honey', 'money')")
     database.commit()
     database.close()
+    (docs.parent / "index" / "manifest.json").unlink()  # by which all of index.db would be in doubt
     assert {"bees.md": "", "mills.md": MILLS} == indexed(docs)
 
     report = build(docs, engine)
@@ -654,7 +655,7 @@ def test_a_change_that_keeps_size_and_time_is_read(docs: Path, engine: Engine) -
 def test_verifying_reads_every_document(docs: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage that left no trace in size and times is found when the build is told to look."""
     build(docs, engine)
-    with Store.build(docs.parent / "index") as store:
+    with Store.build(docs.parent / "index") as store, store.database.writing():
         store.database.execute("UPDATE documents SET sha256 = ? WHERE path = 'mills.md'", ("0" * 64,))
 
     assert build(docs, engine).changed == []
