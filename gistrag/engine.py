@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from gistrag.answering.confidence import Calibration, Similarity
 from gistrag.answering.judge import Judge
-from gistrag.errors import UnsupportedModelError
+from gistrag.errors import ResourceError, UnsupportedModelError, UsageError
 from gistrag.index.embedder import Embedder, Reranker
 from gistrag.index.fingerprint import gist_fingerprint
 from gistrag.model.device import has_gpu
+from gistrag.model.gguf import converted
 from gistrag.model.hub import find, find_adapter
 from gistrag.model.runtime import AnyRuntime
 from gistrag.settings import AUTO, DEFAULT_EMBEDDER, IndexSettings, RuntimeName
@@ -125,12 +126,14 @@ def _cpu_runtime(
     is_cpu = device == "cpu" or (device is None and (runtime == "cpu" or not has_gpu()))
     if runtime == "torch" or not is_cpu:
         return None
+    if model.suffix == ".gguf":
+        converted(model)  # which torch needs as well, so no error about it is a reason to answer with torch
     try:
         if settings.quantize != "none":
             raise UnsupportedModelError(f"the CPU runtime has 8-bit weights of its own, not {settings.quantize}")
         from gistrag.model.cpu_conversion import open_cpu_runtime
 
         return open_cpu_runtime(model, adapter, traced=calibration.layers if calibration else ())
-    except (UnsupportedModelError, ImportError, OSError) as error:
+    except (UnsupportedModelError, ImportError, OSError, ResourceError, UsageError) as error:
         logger.warning("answering with torch, which is slower on a CPU: %s", error)
         return None

@@ -31,7 +31,9 @@ EXAMPLES = (
 
 def verify(
     index: Index = INDEX,
-    full: Annotated[bool, typer.Option("--full", help="Check every page of index.db and the vectors too.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Check every page of index.db, the vectors and the converted models too.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -42,16 +44,20 @@ def verify(
     """
     from gistrag.index.integrity import check
     from gistrag.index.store import Store
+    from gistrag.model.conversion import damaged
 
     with Store.open(index) as store, store.snapshot():
         findings = check(store, full=full)
         source = os.path.normpath(store.folder / store.config.source)
         build = shlex.join(["gistrag", "build", source, "--index", str(store.folder), "--verify"])
+    conversions = [str(path) for path in damaged()] if full else []
+    is_sound = findings.is_sound and not conversions
     if as_json:
-        print_json({"index": str(index), "sound": findings.is_sound, **asdict(findings)})
+        print_json({"index": str(index), "sound": is_sound, **asdict(findings), "conversions": conversions})
     else:
-        tell(*_lines(findings, build, full=full))
-    return 0 if findings.is_sound else DAMAGED
+        again = "is damaged; the next command converts the model again"
+        tell(*(f"cache: {path} {again}" for path in conversions), *_lines(findings, build, full=full))
+    return 0 if is_sound else DAMAGED
 
 
 def _lines(findings: Findings, build: str, *, full: bool) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gistrag.errors import UnsupportedModelError
+from gistrag.errors import ResourceError, UnsupportedModelError, UsageError
 from gistrag.index.encoders import E5Encoder, Encoder, Kind, SentenceEncoder, Vectors, graph_encoder
 from gistrag.model.hashing import file_sha256
 from gistrag.model.hub import quiet
@@ -46,7 +46,7 @@ class Embedder:
         if self._device == "cpu":
             try:
                 return graph_encoder(self.folder)
-            except (UnsupportedModelError, ImportError, OSError) as error:
+            except (UnsupportedModelError, ImportError, OSError, ResourceError, UsageError) as error:
                 logger.warning("embedding with torch, which takes seconds to load: %s", error)
         return SentenceEncoder(self.folder, device=self._device)
 

@@ -12,6 +12,7 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gistrag.errors import ModelNotFoundError, UnsupportedModelError
-from gistrag.model.conversion import conversion
+from gistrag.model.conversion import named, opened
 from gistrag.model.hashing import file_sha256, folder_sha256
 from gistrag.model.hub import E5_SHA256, quiet
 
@@ -243,12 +244,10 @@ def graph_encoder(folder: Path) -> GraphEncoder:
 
     Raises:
         UnsupportedModelError: the model cannot be exported, or its graph gives other vectors.
-        OSError: the cache cannot be written, or the disk is full.
+        ResourceError: the disk is full; UsageError: the cache cannot be written.
     """
-    target = conversion(
-        "embedders", [FORMAT, folder_sha256(folder)], lambda target: _export(folder, target), what="embedder"
-    )
-    return GraphEncoder(target)
+    name, make = named([FORMAT, folder_sha256(folder)]), partial(_export, folder)
+    return opened("embedders", name, make, GraphEncoder, what="the embedder for the CPU")
 
 
 def _export(folder: Path, target: Path) -> None:

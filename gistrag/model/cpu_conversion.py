@@ -13,7 +13,7 @@ import numpy as np
 
 from gistrag.errors import UnsupportedModelError
 from gistrag.kv import gist_file
-from gistrag.model.conversion import conversion
+from gistrag.model.conversion import named, opened
 from gistrag.model.cpu_runtime import ANSWERS, FACTS, PREFIX, TEXT, TOKENIZER, CpuRuntime
 from gistrag.model.gguf import converted
 from gistrag.model.hashing import folder_sha256
@@ -35,7 +35,7 @@ def open_cpu_runtime(
 
     Raises:
         UnsupportedModelError: this processor or this model needs the torch runtime.
-        OSError: the cache cannot be written, or the disk is full.
+        ResourceError: the disk is full; UsageError: the cache cannot be written.
     """
     require_processor()
     folder = converted(model) if model.suffix == ".gguf" else model
@@ -46,7 +46,7 @@ def open_cpu_runtime(
         write(GistModel.load(model, adapter=adapter, device="cpu"), target, weights=weights, traced=traced)
 
     parts = [FORMAT, weights, folder_sha256(folder), folder_sha256(adapter) if adapter else "none", str(list(traced))]
-    runtime = CpuRuntime(conversion("cpu", parts, make, what="model"))
+    runtime = opened("cpu", named(parts), make, CpuRuntime, what="the model for the CPU")
     runtime.model_folder = folder
     return runtime
 

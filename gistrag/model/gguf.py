@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import sys
-import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gistrag.model.hashing import cache_folder, file_sha256
+from gistrag.model import conversion
+from gistrag.model.hashing import file_sha256
 from gistrag.model.hub import quiet
 
-logger = logging.getLogger("gistrag")
+_Loaded = TypeVar("_Loaded")
 
 
 def converted(gguf: Path) -> Path:
     """Return the folder of bf16 safetensors made from a GGUF file, converting it on the first call (some 20 s).
 
-    The folder is named by the sha256 of the file, and appears in one step when it is whole.
+    Raises:
+        ResourceError, UsageError: as for `gistrag.model.conversion.conversion`.
     """
-    target = cache_folder() / "models" / file_sha256(gguf)[:32]
-    if target.is_dir():
-        return target
-    logger.info("converting %s to safetensors, once", gguf.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
-        _convert(gguf, Path(scratch) / "model")
-        try:
-            (Path(scratch) / "model").rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster, and its result is the same
-                raise
-    return target
+    return conversion.conversion(*_names(gguf), partial(_convert, gguf), what=_what(gguf))
+
+
+def opened(path: Path, load: Callable[[Path], _Loaded]) -> _Loaded:
+    """Return what *load* makes of a model: a folder, or a GGUF file, converted again if that is damaged."""
+    if path.suffix != ".gguf":
+        return load(path)
+    return conversion.opened(*_names(path), partial(_convert, path), load, what=_what(path))
+
+
+def _names(gguf: Path) -> tuple[str, str]:
+    return "models", file_sha256(gguf)[:32]
+
+
+def _what(gguf: Path) -> str:
+    return f"{gguf.name} to safetensors"
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from gistrag.kv.cache import GistCache, Memories, Memory, concatenate
 from gistrag.kv.packed import Gists, PackedGists
 from gistrag.model.adapter import Adapter, Role
 from gistrag.model.attention import ATTENTION
-from gistrag.model.gguf import converted
+from gistrag.model.gguf import converted, opened
 from gistrag.model.hashing import weights_sha256
 from gistrag.model.hub import quiet
 from gistrag.model.identity import model_identity
@@ -113,8 +113,8 @@ class GistModel(Runtime[Memory]):
             quantize: ``"nf4"`` for 4-bit weights with double quantization and bf16 compute.
             device: a torch device; by default a CUDA GPU where there is one.
         """
+        network, tokenizer = opened(Path(path), partial(load_network, device=device, quantize=quantize))
         folder = converted(Path(path)) if Path(path).suffix == ".gguf" else Path(path)
-        network, tokenizer = load_network(folder, device=device, quantize=quantize)
         dtype = network.dtype
         if quantize == "none" and network.device.type == "cpu" and not multiplies_16_bits():
             network.float()

@@ -10,8 +10,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +18,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gistrag.errors import ModelNotFoundError
-from gistrag.model.hashing import cache_folder, file_sha256
+from gistrag.model.conversion import scratch, sync
+from gistrag.model.hashing import cache_folder, file_sha256, writing
+from gistrag.storage import files
 
 logger = logging.getLogger("gistrag")
 
@@ -63,7 +63,7 @@ def joined(file: str, sha256: str, parts: Sequence[Part]) -> Path | None:
 
     Raises:
         ModelNotFoundError: a part is missing or damaged; with the command that mends it.
-        OSError: the cache cannot be written, or the disk is full.
+        ResourceError: the disk is full; UsageError: the cache cannot be written.
     """
     target = cache_folder() / "joined" / sha256[:32] / file
     if target.is_file():
@@ -73,15 +73,13 @@ def joined(file: str, sha256: str, parts: Sequence[Part]) -> Path | None:
     folders = [package_folder(part.package) for part in parts]
     if not any(folders):
         return None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=".joining-")
-    try:
-        with os.fdopen(handle, "wb") as whole:
+    with scratch(target.parent) as beside:
+        with (beside / file).open("wb") as whole:
             for number, (part, folder) in enumerate(zip(parts, folders, strict=True), 1):
                 _append(whole, part, folder, f"part {number} of {len(parts)} of {file}")
-        Path(scratch).replace(target)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+        sync(beside / file)
+        files.rename(beside / file, target)
+        files.sync_folder(target.parent)
     return target
 
 
@@ -111,10 +109,11 @@ def is_accepted(model: str, terms: Terms) -> bool:
 def accept(model: str, terms: Terms) -> None:
     """Record that the user of this cache accepts the terms of a model."""
     record = _record(model)
-    record.parent.mkdir(parents=True, exist_ok=True)
     accepted = {"model": model, "terms": terms.name, "url": terms.url, "notice": terms.notice,
                 "accepted": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
-    record.write_text(json.dumps(accepted, indent=1) + "\n", "utf-8")
+    with writing():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(accepted, indent=1) + "\n", "utf-8")
 
 
 def _record(model: str) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gistrag.errors import ModelNotFoundError
-from gistrag.model import hub
-from gistrag.model.hashing import cache_folder, file_sha256, folder_sha256
+from gistrag.model import hashing, hub
+from gistrag.model.hashing import file_sha256, folder_sha256
 from gistrag.model.hub import ENTRIES, find
 from gistrag.settings import DEFAULT_EMBEDDER, DEFAULT_MODEL, MULTILINGUAL_EMBEDDER
 
@@ -86,17 +86,16 @@ def test_a_missing_embedder_that_no_hub_has_names_its_package() -> None:
     assert "hf download" not in str(raised.value)
 
 
-def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second hash of an unchanged file is read from the cache; a changed file is hashed anew."""
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     first = file_sha256(file)
-    note = next((cache_folder() / "hashes").iterdir())
-    note.write_text('{"sha256": "remembered"}')
+    monkeypatch.setattr(hashing, "_sha256", lambda _: "hashed anew")
 
-    assert file_sha256(file) == "remembered"
+    assert file_sha256(file) == first
     file.write_bytes(b"other")
-    assert file_sha256(file) not in ("remembered", first)
+    assert file_sha256(file) == "hashed anew"
 
 
 def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
