@@ -106,6 +106,8 @@ def _verdict(error: BaseException, verb: str | None) -> tuple[int, str]:
             return READER_GONE, ""
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return 5, f"no space left on the disk ({error}); free some space and run the same command again"
+        case OSError(errno=errno.EMFILE | errno.ENFILE):
+            return 5, f"{error}; close some, or raise the limit with `ulimit -n`"
         case _ if hasattr(error, "format_message"):  # typer's usage errors, whose class has moved between releases
             return 2, _usage(error)
         case _ if is_out_of_memory(error):
@@ -122,11 +124,21 @@ def _usage(error: Any) -> str:
     return f"{message}{link} {context.command_path} --help"
 
 
+_MEMORY_IS_FULL = ("out of memory", "allocate memory", "memory allocation", "can't start new thread", "bad_alloc")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that main memory or that of a GPU is full."""
+    """Return whether an error says that main memory or that of a GPU is full, or hides one that does.
+
+    Every library has a class of its own for it; that of a library in Rust is no `Exception`.
+    """
     message = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in message or "allocate memory" in message)
+    hidden = error.__cause__ or error.__context__
+    return (
+        isinstance(error, MemoryError)
+        or any(words in message for words in _MEMORY_IS_FULL)
+        or (type(error).__name__ == "PanicException" and "resource temporarily unavailable" in message)  # no thread
+        or (isinstance(error, SystemError) and isinstance(hidden, MemoryError))
     )
 
 

@@ -206,5 +206,5 @@ def cost_line(answer: Answer) -> str:
     if usage.text_pending:
         parts.append(f"{usage.text_pending} gists still to be made")
     if usage.text_fallbacks:
-        parts.append(f"{usage.text_fallbacks} gists damaged or missing; run gistrag verify")
+        parts.append(f"{usage.text_fallbacks} gists could not be used; run gistrag verify")
     return "; ".join(parts)

@@ -27,7 +27,7 @@ from gistrag.compression.making import is_compressible
 from gistrag.documents.chunking import Chunk, Chunker
 from gistrag.documents.discovery import Document, FoundFile, Skipped, load
 from gistrag.documents.text import Part
-from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, UnreadableError
+from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError, UnreadableError
 from gistrag.index import doubt, manifest
 from gistrag.index.changes import Changes, compared
 from gistrag.index.chunk_rows import damaged_documents
@@ -41,6 +41,7 @@ from gistrag.index.store import IndexedChunk, Store, index_words
 from gistrag.index.summaries import Missing, as_chunk, summary_of
 from gistrag.model.runtime import AnyRuntime
 from gistrag.progress import NoProgress, Progress, ReadingProgress
+from gistrag.storage import files
 
 logger = logging.getLogger("gistrag")
 
@@ -227,7 +228,9 @@ class Builder:
                 return False
             if self._verify or status.st_ctime_ns > self._store.gists.checked_ns:  # a file moved here keeps its mtime
                 self._store.gists.load(row.key)
-        except (OSError, GistNotFoundError, CorruptGistError):
+        except (OSError, GistNotFoundError, CorruptGistError) as error:
+            if files.is_shortage(error.__cause__ if isinstance(error, CorruptGistError) else error):
+                raise ResourceError(str(error)) from error  # or sound gists would be made again
             return False
         return True
 

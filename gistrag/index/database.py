@@ -373,6 +373,8 @@ class Database:
         except UnicodeDecodeError as error:  # Python could not read what SQLite says of it
             raise self.damaged("its schema is no text") from error
         except OSError as error:
+            if files.is_shortage(error):
+                raise ResourceError(f"could not use {self.path}: {files.shortage(error)}") from error
             raise IndexFolderError(f"could not use {self.path}: {error.strerror}; check the folder") from error
         except UnicodeEncodeError as error:
             raise UsageError(f"half a character, which no index holds: {error.object[:80]!a}") from error

@@ -59,6 +59,8 @@ def read(path: Path, *, bytes_max: int | None = None) -> tuple[bytes, files.Stam
     except FileNotFoundError:
         raise GistNotFoundError(f"no file {path}; run gistrag build to make it") from None
     except (OSError, MemoryError) as error:
+        if files.is_shortage(error):
+            raise CorruptGistError(f"{path} cannot be read now: {files.shortage(error)}") from error
         raise corrupt(path, "a readable file", getattr(error, "strerror", "") or type(error).__name__) from error
 
 

@@ -177,6 +177,18 @@ def writers(path: Path) -> str:
     return ""
 
 
+def is_shortage(error: BaseException | None) -> bool:
+    """Return whether the system refused for want of descriptors or memory, whatever is in the file."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def shortage(error: BaseException) -> str:
+    """Return what is short, and what to do."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{os.strerror(error.errno).lower()}; close some, or raise the limit with `ulimit -n`"
+    return "not enough memory; free some"
+
+
 def exists(path: Path) -> bool:
     """Return whether something is at *path*."""
     with explained("look at", path):
@@ -272,4 +284,6 @@ def explained(verb: str, path: Path) -> Iterator[None]:
             raise ResourceError(
                 f"no space left to {verb} {path}; free some and run the same command again, it continues"
             ) from error
+        if is_shortage(error):
+            raise ResourceError(f"could not {verb} {path}: {shortage(error)}") from error
         raise IndexFolderError(f"could not {verb} {path}: {error.strerror or error}; check the folder") from error

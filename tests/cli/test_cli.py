@@ -284,13 +284,27 @@ def _fail_with(error: BaseException) -> Any:
     return app
 
 
+class PanicException(BaseException):
+    """What a library in Rust raises where it panics."""
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
         (UsageError("no sense"), 2, "no sense"),
         (MemoryError(), 5, "not enough memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 5, "not enough memory"),
+        (RuntimeError("can't start new thread"), 5, "not enough memory"),
+        (PanicException("ThreadPoolBuildError: Resource temporarily unavailable"), 5, "not enough memory"),
+        (PanicException("an index out of bounds"), 1, "PanicException: an index out of bounds"),
+        (caused(SystemError("returned NULL"), MemoryError()), 5, "not enough memory"),
         (OSError(28, "No space left on device"), 5, "no space left"),
+        (OSError(24, "Too many open files"), 5, "ulimit -n"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("oh"), 1, "ZeroDivisionError: oh; run with --debug"),
     ],

@@ -662,6 +662,32 @@ def test_verifying_reads_every_document(docs: Path, engine: Engine, monkeypatch:
     assert "mills.md" in build(docs, engine, verify=True).changed
 
 
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_a_shortage_is_no_damage(
+    docs: Path, engine: Engine, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where descriptors or memory run out, an answer says why it is from text, and a build stops with code 5."""
+    build(docs, engine)
+
+    real = files.read_stamped
+
+    def refuse(path: Path, **options: Any) -> tuple[bytes, files.Stamp]:
+        if path.suffix == ".safetensors":
+            raise error
+        return real(path, **options)
+
+    with GistRAG.open(docs.parent / "index", engine=engine) as rag:
+        monkeypatch.setattr(files, "read_stamped", refuse)
+        assert rag.query("Who grinds the wheat?", max_new_tokens=1).usage.text_fallbacks > 0
+    assert "cannot be read now" in caplog.text
+    assert "run gistrag build" not in caplog.text
+    with pytest.raises(ResourceError, match="cannot be read now"):
+        build(docs, engine, verify=True)
+    monkeypatch.undo()
+
+    assert build(docs, engine, verify=True).unchanged == 2
+
+
 def test_a_clock_that_was_set_back_trusts_nothing(docs: Path, engine: Engine) -> None:
     """A last build in the future vouches for no file."""
     build(docs, engine)
