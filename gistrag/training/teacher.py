@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from gistrag.errors import GistRAGError, ResourceError, UsageError
 from gistrag.model.batching import batches_by_length
@@ -39,6 +40,7 @@ HOPELESS = 8
 LOST = 40
 """After this many requests in a row without an answer, the endpoint is given up."""
 
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 SYSTEM = "You are a careful writer. Use only what the passage says."
@@ -141,7 +143,7 @@ class EndpointTeacher:
         parallel: most requests at a time.
 
     Raises:
-        UsageError: *base_url* is no http address, or the openai package is missing.
+        UsageError: *base_url* is no http address, *key* cannot be sent, or the openai package is missing.
     """
 
     def __init__(
@@ -154,8 +156,10 @@ class EndpointTeacher:
         retries: int = 4,
         parallel: int = 4,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise UsageError(f"expected an address like http://localhost:8000/v1 for the teacher, got {base_url!r}")
+        _require_address(base_url)
+        key = _checked(key)
+        if key and base_url.startswith("http://") and urlsplit(base_url).hostname not in _THIS_MACHINE:
+            logger.warning("the key goes to %s without encryption; name an https address", urlsplit(base_url).netloc)
         self._base_url, self._model = base_url.rstrip("/"), model
         self._timeout_s, self._retries, self._parallel = timeout_s, retries, parallel
         self._client = _client(self._base_url, key, timeout_s)
@@ -271,11 +275,38 @@ class _NoAnswer(Exception):
     """A request that got no answer, with the reason."""
 
 
+def _require_address(base_url: str) -> None:
+    """Return if this is an address of the web; the client would find out in the first request only.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        parts = urlsplit(base_url)
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
+    except ValueError:  # brackets or a port that are none
+        host = None
+    if not re.fullmatch(r"[\w.:%-]+", host or ""):
+        raise UsageError(f"expected an address like http://localhost:8000/v1 for the teacher, got {base_url!r}")
+
+
+def _checked(key: str | None) -> str | None:
+    """Return a key without the white space around it, such as the line end of a file.
+
+    Raises:
+        UsageError: it holds what no header can; the message does not show it.
+    """
+    key = (key or "").strip()
+    if not re.fullmatch("[!-~]*", key):
+        raise UsageError("expected a key of ASCII letters, digits and signs; check GISTRAG_TEACHER_KEY")
+    return key or None
+
+
 def _client(base_url: str, key: str | None, timeout_s: float) -> openai.OpenAI:
     """Return the client of an endpoint.
 
     Raises:
-        UsageError: no address, or the openai package is missing.
+        UsageError: the openai package is missing, or its HTTP library wants another address.
     """
     try:
         import openai

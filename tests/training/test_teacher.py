@@ -22,6 +22,8 @@ from gistrag.model.generation import generate
 from gistrag.model.gist_model import GistModel
 from gistrag.training.teacher import HOPELESS, LOST, EndpointTeacher, LocalTeacher, Request
 
+NEAR = "http://127.0.0.1:8000/v1"
+UNENCRYPTED = "the key goes to far.example without encryption; name an https address"
 PASSAGE = Request("Who runs it?", "Adela Novak runs the tower.", ("Towers",), rules="Be brief.")
 
 
@@ -222,11 +224,39 @@ def test_a_redirect_is_not_followed(serve: Callable[..., Endpoint]) -> None:
     assert other.bodies == []
 
 
-@pytest.mark.parametrize("address", ["file:///etc", "localhost:8000", "http://[::1", ""])
+@pytest.mark.parametrize(
+    "address",
+    ["file:///etc", "localhost:8000", "http://[::1", "http://[bad", "http://a b/v1", "http://", "http://a:99999", ""],
+)
 def test_an_address_must_be_one(address: str) -> None:
-    """Only http and https are asked."""
+    """Only http and https are asked; an address that is none is refused before the first request."""
     with pytest.raises(UsageError, match="http://localhost"):
         EndpointTeacher(address, "tutor")
+
+
+def test_a_key_may_end_with_a_line(serve: Callable[..., Endpoint]) -> None:
+    """As it does where it comes from a file."""
+    endpoint = serve(lambda number, body: "fine")
+
+    assert teacher(endpoint, key="sesame\n").write([PASSAGE], max_new_tokens=5) == ["fine"]
+    assert endpoint.headers[0]["Authorization"] == "Bearer sesame"
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "öffne"])
+def test_a_key_that_no_header_holds(key: str) -> None:
+    """It is refused before the first request, and not shown."""
+    with pytest.raises(UsageError, match="GISTRAG_TEACHER_KEY") as caught:
+        EndpointTeacher("http://localhost:8000/v1", "tutor", key=key)
+
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(("address", "warned"), [("http://far.example/v1", 1), ("https://far.example", 0), (NEAR, 0)])
+def test_a_key_in_the_clear(address: str, warned: int, caplog: pytest.LogCaptureFixture) -> None:
+    """One line says that others on the way can read the key."""
+    EndpointTeacher(address, "tutor", key="sesame")
+
+    assert [record.message for record in caplog.records].count(UNENCRYPTED) == warned
 
 
 def test_a_missing_package_names_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
