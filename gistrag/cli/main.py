@@ -35,6 +35,7 @@ from gistrag.cli import (
     verify,
 )
 from gistrag.cli.exit_codes import completed, examples
+from gistrag.cli.output import open_streams
 
 PROGRAM = "gistrag"
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
@@ -102,4 +103,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(*verb: str) -> None:
     """Run the program, or one verb of it, with the arguments of the process, and end the process."""
+    open_streams()
     sys.exit(main([*verb, *sys.argv[1:]]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import re
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
     from gistrag.answering.stream import Stream
 
 logger = logging.getLogger("gistrag")
+
+
+def open_streams() -> None:
+    """Open the standard streams that the process was started without, and let no odd character end the program.
+
+    Otherwise the next file that is opened would be standard output, and receive what is printed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  to the end
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def say(*lines: str) -> None:

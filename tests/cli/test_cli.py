@@ -832,3 +832,33 @@ def test_an_interrupted_build_ends_at_once(number: signal.Signals, tmp_path: Pat
 
     assert building.returncode == 130
     assert "run the same command again to resume" in told
+
+
+CLOSED_STREAMS = """
+import os, sys
+from gistrag.cli import main, output
+output.open_streams()
+assert os.open(sys.argv[1] + "/index.db", os.O_RDONLY) > 2
+arguments = {"--version": [], "inspect": ["--index", sys.argv[1]], "models": [], "query": [], "search": []}
+codes = [main.main([verb, *given]) for verb, given in arguments.items()]
+sys.exit(0 if codes == [0, 0, 0, 2, 2] else f"{codes}")
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed(index: Path, closed: str) -> None:
+    """As daemons leave them: a command works, or finds no question, and no file takes the place of a stream."""
+    program = [sys.executable, "-c", CLOSED_STREAMS, str(index)]
+
+    assert 0 == subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *program], stdin=subprocess.DEVNULL).returncode
+
+
+def test_a_question_in_another_encoding(index: Path) -> None:
+    """Bytes that are no UTF-8 on standard input are half characters, no error of Python."""
+    program = [sys.executable, "-m", "gistrag", "query", "--index", str(index.parent / "none")]
+    done = subprocess.run(
+        program, input=b"caf\xe9?", capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    )
+
+    assert (4, 1) == (done.returncode, done.stderr.count(b"\n"))
+    assert b"no index in" in done.stderr
