@@ -37,6 +37,7 @@ ADAPTER_FILE = "gist_settings.json"
 
 TOP_K_MAX = 10_000
 """Most chunks that a search returns."""
+QUESTION_CHARS_MAX = 2**16
 NEW_TOKENS_MAX = 2**31 - 1
 SEED_MAX = 2**63 - 1
 
@@ -54,6 +55,23 @@ def require_between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         bound = f"at least {low}" if value < low else f"at most {high:,}"
         raise UsageError(f"{name} must be {bound}, got {value}")
+
+
+def require_question(question: object) -> str:
+    """Return a question, with each half character, which a terminal may pass, replaced; called before any search.
+
+    Raises:
+        UsageError: an empty one, one of more than `QUESTION_CHARS_MAX` characters, or no text at all.
+    """
+    if not isinstance(question, str):
+        raise UsageError(f"expected a question in words, got {type(question).__name__}")
+    if not question.strip():
+        raise UsageError("the question is empty; ask something")
+    if len(question) > QUESTION_CHARS_MAX:
+        raise UsageError(
+            f"a question has at most {QUESTION_CHARS_MAX:,} characters, got {len(question):,}; make its text a document"
+        )
+    return question.encode("utf-8", "replace").decode()
 
 
 HELD_OUT = 0.1

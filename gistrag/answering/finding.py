@@ -14,11 +14,12 @@ from gistrag.answering.conversation import earlier, joined
 from gistrag.answering.passages import Passage, search, select, source_of
 from gistrag.answering.stream import Found
 from gistrag.answering.whole import asks_about, document_named, may_ask_about, means, named_in
-from gistrag.answering.wording import nfc
+from gistrag.documents.text import nfc
 from gistrag.index.retriever import Hit, Retriever
 from gistrag.index.store import Store
 from gistrag.model.runtime import AnyRuntime
 from gistrag.qa.phrases import Phrase, language_of
+from gistrag.settings import require_question
 
 
 class Finder:
@@ -123,7 +124,9 @@ class Finder:
     ) -> str:
         """Return what is searched for a question: itself, or with those of the earlier questions that it leans on."""
         return joined(
-            nfc(question), list(map(nfc, history)), partial(self._retriever.fit, scope=scope, filters=filters)
+            nfc(require_question(question)),
+            list(map(nfc, history)),
+            partial(self._retriever.fit, scope=scope, filters=filters),
         )
 
     def nothing(self) -> Phrase:

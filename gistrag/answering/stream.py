@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from gistrag.answering.answer import Answer, Options, Timings, Usage
 from gistrag.answering.judge import Judge, Judgement, Reading, is_trained_refusal
 from gistrag.answering.passages import Passage, fit, in_prompt_order
-from gistrag.answering.wording import nfc
-from gistrag.errors import ResourceError, UsageError
+from gistrag.documents.text import nfc
+from gistrag.errors import ResourceError
 from gistrag.kv.packed import Gists
 from gistrag.model.generation import decode_stream
 from gistrag.model.runtime import AnyRuntime, Trace
 from gistrag.qa.phrases import REFUSAL, Phrase, language_of, phrase
+from gistrag.settings import require_question
 
 SHORT_TOKENS = 12
 """An answer of at most so many tokens is judged before it is shown, and may be read again; a longer one is streamed."""
@@ -61,7 +62,7 @@ class Stream(Iterator[str]):
         judge: returns what judges the answers to a question, given what was searched for it.
 
     Raises:
-        UsageError: an empty question, or one that is not a text.
+        UsageError: no question that `require_question` takes.
     """
 
     def __init__(
@@ -75,13 +76,9 @@ class Stream(Iterator[str]):
         during: Callable[[], AbstractContextManager[None]] = nullcontext,
         judge: Callable[[str], Judge],
     ) -> None:
-        if not isinstance(question, str):
-            raise UsageError(f"expected a question in words, got {type(question).__name__}")
-        if not question.strip():
-            raise UsageError("the question is empty; ask something")
         self._runtime, self._options, self._find, self._nothing = runtime, options, find, nothing
         self._during, self._judge_of = during, judge
-        self._question = nfc(question.encode("utf-8", "replace").decode())  # a terminal may pass half a character
+        self._question = nfc(require_question(question))
         self._language = language_of(self._question)
         self._usage, self._timings = Usage(), Timings()
         self._passages: list[Passage] = []

@@ -26,11 +26,6 @@ _STEM = 4
 """Letters of a word that count, at least; a text has the word if it has a word that begins with all but the last 2."""
 
 
-def nfc(question: str) -> str:
-    """Return a question with composed letters, as documents have them; macOS and some keyboards write them in parts."""
-    return unicodedata.normalize("NFC", question)
-
-
 def words(text: str) -> list[str]:
     """Return the words and numbers of a text that say something, each once; all of them if none does.
 

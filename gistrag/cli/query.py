@@ -31,6 +31,7 @@ from gistrag.cli.options import (
 )
 from gistrag.cli.output import loading, print_answer, print_json
 from gistrag.errors import UsageError
+from gistrag.settings import require_question
 
 EXAMPLES = (
     'gistrag query "How long is a gist?"',
@@ -107,15 +108,13 @@ def question_from(argument: str | None) -> str:
     """Return the question: the argument, or what comes from standard input where it is ``-`` or left out.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or `require_question` refuses it.
     """
     if argument in (None, "-"):
         if argument is None and sys.stdin.isatty():
             raise UsageError("expected a question; give it in quotes, or on standard input")
         argument = sys.stdin.read()
-    if not (question := str(argument).strip()):
-        raise UsageError("the question is empty")
-    return question
+    return require_question(str(argument).strip())
 
 
 def parsed(filters: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from gistrag.documents.discovery import Document, FoundFile
+from gistrag.documents.discovery import PATH_CHARS_MAX, Document, FoundFile
 from gistrag.documents.metadata import FIELDS, is_date
 from gistrag.errors import UsageError
 from gistrag.index import schema
@@ -119,6 +119,8 @@ def require_known(filters: Mapping[str, str]) -> None:
     if unknown := sorted(set(filters) - set(names)):
         raise UsageError(f"filters are {', '.join(names)}, got {', '.join(unknown)}")
     for name, value in filters.items():
+        if len(value) > PATH_CHARS_MAX:
+            raise UsageError(f"a filter on {name} has at most {PATH_CHARS_MAX:,} characters, got {len(value):,}")
         if name in FIELDS:
             conditions_of(name, value)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,14 +19,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gistrag.errors import UsageError
+from gistrag.documents.text import nfc
 from gistrag.index.doubt import differences
 from gistrag.index.schema import StoredChunk
 from gistrag.index.store import Store
 from gistrag.index.vector_index import VectorIndex
 from gistrag.index.vector_store import VectorFile
 from gistrag.qa.stop_words import STOP_WORDS
-from gistrag.settings import TOP_K_MAX, require_between
+from gistrag.settings import TOP_K_MAX, require_between, require_question
 
 logger = logging.getLogger("gistrag")
 
@@ -123,10 +122,9 @@ class Retriever:
             vector: ``(dim,)`` embedding to search by in place of the question's own.
 
         Raises:
-            UsageError: an empty question, *top_k* below 1, an unknown filter or document.
+            UsageError: no question that `require_question` takes, *top_k* below 1, an unknown filter or document.
         """
-        if not question.strip():
-            raise UsageError("the question is empty; ask something")
+        question = require_question(question)
         require_between("top_k", top_k, 1, TOP_K_MAX)
         if vector is None:
             vector = self._embedder.embed_query(question)
@@ -266,5 +264,5 @@ def keywords(question: str) -> list[str]:
     >>> keywords("How long is the gist of a gist?")
     ['long', 'gist']
     """
-    words = list(dict.fromkeys(re.findall(r"\w+", unicodedata.normalize("NFC", question).lower())))
+    words = list(dict.fromkeys(re.findall(r"\w+", nfc(question).lower())))
     return [word for word in words if word not in STOP_WORDS] or words

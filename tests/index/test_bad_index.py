@@ -107,6 +107,9 @@ def house(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsy
         ("honey", ("--temperature", "nan"), 2, "--temperature"),
         ("honey", ("--scope", "none.md"), 2, "no document 'none.md'"),
         ("honey", ("--filter", "size=3"), 2, "filters are path, kind, heading, date"),
+        ("honey", ("--filter", "path=" + "*" * 100_000), 2, "a filter on path has at most 4,096 characters"),
+        ("honey", ("--scope", "caf\udce9"), 2, "half a character"),
+        ("honey", ("--filter", "path=caf\udce9"), 2, "half a character"),
         ("honey " * 400, (), 2, "the model's context window has 1024"),
         ("honey", ("--max-new-tokens", "5000"), 2, "the model's context window has 1024"),
     ],
@@ -119,6 +122,20 @@ def test_a_question_that_makes_no_sense(
 
     assert code == found[0]
     assert told in found[1]
+
+
+@pytest.mark.parametrize("command", ["query", "search"])
+def test_a_question_longer_than_any_model_reads(house: House, command: str) -> None:
+    """It is refused before a model is loaded or anything is searched."""
+    code, told = house.run(command, "x" * 2**20, "--index", str(house.index), "--quiet")
+
+    assert (2, 0) == (code, house.loads)
+    assert "a question has at most 65,536 characters, got 1,048,576" in told
+
+
+def test_half_a_character_in_a_question(house: House) -> None:
+    """A terminal of another encoding passes it; the rest of the question is answered."""
+    assert 0 == house.query(question="honey caf\udce9")[0]
 
 
 def test_more_chunks_than_there_are(house: House) -> None:

@@ -152,6 +152,8 @@ def test_a_follow_up_brings_its_history(registry: dict[str, GistRAG]) -> None:
         ("search", {"question": "honey"}, "expected index, one of manual, notes, got None"),
         ("search", {"question": "honey", "index": "/etc"}, "expected index, one of manual, notes, got '/etc'"),
         ("search", {"question": " ", "index": "manual"}, "the question is empty"),
+        ("search", {"question": "x" * 2**20, "index": "manual"}, "at most 65,536 characters, got 1,048,576"),
+        ("ask", {"question": "x" * 2**20, "index": "manual"}, "at most 65,536 characters, got 1,048,576"),
         ("ask", {"question": "honey", "index": "manual", "document": "x.md"}, "no document 'x.md' in manual"),
         ("ask", {"question": "honey", "index": "manual", "top_k": 65}, "less than or equal to 64"),
         ("ask", {"question": "Why?", "index": "manual", "history": [5]}, "history.0"),
