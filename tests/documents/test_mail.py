@@ -75,6 +75,17 @@ def test_a_web_page_is_read_where_there_is_no_plain_text() -> None:
     assert read(message.as_bytes(), "a.eml").text.endswith("### Wind\n\nstops all work")
 
 
+def test_a_body_that_is_no_page_costs_no_other_message() -> None:
+    """What is wrong with a body stands in its place."""
+    mailbox = b"".join(
+        b"From a@b\nSubject: x\nContent-Type: text/html\n\n" + body + b"\n\n" for body in (b"<!--" * 9_999, b"<p>kept")
+    )
+
+    text = read(mailbox, "a.mbox").text
+    assert "(not read: a tag or comment that nothing closes, " in text
+    assert "kept" in text
+
+
 def test_a_document_that_is_attached_is_read() -> None:
     """Its headings stand below its name; a locked one is named with the reason."""
     message = letter()

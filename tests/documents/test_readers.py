@@ -174,6 +174,13 @@ def test_broken_html_loses_no_words(page: bytes, expected: str) -> None:
     assert read(page, "a.htm").text == expected
 
 
+@pytest.mark.parametrize("unit", [b"<!--", b"<a ", b"<a b='", b"<?", b"</a ", b"<![CDATA["])
+def test_a_page_that_html_parser_reads_in_quadratic_time(unit: bytes) -> None:
+    """A tag or comment that nothing closes is the reason, at once; a short one at the end is forgiven."""
+    assert reason(unit * 1_000_000, "a.html").startswith("a tag or comment that nothing closes, ")
+    assert read(b"<p>text" + unit, "a.html").text.startswith("text")
+
+
 def test_lists_in_lists_without_end_do_not_grow() -> None:
     """From the ninth level on no item is indented further: 2,000 levels would make four million spaces."""
     text = read(b"<ul><li>x" * 2000, "a.html").text
@@ -193,6 +200,15 @@ def test_notebooks_keep_markdown_code_and_short_outputs() -> None:
 
     expected = "# Title\nwords\n\n```python\n1 + 1\n```\n\n```output\n2\n```\n\n```python\nnoise()\n```"
     assert read(data, "a.ipynb") == Text(text=expected, kind="notebook")
+
+
+@pytest.mark.parametrize("language", ["r\n```\n# Forged", "r```", "a b", ["r"]])
+def test_a_kernel_cannot_end_the_fence(language: object) -> None:
+    """A language that is no word is left out, so that the code stays in one fence and no heading is forged."""
+    about = {"kernelspec": {"language": language}}
+    data = json.dumps({"cells": [{"cell_type": "code", "source": "1"}], "metadata": about, "nbformat": 4}).encode()
+
+    assert read(data, "a.ipynb").text == "```\n1\n```"
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[]", b"nonsense", b'{"cells": [1]}', b"[" * 100_000])

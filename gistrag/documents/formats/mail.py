@@ -170,7 +170,10 @@ class _Letter:
         if data and not text:
             yield Block("(this part is in an unknown encoding)")
         elif kind == "text/html":
-            yield from map(_below, html_blocks(text))
+            try:
+                yield from map(_below, html_blocks(text))
+            except DocumentError as error:  # one message of a mailbox, which has others
+                yield Block(f"(not read: {error})")
         elif text.strip():
             yield Block(prose(clean(text).strip()))
 

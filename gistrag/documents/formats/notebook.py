@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,9 +20,10 @@ def read_notebook(data: bytes) -> Text:
     try:
         notebook = json.loads(raw)
         sheets = notebook.get("worksheets") or [notebook]  # worksheets: nbformat 3
-        language = notebook.get("metadata", {}).get("kernelspec", {}).get("language", "python")
+        language = str(notebook.get("metadata", {}).get("kernelspec", {}).get("language", "python"))
+        language = language if re.fullmatch(r"[\w+#.-]+", language) else ""  # it stands on the line of the fence
         cells = [cell for sheet in sheets for cell in sheet["cells"]]
-        blocks = [block for cell in cells for block in _cell_blocks(cell, str(language))]
+        blocks = [block for cell in cells for block in _cell_blocks(cell, language)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DocumentError(f"not a Jupyter notebook ({type(error).__name__})") from None
     return Text(text=join(blocks), kind="notebook")

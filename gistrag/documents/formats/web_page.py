@@ -13,7 +13,9 @@ from html.parser import HTMLParser
 from gistrag.documents.markup import Block, fence, join, prose, table_blocks
 from gistrag.documents.metadata import known
 from gistrag.documents.text import Text, decode, one_line
+from gistrag.errors import DocumentError
 
+UNCLOSED_CHARS_MAX = 1_024  # from a tag that nothing closes to the end, which html.parser may read in quadratic time
 LIST_LEVELS_MAX = 9  # deeper lists are written at this level: a page of nothing but lists would grow a thousandfold
 
 
@@ -36,6 +38,8 @@ def html_blocks(page: str) -> list[Block]:
 def _parsed(page: str) -> HtmlToMarkdown:
     parser = HtmlToMarkdown()
     parser.feed(page)
+    if parser.rawdata.startswith("<") and len(parser.rawdata) > UNCLOSED_CHARS_MAX:
+        raise DocumentError(f"a tag or comment that nothing closes, {len(parser.rawdata):,} characters before the end")
     parser.close()
     return parser
 
