@@ -215,7 +215,7 @@ def require_expected(found: dict[str, Any], folder: Path) -> None:
     assert [] == rest
     assert not found["has_compiler"]
     assert 1 == len(workers)
-    assert f"{sys.executable} -P -m gistrag.documents.parser_worker " in workers[0]
+    assert f"{sys.executable} -P -m gistrag.documents.parser_child " in workers[0]
     assert writes
     assert [] == [path for path in writes if not Path(path).is_relative_to(folder / "docs-index")]
     assert 2 == found["sources"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from gistrag.documents.headings import Title, titles_in
 PLAIN_KINDS = frozenset({"text", "code", "table", "json", "pdf", "rtf"})  # all other kinds have Markdown headings
 _SEGMENT_CHARS = 64  # characters of a segment per token of a chunk: about 16 chunks of prose
 _LONG_CHARS = 8  # characters per token of a chunk, more than prose has: a longer text is mostly too long
+_STOP = re.compile("[\n.!?。．！？]")  # where a sentence may end
 _SEAM = 2  # tokens of the white space between two joined pieces
 _LETTER = regex.compile(r"\X")  # with its accents, and emojis of several characters
 _LETTER_CHARS = 64  # more than a letter has
@@ -116,14 +118,21 @@ class Chunker:
     def _pieces(self, document: Document, titles: Sequence[Title]) -> Iterator[tuple[int, int]]:
         """Yield (start, end) of each piece of the splitter, without the white space around it."""
         splitter = self._markdown if document.kind not in PLAIN_KINDS else self._prose
-        starts, size = [title.start for title in titles], self.chunk_tokens * _SEGMENT_CHARS
+        starts = [title.start for title in titles]
         parts = itertools.pairwise([0, *(part.start for part in document.parts if part.start), len(document.text)])
-        segments = (span for part in parts for span in _segments(document.text, starts, size, part))
+        segments = (span for part in parts for span in self._segments(document.text, starts, part))
         for start, end in segments:
             segment = document.text[start:end]
             for offset, piece in splitter.chunk_indices(segment) if segment.strip() else ():
                 if piece.strip():
                     yield _trim(document.text, start + offset, start + offset + len(piece))
+
+    def _segments(self, text: str, titles: Sequence[int], part: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """Yield the segments of a part; short ones where a sentence is long: each chunk costs a look at its rest."""
+        long = self.chunk_tokens * _LONG_CHARS
+        for start, end in _segments(text, titles, self.chunk_tokens * _SEGMENT_CHARS, part):
+            is_long = any(len(sentence) > long for sentence in _STOP.split(text[start:end]))
+            yield from _segments(text, titles, long, (start, end)) if is_long else [(start, end)]
 
     def _join(
         self, document: Document, pieces: Iterable[tuple[int, int]], titles: Sequence[Title]

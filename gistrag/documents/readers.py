@@ -71,7 +71,6 @@ READERS_BY_NAME: Mapping[str, Reader] = {  # files without a suffix, in capitals
     **dict.fromkeys(_CODE_NAMES.split(), read_code),
     **dict.fromkeys(_TEXT_NAMES.split(), read_text),
 }
-_WITHOUT_PARSER = frozenset({read_text, read_code, read_markdown, read_rst})
 _WITHOUT_READER = frozenset({".doc", ".ppt", ".odp", ".xls", ".ods", ".msg", ".pst", ".pages", ".key", ".numbers"})
 
 
@@ -115,15 +114,6 @@ def _attached(data: bytes, name: str) -> Text | None:
     if _suffix(name) in (".eml", ".mbox"):
         return (read_eml if _suffix(name) == ".eml" else read_mbox)(data, lambda _data, _name: None)
     return read(data, name)
-
-
-def has_parser(name: str) -> bool:
-    """Return whether the reader of the file *name* is a parser, which a hostile file could crash or keep busy.
-
-    >>> has_parser("a.pdf"), has_parser("a.md")
-    (True, False)
-    """
-    return _reader(name) not in _WITHOUT_PARSER
 
 
 def is_document(name: str) -> bool:

@@ -24,7 +24,8 @@ from itertools import islice
 from pathlib import Path
 
 from gistrag.compression.making import is_compressible
-from gistrag.documents.chunking import Chunk, Chunker
+from gistrag.documents.chunking import Chunk
+from gistrag.documents.cutting import GuardedChunker
 from gistrag.documents.discovery import Document, FoundFile, Skipped, load
 from gistrag.documents.text import Part
 from gistrag.errors import CorruptGistError, DocumentError, GistNotFoundError, ResourceError, UnreadableError
@@ -319,7 +320,7 @@ class Builder:
         A document is read when the chunks of the one before were taken, so that only a batch is ever held.
         """
         reasons = {(row.path, row.sha256): row.reason for row in self._store.skipped()}
-        chunker = Chunker(self._runtime.text_tokenizer, chunk_tokens=self._settings.chunk_tokens)
+        chunker = GuardedChunker(self._runtime.text_tokenizer, chunk_tokens=self._settings.chunk_tokens)
         for file in pending:
             try:
                 if (file.path, file.sha256) in reasons and not self._verify:  # the same bytes failed before

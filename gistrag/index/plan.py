@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from gistrag.compression.making import gist_count, is_compressible
-from gistrag.documents.chunking import Chunk, Chunker
+from gistrag.documents.chunking import Chunk
+from gistrag.documents.cutting import GuardedChunker
 from gistrag.documents.discovery import FoundFile, Skipped, load
 from gistrag.errors import DocumentError
 from gistrag.index.changes import compared
@@ -107,7 +108,7 @@ def _read(
     settings: IndexSettings,
 ) -> None:
     """Add the new and changed documents to a plan."""
-    chunker = Chunker(runtime.text_tokenizer, chunk_tokens=settings.chunk_tokens)
+    chunker = GuardedChunker(runtime.text_tokenizer, chunk_tokens=settings.chunk_tokens)
     for file in files:
         try:
             chunks: Sequence[Chunk] = chunker.split(load(folder, file))

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import tokenizers
 
-from gistrag.documents.chunking import Chunker
+from gistrag.documents.cutting import GuardedChunker
 from gistrag.documents.discovery import Skipped, find, load
 from gistrag.errors import DocumentError, UsageError
 from gistrag.model.prompt import INSTRUCTION
@@ -85,7 +85,7 @@ def passages_of_folder(
         UsageError: no such folder, or no readable document in it.
     """
     found, skipped, _ = find(folder)
-    chunker = Chunker(tokenizer, chunk_tokens=window)
+    chunker = GuardedChunker(tokenizer, chunk_tokens=window)
     passages: list[Passage] = []
     for file in found:
         try:

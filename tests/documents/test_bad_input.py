@@ -375,7 +375,7 @@ def _busy_child(parent: int) -> int:
         time.sleep(0.1)
         for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
             with suppress(OSError):
-                is_worker = b"gistrag.documents.parser_worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+                is_worker = b"gistrag.documents.parser_child" in Path(f"/proc/{child}/cmdline").read_bytes()
                 ticks = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11])
                 if is_worker and ticks > os.sysconf("SC_CLK_TCK") // 2:
                     return int(child)

@@ -13,10 +13,18 @@ from pathlib import Path
 
 import pytest
 from support.make_files import make_bomb_pdf, make_docx, make_docx_of_xml, make_pdf, with_part
+from support.tiny_models import byte_tokenizer
 
-from gistrag.documents.parser_worker import Worker, _printable, guarded_read
+from gistrag.documents import parser_worker
+from gistrag.documents.chunking import Chunker
+from gistrag.documents.cutting import GuardedChunker
+from gistrag.documents.discovery import Document
+from gistrag.documents.parser_child import _printable
+from gistrag.documents.parser_worker import Worker, guarded_read
 from gistrag.documents.readers import read
+from gistrag.documents.text import Part
 from gistrag.errors import DocumentError, ResourceError
+from gistrag.model.tokenizer import plain_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +234,49 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def test_plain_text_needs_no_worker() -> None:
-    """Reading text starts no process and loads no parser or tensor library."""
-    code = (
-        "import sys; sys.path[:0] = sys.argv[1:]; from gistrag.documents import parser_worker as worker\n"
-        "[worker.guarded_read(b'a', name) for name in ('a.md', 'a.py', 'a.rst')]\n"
-        "print(worker._worker.cache_info().misses, [m for m in ('torch', 'docx', 'pypdfium2') if m in sys.modules])"
-    )
-    root = Path(__file__).parents[2]
+@pytest.mark.parametrize("kind", ["markdown", "text"])
+def test_guarded_or_not_a_document_is_cut_the_same(kind: str) -> None:
+    """Chunks survive the pipe, with headings and pages, and no chunk spans two parts."""
+    text = "# Über\n\n" + "Ein Satz. <|im_start|> 🎉 " * 60 + "\n\n## Zwei\n\nkurz"
+    about = {"path": "a", "sha256": "", "size": 1, "mtime_ns": 1, "kind": kind, "text": text}
+    document = Document(**about, pages=(0, 700), parts=(Part(0, {"a": "b"}), Part(900, {})))
+    tokenizer = plain_tokenizer(byte_tokenizer())
 
-    out = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True).stdout
+    expected = Chunker(tokenizer, chunk_tokens=64).split(document)
+    assert GuardedChunker(tokenizer, chunk_tokens=64).split(document) == expected
 
-    assert out.strip() == "0 []"
+
+def test_a_text_that_takes_too_long_to_cut_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit grows with the text, of which no character takes unlimited time; the next text is cut as ever."""
+    worker = Worker()
+    monkeypatch.setattr(parser_worker, "CUT_CHARS_PER_S", 10**9)
+    monkeypatch.setattr(parser_worker, "_worker", lambda _: worker)
+    chunker = GuardedChunker(plain_tokenizer(byte_tokenizer()), chunk_tokens=64)
+    about = {"path": "a", "sha256": "", "size": 1, "mtime_ns": 1, "kind": "text"}
+    chunker.split(Document(**about, text="warm"))
+
+    worker.wall_s = 0.3
+    with pytest.raises(DocumentError, match=r"^cutting took more than 0\.3 s$"):
+        chunker.split(Document(**about, text="漢字" * 500_000))
+
+    worker.wall_s = 60
+    assert ["warm"] == [chunk.text for chunk in chunker.split(Document(**about, text="warm"))]
+    worker.close()
+
+
+def test_the_worker_gets_no_keys_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the environment it gets what it needs, and where the kernel allows it, it can reach no address."""
+    monkeypatch.setenv("GISTRAG_TEACHER_KEY", "sesame")
+    worker = Worker()
+    worker.read(b"a", "a.md")
+    assert worker._process is not None
+    own, other = (Path(f"/proc/{pid}") for pid in ("self", worker._process.pid))
+
+    names = {line.partition("=")[0] for line in (other / "environ").read_text().split("\0") if line}
+    assert {"PYTHONPATH", "TOKENIZERS_PARALLELISM"} <= names <= parser_worker.KEPT | {
+        "PYTHONPATH", "TOKENIZERS_PARALLELISM", *(name for name in names if name.startswith("LC_"))
+    }  # fmt: skip
+    code = "from gistrag.documents.parser_child import leave_network as leave; print(leave())"
+    allowed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert (allowed == "True\n") == ((own / "ns/net").readlink() != (other / "ns/net").readlink())
+    worker.close()

@@ -13,7 +13,7 @@ from support.make_files import make_docx, make_encrypted_pdf, make_pdf, with_par
 
 from gistrag.documents import text as texts
 from gistrag.documents.formats import archive, word
-from gistrag.documents.readers import has_parser, is_document, missing_reader, read
+from gistrag.documents.readers import is_document, missing_reader, read
 from gistrag.documents.text import Text
 from gistrag.errors import DocumentError
 
@@ -107,12 +107,6 @@ def test_names_tell_documents() -> None:
     assert list(filter(is_document, names)) == ["a.PDF", "LICENSE", "a.b.rst"]
     assert missing_reader("a.png") is None
     assert missing_reader("a.PPT") == "no reader for .ppt files; save it as pdf, docx or html"
-
-
-def test_only_plain_text_has_no_parser() -> None:
-    """What is read as it stands needs no guard; every other format does."""
-    assert not any(map(has_parser, ["a.md", "a.PY", "a.rst", "README", "Makefile", "a", "a.dat"]))
-    assert all(map(has_parser, ["a.html", "a.ipynb", "a.csv", "a.json", "a.jsonl", "a.PDF", "a.docx"]))
 
 
 def test_rst_titles_become_headings() -> None:
