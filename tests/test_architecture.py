@@ -58,7 +58,7 @@ DOORS = {
     },
     "semantic_text_splitter": {"documents.chunking"},
     "sentence_transformers": {"index.embedder", "index.encoders"},
-    "sqlite3": {"index.database"},
+    "sqlite3": {"index.database", "index.versions"},
     "starlette": {"server.app", "server.auth"},
     "striprtf": {"documents.formats.rich_text"},
     "transformers": {

@@ -81,6 +81,7 @@ def inspect(
 def overview(store: Store) -> dict[str, Any]:
     """Return the contents of an index, without its text."""
     from gistrag.index.folder_record import imported_documents, left_out
+    from gistrag.index.versions import known_bugs, versions
 
     stats, imported = store.stats(), imported_documents(store)
     source_tokens = sum(row.source_tokens for row in store.gists.rows())
@@ -96,6 +97,8 @@ def overview(store: Store) -> dict[str, Any]:
         "document_rows": [{**asdict(row), "imported": row.path in imported} for row in store.documents()],
         "left_out": left_out(store),
         "skipped_files": [asdict(row) for row in store.skipped()],
+        "runs_on": versions(),
+        "known_bugs": known_bugs(),
     }
 
 
@@ -134,6 +137,8 @@ def _facts(held: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, "the one of this index" if is_same else "another than the one of this index"
     yield "gists by", ", ".join(f"{name} {value[:16]}" for name, value in held["gist_fingerprint"].items())
     yield "vectors by", ", ".join(f"{name} {value[:16]}" for name, value in held["embedder_fingerprint"].items())
+    yield "runs on", held["runs_on"]
+    yield from (("known bug", bug) for bug in held["known_bugs"])
 
 
 def made_of(held: Mapping[str, Any]) -> str:

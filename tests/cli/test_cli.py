@@ -33,6 +33,7 @@ from gistrag.documents.chunking import Chunk
 from gistrag.documents.discovery import Document, Skipped
 from gistrag.errors import UsageError
 from gistrag.index.store import IndexedChunk, Store
+from gistrag.index.versions import known_bugs
 from gistrag.kv.cache import GistCache
 from gistrag.model import hub
 from gistrag.model.prompt import passage_text
@@ -832,6 +833,23 @@ def test_an_interrupted_build_ends_at_once(number: signal.Signals, tmp_path: Pat
 
     assert building.returncode == 130
     assert "run the same command again to resume" in told
+
+
+@pytest.mark.parametrize(
+    ("python", "sqlite", "expected"),
+    [
+        ((3, 11, 7), (3, 40, 1), 2),
+        ((3, 11, 14), (3, 40, 1), 1),
+        ((3, 13, 5), (3, 52, 0), 1),
+        ((3, 12, 12), (3, 51, 3), 0),
+    ],
+)
+def test_known_bugs_of_python_and_sqlite(python: Any, sqlite: Any, expected: int, index: Path, capsys: Any) -> None:
+    """Versions with a bug that matters are named where an index is looked at, and nowhere else."""
+    assert expected == len(known_bugs(python, sqlite))
+
+    assert run_command(["inspect", "--index", str(index)]) == 0
+    assert len(known_bugs()) == capsys.readouterr().out.count("\nknown bug   ")
 
 
 CLOSED_STREAMS = """
