@@ -12,7 +12,7 @@ QUICK := kv qa storage documents compression answering index test_architecture.p
 NOT_QUICK := documents/test_bad_input.py documents/test_hostile_documents.py documents/test_parser_worker.py \
 	index/test_bad_index.py index/test_builder.py index/test_gist_worker.py index/test_store.py
 
-.PHONY: demo quick test fast check format clean browser docs
+.PHONY: demo quick test fast check format clean browser docs hashes sbom audit
 
 demo: $(INSTALLED)
 	$(BIN)/gistrag build docs/ --index index/
@@ -59,6 +59,21 @@ $(INSTALLED): pyproject.toml constraints.txt $(INTEGRATIONS:=/pyproject.toml)
 # The manual as a site with an API reference, in build/site/; warnings are errors.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The tested set of versions with the hashes of this platform's files; after every change of constraints.txt.
+hashes: $(INSTALLED)
+	$(BIN)/python .ci/supply.py hashes
+
+# What gistrag is made of, in the format CycloneDX, in build/sbom.json.
+sbom: $(INSTALLED)
+	mkdir -p build
+	$(BIN)/python .ci/supply.py sbom > build/sbom.json
+
+# Known vulnerabilities of the tested versions; asks a service on the network, so no other target does it.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	build/audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt
 
 clean:
 	rm -rf $(VENV) build .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -10,6 +10,7 @@ import tarfile
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import packages_distributions
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -19,6 +20,11 @@ import pytest
 import gistrag
 
 ROOT = Path(__file__).parents[1]
+_spec = spec_from_file_location("supply", ROOT / ".ci/supply.py")
+assert _spec is not None
+assert _spec.loader is not None
+supply = module_from_spec(_spec)
+_spec.loader.exec_module(supply)
 SUFFIXES = {".py", ".typed", ".html", ".css", ".js", ".txt", ".md", ".json", ".safetensors"}  # of files in gistrag/
 LICENSES = {"LICENSE", "LICENSE-CC-BY-SA-4.0.txt", "LICENSE-marked.txt", "LICENSE-dompurify.txt"}
 
@@ -182,5 +188,35 @@ def test_the_files_that_contributors_are_sent_to_exist() -> None:
 
     missing = {path for path in paths if not any((ROOT / one / path).exists() for one in folders)}
 
-    assert missing <= {"build/site/"}  # made by `make docs`
+    assert {path for path in missing if not path.startswith("build/")} == set()  # made by `make docs`, `make sbom`
     assert [name for name in sorted(tests) if not (ROOT / "tests" / name).exists()] == []
+
+
+def test_every_constraint_has_a_hash() -> None:
+    """`make hashes` was run since constraints.txt changed: the same versions, each with a hash."""
+    pinned, hashed = (
+        [line for line in (ROOT / name).read_text("utf-8").splitlines() if not line.startswith("#")]
+        for name in ("constraints.txt", "constraints-hashed.txt")
+    )
+    rows = [re.fullmatch(r"(\S+?)==([^\s+]+)(?:\+\w+)? --hash=sha256:[0-9a-f]{64}", line) for line in hashed]
+
+    assert {(supply.normal(name), version) for name, version in (line.split("==") for line in pinned)} == {
+        (row[1], row[2]) for row in rows if row
+    }
+    assert all(rows)
+
+
+def test_the_list_of_parts_is_cyclonedx() -> None:
+    """`make sbom` names every library that gistrag imports, the adapter and those of the page, with licenses."""
+    made = supply.sbom()
+    names = {one["name"] for one in made["components"]}
+
+    assert ("CycloneDX", "1.6", "gistrag") == (
+        made["bomFormat"],
+        made["specVersion"],
+        made["metadata"]["component"]["name"],
+    )
+    assert {supply.normal(re.split(r"[^\w.-]", line)[0]) for line in project()["dependencies"]} <= names
+    assert {"marked", "dompurify", "gistrag adapter smollm2-135m-instruct"} <= names
+    assert len(names) == len(made["components"])
+    assert all(one.get("licenses") for one in made["components"])
