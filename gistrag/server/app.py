@@ -78,8 +78,6 @@ GENERATION_S = 120.0
 RETRY_AFTER_S = 2
 UNBUFFERED = {"x-accel-buffering": "no"}
 """Asks a proxy to pass on each event at once."""
-QUESTION_CHARACTERS = 2**16
-"""A question is first measured by its beginning, so that one of a megabyte is refused at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +257,7 @@ class Service:
         name, rag = self._named(body.model, request)
 
         def search() -> list[Record]:
-            require_question(rag, body.query, answer_tokens=1)
+            require_fitting(rag, body.query, answer_tokens=1)
             hits = rag.retrieve(body.query, top_k=body.top_k, scope=body.scope, filters=body.filters)
             return [hit_record(hit) for hit in hits]
 
@@ -331,7 +329,7 @@ class Service:
         timed = Timed(stream.steps(), GENERATION_S)
 
         def work() -> Generator[str]:
-            require_question(rag, question, answer_tokens=options.max_new_tokens)
+            require_fitting(rag, question, answer_tokens=options.max_new_tokens)
             try:
                 yield from cut(iter(timed), body.stops)
             finally:
@@ -398,15 +396,14 @@ class Service:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "gistrag"}
 
 
-def require_question(rag: GistRAG, question: str, *, answer_tokens: int) -> None:
+def require_fitting(rag: GistRAG, question: str, *, answer_tokens: int) -> None:
     """Check that a question and its answer fit the context window, before a search with a long question.
 
     Raises:
         ContextOverflowError: they do not fit.
     """
-    for text in (question[:QUESTION_CHARACTERS], question):
-        tokens = len(rag.runtime.encode_question(text)) if text.strip() else 0
-        require_room(rag.runtime, rag.runtime.prefix_slots + tokens + answer_tokens)
+    tokens = len(rag.runtime.encode_question(question)) if question.strip() else 0
+    require_room(rag.runtime, rag.runtime.prefix_slots + tokens + answer_tokens)
 
 
 def opened(request: Request) -> Opened:
