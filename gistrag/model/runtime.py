@@ -86,7 +86,7 @@ class Runtime(ABC, Generic[M]):
     """
 
     name: str
-    piece_tokens: int = 128
+    piece_tokens: int = 64
     window: int
     layers: int
     kv_heads: int
