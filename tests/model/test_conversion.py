@@ -80,6 +80,7 @@ def test_a_damaged_model_is_converted_again(
     """By itself, with one line that names the folder; it is the same model then, and nothing is left beside it."""
     before, folder = GistModel.load(model_file).fingerprint, gguf.converted(model_file)
     harm(folder)
+    caplog.clear()
 
     with caplog.at_level(logging.INFO, "gistrag"):
         model = GistModel.load(model_file)
@@ -92,6 +93,7 @@ def test_a_damaged_model_is_converted_again(
 def test_damage_without_a_trace_is_found_when_it_cannot_be_loaded(caplog: pytest.LogCaptureFixture) -> None:
     """The files are read then whatever is remembered of them; what is whole and cannot be loaded is not made again."""
     forge(made() / "weights", b"many")
+    caplog.clear()
     with caplog.at_level(logging.INFO, "gistrag"):
         found = opened("models", "one", write, lambda folder: len_of(folder, 12), what="a model")
 
