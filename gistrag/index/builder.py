@@ -180,10 +180,10 @@ class Builder:
 
     def _look_for_doubt(self) -> None:
         """Make keywords, and later vectors, anew where index.db is not what the last build left."""
-        found = doubt.differences(self._store.database)
+        found = doubt.recorded(self._store.database)
         self._is_doubtful = bool(found)
         if found:
-            logger.warning("%s; its keywords and vectors are made again", found[0])
+            logger.warning("%s; its keywords and vectors are made again", found)
             index_words(self._store)
 
     def _apply(self, differing: Changes, *, keep_gone: bool) -> None:

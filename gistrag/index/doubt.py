@@ -24,8 +24,8 @@ def differences(database: Database) -> list[str]:
 
     Call it inside a snapshot, or in a builder that has not committed yet.
     """
-    if recorded := database.get(_DOUBT):
-        return [recorded]
+    if found := recorded(database):
+        return [found]
     try:
         manifest = json.loads(files.read(database.folder / MANIFEST))
         commits, sha256 = int(manifest.get("commits", 0)), manifest.get("database_sha256", "")
@@ -36,14 +36,19 @@ def differences(database: Database) -> list[str]:
     if database.commits != commits:
         older = f"index.db is older than {MANIFEST}: it has seen {database.commits} of {commits} commits"
         return [older] if database.commits < commits else []
-    found = database.sha256() if sha256 else ""
-    return [f"index.db differs from its hash in {MANIFEST}"] if found and found != sha256 else []
+    hashed = database.sha256() if sha256 else ""
+    return [f"index.db differs from its hash in {MANIFEST}"] if hashed and hashed != sha256 else []
 
 
 def remember(database: Database) -> None:
     """Record in a builder's transaction how index.db differs, before a commit makes its manifest outdated."""
     if found := differences(database):
         database.set(_DOUBT, found[0])
+
+
+def recorded(database: Database) -> str:
+    """Return how index.db differed when a builder opened it, "" where it did not; nothing is hashed."""
+    return database.get(_DOUBT) or ""
 
 
 def settle(database: Database) -> None:
