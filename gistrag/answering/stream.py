@@ -92,7 +92,7 @@ class Stream(Iterator[str]):
         return next(piece for piece in self.steps() if piece)
 
     def steps(self) -> Iterator[str]:
-        """Yield the pieces, and "" after each step of work that shows nothing: one token, or 64 of a text read."""
+        """Yield the pieces, and "" after each step of work that shows nothing: one token, or a piece of text read."""
         while True:
             with self._lock:
                 piece = next(self._pieces, None)

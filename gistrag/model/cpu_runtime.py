@@ -133,10 +133,9 @@ class CpuRuntime(Runtime[CpuMemory]):
         memory = memory.with_room(len(ids) + ROOM, self._spare)
         memory.is_taken = True  # for good: the text now stands where its room was
         reading = self._reading(TEXT, memory)
-        for number, piece in enumerate(self.pieces(ids)):
-            if number:
-                yield
+        for piece in self.pieces(ids):
             reading.feed(piece)
+            yield
         return replace(memory, ends=reading.ends, next_position=reading.position, is_taken=False)
 
     def decode_steps(

@@ -329,11 +329,10 @@ class GistModel(Runtime[Memory]):
     def read_text_steps(self, memory: Memory, ids: Sequence[int]) -> Generator[None, None, Memory]:
         """Return a memory with *ids* read as text behind it, by the base model."""
         position, reading = memory.next_position, self.read(memory)
-        for number, piece in enumerate(self.pieces(ids)):
-            if number:
-                yield
+        for piece in self.pieces(ids):
             reading.feed(torch.tensor([list(piece)]), positions=position + torch.arange(len(piece)))
             position += len(piece)
+            yield
         return reading.memory(position)
 
     def decode_steps(

@@ -175,7 +175,7 @@ class Runtime(ABC, Generic[M]):
     def read_text_steps(self, memory: M, ids: Sequence[int]) -> Generator[None, None, M]:
         """Return a memory with *ids* read as text behind it, without the adapter; there is room for them.
 
-        Yields after each piece but the last.
+        Yields after each piece.
         """
 
     def read_text(self, memory: M, ids: Sequence[int]) -> M:

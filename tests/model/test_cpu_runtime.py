@@ -76,6 +76,16 @@ def contents(model: GistModel, kinds: str) -> list[Content]:
     return [makers[kind](at) for at, kind in enumerate(kinds)]
 
 
+@pytest.mark.parametrize("kinds", ["", "ttt", "qtg"])
+def test_pieces_change_nothing(both: tuple[GistModel, CpuRuntime], kinds: str) -> None:
+    """Texts and questions that are read three tokens at a time are answered as those read at once, by both."""
+    whole, _ = answers(*both, kinds)
+    for runtime in both:
+        runtime.piece_tokens = 3
+
+    assert answers(*both, kinds) == [whole, whole]
+
+
 def answers(model: GistModel, runtime: CpuRuntime, kinds: str, **options: object) -> list[list[int]]:
     """Return what each of the two generates behind the same passages."""
     passages, prompt = contents(model, kinds), model.encode_question("Where is the mill?")

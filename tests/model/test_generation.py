@@ -10,7 +10,7 @@ from support.tiny_models import tiny_model
 from gistrag.compression.compress import compress
 from gistrag.errors import ContextOverflowError
 from gistrag.kv.cache import Memory, concatenate
-from gistrag.model.generation import decode_stream, generate, generate_batch
+from gistrag.model.generation import decode_stream, generate, generate_batch, generate_steps, read_text_steps
 from gistrag.model.gist_model import GistModel
 from gistrag.settings import GistSettings
 
@@ -50,6 +50,19 @@ def test_generate_is_the_manual_greedy_loop(any_model: GistModel, monkeypatch: p
     memory = memory_of(any_model)
 
     assert manual_greedy(any_model, memory, 24) == list(generate(any_model, memory, QUESTION, max_new_tokens=24))
+
+
+def test_steps_stop_between_pieces(model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each piece of a text, and between two pieces of a prompt; the tokens are those of `generate`."""
+    monkeypatch.setitem(model.__dict__, "stop_ids", frozenset())
+    monkeypatch.setattr(model, "piece_tokens", 4)
+    memory, ids = memory_of(model), list(b"another passage")
+    assert len(list(read_text_steps(model, memory, ids))) == 4
+
+    steps = list(generate_steps(model, memory, QUESTION, max_new_tokens=6))
+
+    assert steps[:4] == [None] * 4
+    assert steps[4:] == list(generate(model, memory, QUESTION, max_new_tokens=6))
 
 
 def test_generate_is_what_transformers_generates(any_model: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,8 +187,11 @@ class KilledWorkers(KilledBuilds):
         was_over = child.has_ended
         child.send(signal.SIGKILL)
         child.wait()
-        self.kills += not was_over
-        self.look_at_gists(child.reports())
+        told = child.reports()
+        if not was_over:
+            self.kills += 1
+            self.inside += bool(told) and told[-1][0] == "batch"
+        self.look_at_gists(told)
 
     def build(self) -> None:
         arguments = {"docs": str(self.folder / "docs"), "index": str(self.index), "options": [*OPTIONS, "--no-gists"]}
